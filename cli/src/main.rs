@@ -1,1 +1,3 @@
+//! The `alhambra` command.
+
 fn main() {}

@@ -1,1 +1,4 @@
-//! alhambra-raft.
+//! Replication: one Raft group per database.
+
+pub mod env;
+pub mod types;

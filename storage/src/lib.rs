@@ -1,1 +1,5 @@
-//! alhambra-storage.
+//! One database on local disk.
+
+pub mod apply;
+pub mod command;
+pub mod vfs;

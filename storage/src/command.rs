@@ -1,0 +1,119 @@
+//! What a log entry of kind `Command` carries: the only way in which a database changes.
+//!
+//! Bytes are specified in `docs/format.md`; encoded commands are kept for ever, so every form is versioned.
+
+use alhambra_ledger::ids::{DatabaseId, TxId};
+use bytes::Bytes;
+
+/// Names one intention of one client, so that a retry is recognised: the first outcome is answered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId {
+    /// Who asks; random, 128 bit, never reused.
+    pub client: [u8; 16],
+    /// Counts the client's requests from 1.
+    pub sequence: u64,
+    /// Newest transaction that the client knew of when it first sent this request. A request whose floor is older than the
+    /// window of remembered outcomes is refused, because nobody can tell any more whether it was carried out.
+    pub floor: TxId,
+}
+
+/// One key, value and metadata of a proposal, in stored form (prefix bytes included).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProposalEntry {
+    /// Stored key.
+    pub key: Bytes,
+    /// Serialised entry metadata (`alhambra_ledger::entry::KvMetadata`), empty for none.
+    pub metadata: Bytes,
+    /// Stored value.
+    pub value: Bytes,
+}
+
+/// Condition on the state just before the transaction, evaluated at apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// The stored key has a version that is neither deleted nor expired.
+    MustExist(Bytes),
+    /// The stored key has no version, or its newest is deleted or expired.
+    MustNotExist(Bytes),
+    /// The newest version of the stored key, deleted or not, is not from a transaction after `tx`.
+    NotModifiedAfter {
+        /// Stored key.
+        key: Bytes,
+        /// Newest transaction that may have written the key.
+        tx: TxId,
+    },
+}
+
+/// One client's transaction before it has an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TxProposal {
+    /// Always set by nodes (their own when the client sends none); the embedded library may leave it out.
+    pub request: Option<RequestId>,
+    /// Serialised transaction metadata, empty for none.
+    pub metadata: Bytes,
+    /// In the order in which they are hashed.
+    pub entries: Vec<ProposalEntry>,
+    /// All must hold; the first that fails is reported.
+    pub preconditions: Vec<Precondition>,
+}
+
+/// Settings that apply uses. Replicated state: changed only by a command in the database's own log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Longest stored key, prefix byte included, bytes.
+    pub key_len_max: u32,
+    /// Longest stored value, prefix byte included, bytes.
+    pub value_len_max: u32,
+    /// Most entries of a transaction.
+    pub tx_entries_max: u32,
+    /// Header version of new transactions: 0 or 1.
+    pub header_version: u16,
+    /// New headers carry ts 0.
+    pub exclude_commit_time: bool,
+    /// Bytes the database may take before user writes are refused; 0 = no limit. Kept, not enforced yet.
+    pub quota_bytes: u64,
+    /// Transactions per second that users may write; 0 = no limit. Kept, not enforced yet.
+    pub quota_tx_per_second: u64,
+}
+
+/// The replicated command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// First command of a database. A second one is ignored.
+    Genesis {
+        /// Must equal the id in the segment headers.
+        database: DatabaseId,
+        /// Bytes after which a segment is closed; must equal the one in the segment headers.
+        segment_bytes: u64,
+        /// Settings in force from here on.
+        settings: Settings,
+    },
+    /// Replaces the settings.
+    Configure(Settings),
+    /// A batch of transactions, each applied on its own, in order.
+    Batch {
+        /// Unix seconds, stamped by the leader's proposer.
+        ts: i64,
+        /// In order.
+        proposals: Vec<TxProposal>,
+    },
+    /// Digest of a full and committed segment, as the leader has it.
+    Seal(Seal),
+}
+
+/// Digest of a closed segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Segment number, from 0.
+    pub segment: u64,
+    /// 0 for the segment as it was written; one more for each rewrite (pruning).
+    pub generation: u32,
+    /// SHA-256 over the frames of the segment, in order, without header and padding.
+    pub digest: [u8; 32],
+    /// Newest transaction whose proposal stands in this or an earlier segment.
+    pub last_tx: TxId,
+    /// Alh of that transaction.
+    pub alh: [u8; 32],
+    /// Positions (log index, number within the batch) of the proposals in this segment that were rejected.
+    pub rejected: Vec<(u64, u32)>,
+}
