@@ -1,0 +1,3 @@
+//! The simulated world around production nodes: network, clock, randomness, disk.
+
+pub mod env;
