@@ -1,6 +1,10 @@
 //! Judges Alhambra from outside.
 //!
-//! `model` and `check` share no code with what they judge: they import nothing of the `ledger`, `storage`, `raft` and `node`
-//! crates, and hash with the hash function alone. `sim` runs the production node, three times, in one thread from one seed.
+//! `model`, `history` and `check` share no code with what they judge: they import nothing of the `ledger`, `storage`, `raft` and
+//! `node` crates, and hash with the hash function alone. `sim` runs the production node, three times, in one thread from
+//! one seed.
 
+pub mod check;
+pub mod history;
+pub mod model;
 pub mod sim;
