@@ -3,6 +3,8 @@
 //! Monotonic time is `tokio::time` everywhere (virtual in a simulation); `std::time` clocks and thread-local randomness
 //! are used nowhere else in the server.
 
+mod system;
+
 use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use alhambra_storage::vfs::Vfs;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use self::system::{OsRng, StrandPool, SystemClock, TcpNet};
 
 /// Wall clock.
 pub trait Clock: Send + Sync + Debug {
@@ -69,4 +73,34 @@ pub struct Env {
     pub executor: Arc<dyn Executor>,
     /// Connections.
     pub net: Arc<dyn Net>,
+}
+
+impl Env {
+    /// The production environment: system clock, system randomness, a pool of threads for disk work, TCP.
+    pub fn production(vfs: Arc<dyn Vfs>) -> Self {
+        Self {
+            vfs,
+            clock: Arc::new(SystemClock),
+            rng: Arc::new(OsRng),
+            executor: Arc::new(StrandPool::new(system::THREADS_DEFAULT)),
+            net: Arc::new(TcpNet),
+        }
+    }
+
+    /// Runs blocking `work` on the executor and waits for its result; `None` when the executor has been stopped.
+    pub async fn blocking<T, F>(&self, strand: u64, work: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        self.executor.submit(
+            strand,
+            Box::new(move || {
+                // The receiver is gone when the caller was cancelled; the work has been done all the same.
+                let _ = tx.send(work());
+            }),
+        );
+        rx.await.ok()
+    }
 }
