@@ -1,0 +1,56 @@
+//! The one internal hop: a follower hands a proposal or a question for the read index to the leader.
+
+use std::fmt::Debug;
+
+use alhambra_ledger::ids::{GroupId, LogIndex, TxId};
+use alhambra_storage::apply::Outcome;
+use alhambra_storage::command::TxProposal;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use crate::error::{ProposeError, ReadError};
+
+/// Where a follower's reads may begin, as the leader says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadIndex {
+    /// Log position that has to be applied first.
+    pub index: LogIndex,
+    /// Newest transaction that the leader had applied when a quorum had confirmed it and it had reached `index`.
+    pub tx: TxId,
+}
+
+/// Why a forwarded call has no answer of the other side.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError<E> {
+    /// The call surely did not reach the other side.
+    #[error("the call did not reach the other node")]
+    NotSent,
+    /// The call was sent; no answer came before the deadline or before the connection broke.
+    #[error("the other node did not answer")]
+    AnswerLost,
+    /// The other side's answer.
+    #[error(transparent)]
+    Remote(E),
+}
+
+/// Carries calls to the leader's [`crate::group::Group::serve_propose`] and [`crate::group::Group::serve_read_index`].
+///
+/// Contract: ends by the deadline; answers [`ForwardError::NotSent`] only when no byte of the call can have been acted on.
+pub trait Forward: Send + Sync + Debug {
+    /// Hands one proposal to the node `leader`.
+    fn forward_propose(
+        &self,
+        group: GroupId,
+        leader: u64,
+        proposal: TxProposal,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Outcome, ForwardError<ProposeError>>>;
+
+    /// Asks the node `leader` for a read index that is newer than this call.
+    fn forward_read_index(
+        &self,
+        group: GroupId,
+        leader: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<ReadIndex, ForwardError<ReadError>>>;
+}
