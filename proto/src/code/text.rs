@@ -1,0 +1,218 @@
+//! The exact errors of the compatible faces: SDKs compare codes, texts and details, so none of them is ours to improve.
+//!
+//! Constants where the text is fixed, functions where it names something. "Unknown" as a gRPC code is what the original
+//! answers for almost everything, a missing key included.
+
+use tonic::{Code as Grpc, Status};
+
+use super::{ImmuCode, WireError, coded, plain_text};
+
+/// Declares the constants and the list of all of them, which the tests walk.
+macro_rules! wire_errors {
+    ($($(#[$doc:meta])* $name:ident = $value:expr;)*) => {
+        $($(#[$doc])* pub const $name: WireError = $value;)*
+
+        /// Every error with a fixed text, with its constant's name.
+        pub const ALL: &[(&str, WireError)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+wire_errors! {
+    // Arguments and limits.
+
+    /// A wrong argument where the original says nothing more. With a suffix it is [`illegal_arguments`].
+    ILLEGAL_ARGUMENTS = WireError::plain(Grpc::InvalidArgument, "illegal arguments");
+    /// The client's state is beyond the last transaction. No details: Go compares the whole status.
+    ILLEGAL_STATE = WireError::plain(Grpc::InvalidArgument, "illegal state");
+    /// Get of an empty key.
+    EMPTY_KEY = WireError::plain_text("illegal arguments: empty key");
+    /// VerifiableGet without an inner request.
+    EMPTY_REQUEST = WireError::plain_text("illegal arguments: empty request");
+    /// Get with both atTx and sinceTx.
+    SINCE_TX_WITH_AT_TX = WireError::plain_text("illegal arguments: SinceTx should not be specified when AtTx is used");
+    /// Get with both atTx and atRevision.
+    AT_REVISION_WITH_AT_TX =
+        WireError::plain_text("illegal arguments: AtRevision should not be specified when AtTx is used");
+    /// Get with a sinceTx beyond the last transaction.
+    SINCE_TX_TOO_HIGH =
+        WireError::plain_text("illegal arguments: SinceTx must not be greater than the current transaction ID");
+    /// TxById asked to resolve SQL entries.
+    SQL_RESOLUTION_UNSUPPORTED =
+        WireError::plain_text("illegal arguments: sql entry resolution is not supported");
+    /// One key twice in a Set.
+    DUPLICATED_KEYS =
+        WireError::plain(Grpc::InvalidArgument, "duplicated keys are not supported in single batch transaction");
+    /// A write without entries.
+    NO_ENTRIES = WireError::plain_text("no entries provided");
+    /// A missing key inside a transaction.
+    NULL_KEY = WireError::plain_text("null key");
+    /// A key longer than the database allows, its prefix byte counted.
+    MAX_KEY_LENGTH = WireError::plain_text("max key length exceeded");
+    /// A value longer than the database allows, its prefix byte counted.
+    MAX_VALUE_LENGTH = WireError::plain_text("max value length exceeded");
+    /// More entries than a transaction may have.
+    MAX_TX_ENTRIES = WireError::plain_text("max number of entries per tx exceeded");
+    /// An operation without content in ExecAll.
+    OPERATION_NOT_SET = WireError::plain(Grpc::InvalidArgument, "operation is not set");
+    /// ExecAll without operations.
+    EMPTY_SET = WireError::plain(Grpc::InvalidArgument, "empty set");
+    /// Metadata in a database whose headers have version 0.
+    METADATA_UNSUPPORTED = WireError::plain_text(
+        "metadata is unsupported when in 1.1 compatibility mode, do not use metadata-related features such as \
+         expiration and logical deletion"
+    );
+
+    // Keys and transactions.
+
+    /// The key does not exist, or is deleted.
+    KEY_NOT_FOUND = WireError::plain_text("tbtree: key not found");
+    /// The key exists but has expired.
+    EXPIRED_ENTRY = WireError::plain_text("tbtree: key not found: expired entry");
+    /// A bound of a scan or a count that is longer than a key can be; a negative limit of History.
+    TREE_ILLEGAL_ARGUMENTS = WireError::plain_text("tbtree: illegal arguments");
+    /// History from an offset that equals the number of versions.
+    NO_MORE_ENTRIES = WireError::plain_text("tbtree: no more entries");
+    /// A transaction that does not exist.
+    TX_NOT_FOUND = WireError::plain_text("tx not found");
+    /// A revision that does not exist.
+    INVALID_REVISION = WireError::plain_text("invalid key revision number");
+    /// A reference that leads to a reference.
+    RESOLUTION_LIMIT = WireError::plain_text("key resolution limit reached. It may be due to cyclic references");
+    /// The transaction read what another one has changed.
+    READ_CONFLICT = WireError::coded(ImmuCode::InFailedTransaction, "tx read conflict");
+    /// A condition on an existing key failed.
+    KEY_MUST_EXIST = WireError::coded(ImmuCode::IntegrityViolation, "precondition failed: KeyMustExist");
+    /// A condition on a missing key failed.
+    KEY_MUST_NOT_EXIST = WireError::coded(ImmuCode::IntegrityViolation, "precondition failed: KeyMustNotExist");
+    /// A condition on an unmodified key failed.
+    KEY_MODIFIED = WireError::coded(ImmuCode::IntegrityViolation, "precondition failed: KeyNotModifiedAfterTxID");
+    /// A precondition without content.
+    PRECONDITION_NULL = WireError::plain_text("invalid precondition: null");
+    /// A precondition on an empty key.
+    PRECONDITION_NULL_KEY = WireError::plain_text("invalid precondition: null key");
+    /// A precondition on a too long key, in a Set or SetReference.
+    PRECONDITION_KEY_LENGTH =
+        WireError::plain_text("invalid precondition: invalid precondition: max key length exceeded");
+    /// A precondition on a too long key, in an ExecAll.
+    PRECONDITION_KEY_LENGTH_EXEC_ALL = WireError::plain_text("invalid precondition: max key length exceeded");
+    /// A precondition with transaction 0, in a Set or SetReference.
+    PRECONDITION_TX = WireError::plain_text("invalid precondition: invalid precondition: invalid transaction ID");
+    /// A precondition with transaction 0, in an ExecAll.
+    PRECONDITION_TX_EXEC_ALL = WireError::plain_text("invalid precondition: invalid transaction ID");
+    /// More preconditions than a transaction may have entries.
+    PRECONDITIONS_TOO_MANY = WireError::plain_text("invalid precondition: too many preconditions");
+
+    // Sessions and tokens.
+
+    /// A unary call with a session id that is not known (any more).
+    SESSION_NOT_FOUND = WireError::coded(ImmuCode::SessionNotFound, "session not found");
+    /// A streaming call with such a session id.
+    NO_SESSION_FOUND = WireError::coded(ImmuCode::InvalidParameter, "no session found");
+    /// The session header is there but empty.
+    NO_SESSION_ID = WireError::coded(ImmuCode::InvalidAuthorization, "no sessionID provided");
+    /// Neither a session nor a token.
+    NOT_LOGGED_IN = WireError::coded(ImmuCode::InvalidAuthorization, "not logged in");
+    /// A call that needs a session, without one.
+    NO_SESSION_AUTH_DATA = WireError::coded(ImmuCode::InvalidAuthorization, "no session auth data provided");
+    /// A token that does not parse or whose key is gone; the cause says which.
+    INVALID_TOKEN = WireError::coded(ImmuCode::InternalError, "invalid token");
+    /// An expired token in a database call or UseDatabase.
+    TOKEN_EXPIRED = WireError::plain(Grpc::PermissionDenied, "token has expired: token validation error");
+    /// An expired token in a user call or Logout.
+    TOKEN_EXPIRED_USER_CALL = WireError::plain_text("token has expired: token validation error");
+    /// UseDatabase without a login.
+    PLEASE_LOGIN = WireError::plain(Grpc::Unauthenticated, "Please login");
+    /// DatabaseList and DatabaseListV2 without a login.
+    PLEASE_LOGIN_LIST = WireError::plain_text("please login");
+    /// The other database administration calls without a login.
+    NO_USER_DATA = WireError::plain_text("could not get loggedin user data");
+    /// A wrong user name or password; the cause says which.
+    INVALID_CREDENTIALS = WireError::coded(ImmuCode::ServerRejected, "invalid user name or password");
+    /// The user is deactivated.
+    USER_NOT_ACTIVE = WireError::coded(ImmuCode::ServerRejected, "user is not active");
+    /// OpenSession beyond the limit.
+    MAX_SESSIONS = WireError::caused(
+        ImmuCode::InternalError,
+        "can not create new session: max sessions number reached",
+        "can not create new session"
+    );
+    /// Authentication is off and the client is not local.
+    LOCAL_ONLY = WireError::plain(
+        Grpc::PermissionDenied,
+        "server has authentication disabled: only local connections are accepted"
+    );
+    /// Logging in while authentication is off.
+    AUTH_DISABLED = WireError::coded(
+        ImmuCode::ProtocolViolation,
+        "server is running with authentication disabled, please enable authentication to login"
+    );
+    /// Administration while authentication is off.
+    AUTH_MUST_BE_ON = WireError::plain(Grpc::InvalidArgument, "authentication must be on");
+    /// The permission does not allow this method.
+    PERMISSION_DENIED = WireError::coded(ImmuCode::InternalError, "permission denied");
+    /// A method that is not on the list of maintenance mode.
+    MAINTENANCE_MODE = WireError::plain(Grpc::InvalidArgument, "operation not allowed in maintenance mode");
+    /// A method that always refuses.
+    OPERATION_NOT_SUPPORTED = WireError::coded(ImmuCode::InternalError, "operation not supported");
+
+    // Databases.
+
+    /// A token that selects no database.
+    NO_DATABASE_SELECTED = WireError::plain_text("please select a database first");
+    /// The database does not exist; UseDatabase says [`database_not_found`].
+    DATABASE_NOT_FOUND = WireError::plain_text("database does not exist");
+    /// A database of this name exists.
+    DATABASE_EXISTS = WireError::plain_text("database already exists");
+    /// `defaultdb` or `systemdb` where they may not be named.
+    DATABASE_RESERVED = WireError::coded(ImmuCode::InternalError, "database is reserved");
+    /// A name that is empty or too long.
+    DATABASE_NAME_LENGTH = WireError::plain_text("database name length outside of limits");
+    /// A name with a character that is neither letter, digit, underscore nor punctuation.
+    DATABASE_NAME_CHARACTER = WireError::plain_text("unrecognized character in database name");
+    /// A name with punctuation.
+    DATABASE_NAME_PUNCTUATION =
+        WireError::plain_text("punctuation marks and symbols are not allowed in database name");
+    /// The database is not loaded.
+    ALREADY_CLOSED = WireError::plain_text("already closed");
+    /// A write to a replica database.
+    IS_REPLICA = WireError::plain_text("database is read-only because it's a replica");
+    /// No permission on the named database.
+    NO_DATABASE_PERMISSION =
+        WireError::plain(Grpc::PermissionDenied, "Logged in user does not have permission on this database");
+    /// CreateDatabase by somebody who is not the system administrator.
+    NO_OPERATION_PERMISSION =
+        WireError::plain_text("loggedin user does not have permissions for this operation");
+}
+
+/// "illegal arguments: ..." with a reason; `Unknown`, unlike [`ILLEGAL_ARGUMENTS`].
+pub fn illegal_arguments(reason: &str) -> Status {
+    plain_text(format!("{}: {reason}", ILLEGAL_ARGUMENTS.text()))
+}
+
+/// VerifiableTxById with a `proveSinceTx` beyond the last transaction.
+pub fn illegal_state(latest_tx: u64, initial_tx: u64) -> Status {
+    plain_text(format!("illegal state: latest txID={latest_tx} is lower than specified as initial tx={initial_tx}"))
+}
+
+/// UseDatabase of an unknown database.
+pub fn database_not_found(name: &str) -> Status {
+    let text = format!("'{name}' does not exist");
+    coded(ImmuCode::InvalidDatabaseName, text.clone(), text)
+}
+
+/// A list limit beyond the maximum.
+pub fn limit_too_large(limit: u64, limit_max: u64) -> Status {
+    plain_text(format!(
+        "result size limit exceeded: the specified limit ({limit}) is larger than the maximum allowed one ({limit_max})"
+    ))
+}
+
+/// A request message beyond the server's limit.
+pub fn message_too_large(size_bytes: usize, size_bytes_max: usize) -> Status {
+    Status::resource_exhausted(format!("grpc: received message larger than max ({size_bytes} vs. {size_bytes_max})"))
+}
+
+/// "illegal arguments" in the settings of a database, as Go renders a wrapped status.
+pub fn invalid_settings(reason: &str) -> Status {
+    Status::invalid_argument(format!("rpc error: code = InvalidArgument desc = illegal arguments: {reason}"))
+}
