@@ -3,6 +3,8 @@
 //! The judge is written apart from the generator: it reads the same JSON and the set that the compiler made of the
 //! `.proto` files, and turns both into plain lines that are compared as sets.
 
+#![allow(clippy::unwrap_used, reason = "a test file, its helpers included")]
+
 use std::collections::BTreeSet;
 
 use alhambra_proto::FILE_DESCRIPTOR_SET;
