@@ -2,4 +2,10 @@
 
 pub mod apply;
 pub mod command;
+pub mod error;
+pub mod format;
+pub mod limits;
+pub mod segment;
 pub mod vfs;
+
+pub use error::{Error, Result};

@@ -1,0 +1,50 @@
+//! Every bound of the crate, its unit last in the name. What can be related is related by const asserts below.
+//!
+//! None of these decides whether a transaction is accepted: such limits are replicated settings
+//! (`command::Settings`), because all replicas must decide alike.
+
+use crate::format;
+
+/// Size at which a segment is closed unless the database was made with another, bytes of frames.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+
+/// Smallest segment size that a ledger accepts, bytes. Tests roll segments with a handful of frames.
+pub const SEGMENT_BYTES_MIN: u64 = 256;
+
+/// Largest segment size that a ledger accepts, bytes: offsets within a segment are 32 bit in sidecars.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// Longest payload of one frame, bytes. A length field above it is damage, not a reason to allocate.
+pub const FRAME_PAYLOAD_BYTES_MAX: usize = 256 << 20;
+
+/// First step by which the open segment is filled with zeros ahead of its frames, bytes. Syncing into zeroed space
+/// needs no journal commit of the file system; the file header counts towards the step.
+pub const ZERO_FILL_BYTES_MIN: u64 = 64 << 10;
+
+/// Steps double up to this size, bytes.
+pub const ZERO_FILL_BYTES_MAX: u64 = 4 << 20;
+
+/// Flushed frames kept in memory when the options say nothing else, bytes of frames.
+pub const TAIL_CACHE_BYTES_DEFAULT: usize = 4 << 20;
+
+/// Frames hashed at the latest when this many bytes wait for it.
+pub const UNHASHED_BYTES_MAX: usize = 4 << 20;
+
+/// Files of closed segments kept open for reading, per database.
+pub const READ_HANDLES_MAX: usize = 8;
+
+/// Offset maps of closed segments kept in memory, per database, bytes.
+pub const SIDECAR_CACHE_BYTES: usize = 4 << 20;
+
+/// What an empty database may take on disk, bytes.
+pub const EMPTY_DATABASE_BYTES_MAX: u64 = 256 << 10;
+
+const _: () = {
+    assert!(SEGMENT_BYTES_MIN > format::FRAME_HEAD_BYTES as u64, "a segment must take at least one frame");
+    assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT && SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
+    assert!(SEGMENT_BYTES_MAX <= u32::MAX as u64, "sidecar offsets are 32 bit");
+    assert!(FRAME_PAYLOAD_BYTES_MAX + format::FRAME_HEAD_BYTES <= u32::MAX as usize, "frame lengths are 32 bit");
+    assert!(format::SEGMENT_HEADER_BYTES < ZERO_FILL_BYTES_MIN, "the first step holds the header and some frames");
+    assert!(ZERO_FILL_BYTES_MIN <= ZERO_FILL_BYTES_MAX && ZERO_FILL_BYTES_MAX.is_multiple_of(ZERO_FILL_BYTES_MIN));
+    assert!(ZERO_FILL_BYTES_MIN <= EMPTY_DATABASE_BYTES_MAX, "the first segment alone must leave room for other files");
+};
