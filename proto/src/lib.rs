@@ -4,12 +4,13 @@
 //! - [`schema`] and [`model`] are what the SDKs speak (packages `immudb.schema` and `immudb.model`); their `.proto`
 //!   files are generated from `testdata/protocol.json` by `generate.py`.
 //! - [`peer`] is what nodes speak to each other.
-//! - `convert` holds the only conversions between protobuf and domain types.
+//! - [`convert`] holds the only conversions between protobuf and domain types.
 //! - [`code`] is the only table of error codes and texts.
 //!
 //! What does not belong here: rules of the ledger, transport, retries.
 
 pub mod code;
+pub mod convert;
 
 /// Package `immudb.schema`: `ImmuService` and its messages. Binary fields are [`bytes::Bytes`].
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
