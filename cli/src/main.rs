@@ -1,3 +1,86 @@
-//! The `alhambra` command.
+//! The `alhambra` command: the server, a demo cluster, the client commands, benchmarks and checks.
+//!
+//! One file per group of commands. A command returns a [`failure::Failure`] that says what went wrong and what to do;
+//! answers go to standard output, everything else to standard error. No rule of the ledger lives here.
 
-fn main() {}
+#![allow(dead_code)] // until the client commands are here
+
+mod bench;
+mod connect;
+mod demo;
+mod failure;
+mod http;
+mod output;
+mod shell;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::{EXIT_CODES, Failure, OrFail};
+
+/// A replicated ledger database that nobody has to trust.
+#[derive(Debug, Parser)]
+#[command(name = "alhambra", version, after_help = EXIT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a cluster on this machine and keep it running
+    Demo(demo::Args),
+    /// Load a server and print what it reached
+    Bench(bench::Args),
+    /// Print the completions of a shell, to be sourced by it
+    Completions(shell::CompletionsArgs),
+    /// Print the version
+    Version,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Completions(args) => {
+            shell::completions(&args);
+            Ok(())
+        }
+        Command::Version => {
+            println!("alhambra {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Command::Demo(args) => block_on(demo::run(args)),
+        Command::Bench(args) => block_on(bench::run(args)),
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .or_fail("starting the threads of this program", "raise the limit of threads and open files")?;
+    runtime.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,28 @@
+//! `alhambra bench`: loads a server and says what it measured.
+
+mod kv;
+mod load;
+mod machine;
+mod stats;
+
+use crate::failure::Failure;
+
+/// Flags of `alhambra bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Writes or reads keys and prints a row for each number of clients and each batch size.
+    Kv(kv::Args),
+}
+
+/// Runs the benchmark that was asked for.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    match args.what {
+        What::Kv(args) => kv::run(args).await,
+    }
+}

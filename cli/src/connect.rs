@@ -1,0 +1,141 @@
+//! Flags that every client command shares: where to connect and as whom.
+//!
+//! A value is looked for in the flag, then in `ALHAMBRA_...`, then in `IMMUDB_...`, then in the default.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::failure::{Failure, Kind};
+
+/// The three nodes of a demo; whichever answers first serves.
+const DEFAULT_ENDPOINTS: &str = "127.0.0.1:3322,127.0.0.1:3332,127.0.0.1:3342";
+const DEFAULT_USERNAME: &str = "immudb";
+const DEFAULT_PASSWORD: &str = "immudb";
+const DEFAULT_DATABASE: &str = "defaultdb";
+
+/// Where to connect and as whom.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Connect {
+    /// Nodes to talk to, in the order in which they are tried [default: 127.0.0.1:3322,127.0.0.1:3332,127.0.0.1:3342]
+    #[arg(long, value_name = "HOST:PORT,...", env = "ALHAMBRA_ENDPOINT", global = true)]
+    endpoint: Option<String>,
+    /// User [default: immudb]
+    #[arg(long, value_name = "NAME", env = "ALHAMBRA_USERNAME", global = true)]
+    username: Option<String>,
+    /// Password; better in the environment than on the command line, which others can see [default: immudb]
+    #[arg(long, value_name = "TEXT", env = "ALHAMBRA_PASSWORD", hide_env_values = true, global = true)]
+    password: Option<String>,
+    /// Database [default: defaultdb]
+    #[arg(long, value_name = "NAME", env = "ALHAMBRA_DATABASE", global = true)]
+    database: Option<String>,
+}
+
+/// What the flags and the environment come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `host:port` of each node, at least one.
+    pub endpoints: Vec<String>,
+    /// User.
+    pub username: String,
+    /// Password.
+    pub password: String,
+    /// Database.
+    pub database: String,
+}
+
+impl Connect {
+    /// Resolves flags and environment; endpoints that are not `host:port` are refused.
+    pub fn target(&self) -> Result<Target, Failure> {
+        self.resolve(|name| std::env::var_os(name))
+    }
+
+    fn resolve(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Target, Failure> {
+        let pick = |given: &Option<String>, name: &str, default: &str| {
+            let fallback = || variable(&format!("IMMUDB_{name}")).and_then(|value| value.into_string().ok());
+            given.clone().or_else(fallback).unwrap_or_else(|| default.to_owned())
+        };
+        let endpoints = pick(&self.endpoint, "ENDPOINT", DEFAULT_ENDPOINTS);
+        let endpoints: Vec<String> =
+            endpoints.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        if endpoints.is_empty() {
+            return Err(Failure::new(Kind::Usage, "no endpoint was given", "name at least one: --endpoint HOST:PORT"));
+        }
+        if let Some(wrong) = endpoints.iter().find(|endpoint| !is_host_and_port(endpoint)) {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("{wrong:?} is not an endpoint"),
+                "write it as HOST:PORT, for example 127.0.0.1:3322; several with commas between",
+            ));
+        }
+        Ok(Target {
+            endpoints,
+            username: pick(&self.username, "USERNAME", DEFAULT_USERNAME),
+            password: pick(&self.password, "PASSWORD", DEFAULT_PASSWORD),
+            database: pick(&self.database, "DATABASE", DEFAULT_DATABASE),
+        })
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+/// Where trusted states are kept.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StateDir {
+    /// Folder of the trusted states, one file per cluster and database [default: alhambra below the user's data
+    /// folder, $XDG_DATA_HOME or ~/.local/share]
+    #[arg(long, value_name = "DIR", env = "ALHAMBRA_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateDir {
+    /// The folder, given or found; an error when there is no home folder to put it in.
+    pub fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(given) = &self.state_dir {
+            return Ok(given.clone());
+        }
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let data = set("XDG_DATA_HOME")
+            .filter(|path| path.is_absolute())
+            .or_else(|| set("HOME").map(|home| home.join(".local").join("share")));
+        data.map(|folder| folder.join("alhambra")).ok_or_else(|| {
+            Failure::new(
+                Kind::Usage,
+                "there is no home folder to keep trusted states in",
+                "name a folder that stays: --state-dir DIR",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> Connect {
+        Connect { endpoint: None, username: None, password: None, database: None }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_old_variables_and_they_over_the_default() {
+        let old = |name: &str| (name == "IMMUDB_USERNAME").then(|| OsString::from("ada"));
+        let found = nothing().resolve(old).unwrap();
+        assert_eq!(found.username, "ada");
+        assert_eq!(found.password, "immudb");
+        assert_eq!(found.endpoints, ["127.0.0.1:3322", "127.0.0.1:3332", "127.0.0.1:3342"]);
+        let given = Connect { username: Some("bob".to_owned()), ..nothing() };
+        assert_eq!(given.resolve(old).unwrap().username, "bob");
+    }
+
+    #[test]
+    fn endpoints_are_host_and_port() {
+        let with = |text: &str| Connect { endpoint: Some(text.to_owned()), ..nothing() }.resolve(|_| None);
+        assert_eq!(with("a:1, [::1]:2,").unwrap().endpoints, ["a:1", "[::1]:2"]);
+        for wrong in ["", ",", "localhost", "localhost:", ":3322", "a:0", "a:99999", "http://a:1", "a b:1"] {
+            assert!(with(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

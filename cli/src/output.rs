@@ -1,0 +1,104 @@
+//! How answers look: tables for people, JSON for programs, raw bytes for pipes.
+
+use std::fmt::Write as _;
+
+/// The form of an answer on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// Aligned columns, for reading.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// The bytes alone, one value per line where there are several; nothing is escaped.
+    Raw,
+}
+
+/// Bytes as text where they are printable UTF-8, else as `hex:` and their digits. Text that itself begins with `hex:`
+/// is shown as hex too, so that what is printed is never ambiguous.
+pub fn text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) && !text.starts_with("hex:") => text.to_owned(),
+        _ => format!("hex:{}", hex(bytes)),
+    }
+}
+
+/// Lower case hexadecimal digits, two per byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// Columns aligned by their widest cell, two spaces apart, no trailing blanks.
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table that has only a heading.
+    pub fn new(heading: &[&str]) -> Table {
+        Table { rows: vec![heading.iter().map(|cell| (*cell).to_owned()).collect()] }
+    }
+
+    /// Adds a line; missing cells are empty.
+    pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+
+    /// The table as text, each line ended by a line feed.
+    pub fn render(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut out = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                let _ = write!(line, "{cell:<width$}  ");
+            }
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+        out
+    }
+
+    /// The table as Markdown.
+    pub fn markdown(&self) -> String {
+        let mut out = String::new();
+        for (position, row) in self.rows.iter().enumerate() {
+            let _ = writeln!(out, "| {} |", row.join(" | "));
+            if position == 0 {
+                let _ = writeln!(out, "|{}", "---|".repeat(row.len()));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_not_printable_are_marked_hex() {
+        assert_eq!(text(b"caf\xc3\xa9 1"), "caf\u{e9} 1");
+        assert_eq!(text(&[0xff, 0x00]), "hex:ff00");
+        assert_eq!(text(b"two\nlines"), "hex:74776f0a6c696e6573");
+        assert_eq!(text(b"hex:00"), "hex:6865783a3030");
+        assert_eq!(text(b""), "");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(&["key", "value"]);
+        table.row(["a", "1"]);
+        table.row(["longer"]);
+        assert_eq!(table.render(), "key     value\na       1\nlonger\n");
+        assert_eq!(table.markdown(), "| key | value |\n|---|---|\n| a | 1 |\n| longer |\n");
+    }
+}
