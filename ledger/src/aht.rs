@@ -96,6 +96,9 @@ pub fn append_all<R: NodeReader>(n_before: u64, leaves: &[Digest], reader: &R) -
 }
 
 /// Root over the first `n` leaves; zero bytes when `n` is 0. Reads one digest per set bit of `n`.
+///
+/// # Panics
+/// As [`node_count`].
 pub fn root<R: NodeReader>(n: u64, reader: &R) -> Result<Digest, R::Error> {
     if n == 0 { Ok(ZERO) } else { range(0, n, reader) }
 }
@@ -243,5 +246,21 @@ mod tests {
             assert!(verify_consistency(&[d], i, j, &d, &d).is_err(), "{i} {j}");
         }
         assert!(verify_last_inclusion(&[], 0, &d, &d).is_err());
+    }
+
+    #[test]
+    fn a_tree_is_consistent_with_itself_only() {
+        let leaves = [digest::sha256(b"1"), digest::sha256(b"2")];
+        let (root, other) = (node(&leaves[0], &leaves[1]), node(&leaves[1], &leaves[0]));
+        let terms = [leaves[1], leaves[0]];
+        let refused = Err(VerifyError { step: Step::Consistency });
+        for terms in [&[][..], &terms] {
+            assert_eq!(verify_consistency(terms, 2, 2, &root, &root), Ok(()));
+            assert_eq!(verify_consistency(terms, 2, 2, &other, &root), refused);
+            assert_eq!(verify_consistency(terms, 2, 2, &root, &other), refused);
+        }
+        assert_eq!(verify_consistency(&terms, 1, 1, &root, &root), refused);
+        assert_eq!(verify_consistency(&terms[..1], 2, 2, &root, &root), refused);
+        assert_eq!(verify_consistency(&[], 1, 2, &root, &root), refused);
     }
 }

@@ -108,7 +108,7 @@ pub fn verify_linear(proof: &LinearProof, s: TxId, t: TxId, alh_s: &Digest, alh_
     let steps = t.get().checked_sub(s.get()).ok_or(VerifyError { step: STEP })?;
     let (first, inner_hashes) = proof.terms.split_first().ok_or(VerifyError { step: STEP })?;
     require(inner_hashes.len() as u64 == steps && first == alh_s, STEP)?;
-    let end = (s.get() + 1..).zip(inner_hashes).fold(*first, |alh, (id, inner)| chain(TxId(id), &alh, inner));
+    let end = inner_hashes.iter().zip(1..).fold(*first, |alh, (inner, n)| chain(TxId(s.get() + n), &alh, inner));
     require(end == *alh_t, STEP)
 }
 
@@ -131,7 +131,8 @@ pub fn verify_linear_advance(
     let (first, inner_hashes) = proof.linear_terms.split_first().ok_or(REFUSED)?;
     require(inner_hashes.len() as u64 == steps - 1 && proof.inclusions.len() == inner_hashes.len(), REFUSED.step)?;
     let mut alh = *first;
-    for ((id, inner), path) in (start.get() + 1..).zip(inner_hashes).zip(&proof.inclusions) {
+    for ((inner, path), n) in inner_hashes.iter().zip(&proof.inclusions).zip(1..) {
+        let id = start.get() + n;
         aht::verify_inclusion(path, id, size.get(), &digest::leaf(&alh), root).map_err(|_| REFUSED)?;
         alh = chain(TxId(id + 1), &alh, inner);
     }
@@ -216,4 +217,51 @@ fn verify_ends(
     require(target.validate().is_ok(), Step::TargetHeader)?;
     require(source.alh().as_ref() == Ok(alh_s), Step::SourceAlh)?;
     require(target.alh().as_ref() == Ok(alh_t), Step::TargetAlh)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{digest::EMPTY, header::TxMetadata};
+
+    /// Ids come from whoever answers; the largest must not overflow anything on the way to the verdict.
+    #[test]
+    fn largest_ids_are_judged_like_others() {
+        let (max, before) = (TxId(u64::MAX), TxId(u64::MAX - 1));
+        let header = TxHeader {
+            id: max,
+            ts: 0,
+            version: 1,
+            metadata: TxMetadata::default(),
+            nentries: 1,
+            eh: EMPTY,
+            bl_tx_id: TxId(0),
+            bl_root: ZERO,
+            prev_alh: EMPTY,
+        };
+        let alh = header.alh().expect("version 1 without metadata");
+        let mut linear = LinearProof { source: max, target: max, terms: alloc::vec![alh] };
+        assert_eq!(verify_linear(&linear, max, max, &alh, &alh), Ok(()));
+        let proof = DualProof {
+            source: header.clone(),
+            target: header.clone(),
+            inclusion: Vec::new(),
+            consistency: Vec::new(),
+            target_bl_tx_alh: ZERO,
+            last_inclusion: Vec::new(),
+            linear: linear.clone(),
+            linear_advance: None,
+        };
+        assert_eq!(verify_dual(&proof, max, max, &alh, &alh), Ok(()));
+        linear = LinearProof {
+            source: before,
+            target: max,
+            terms: alloc::vec![header.prev_alh, header.inner_hash().expect("version 1 without metadata")],
+        };
+        assert_eq!(verify_linear(&linear, before, max, &header.prev_alh, &alh), Ok(()));
+        let advance = LinearAdvanceProof { linear_terms: alloc::vec![alh; 2], inclusions: alloc::vec![Vec::new()] };
+        let start = TxId(u64::MAX - 2);
+        let got = verify_linear_advance(Some(&advance), start, max, &alh, &alh, max);
+        assert_eq!(got, Err(VerifyError { step: Step::LinearAdvance }));
+    }
 }

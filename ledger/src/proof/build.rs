@@ -130,7 +130,7 @@ fn linear_terms<E>(
     history: &impl HistoryReader<Error = E>,
 ) -> Result<Vec<Digest>, ProveError<E>> {
     let mut terms = alloc::vec![alh_from];
-    for tx in from.get() + 1..target.id.get() {
+    for tx in (from.get()..target.id.get()).skip(1) {
         terms.push(history.header(TxId(tx)).map_err(ProveError::Read)?.inner_hash()?);
     }
     if from < target.id {
