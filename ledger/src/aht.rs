@@ -1,8 +1,9 @@
 //! The main tree: append-only, leaf n is the Alh of transaction n, shape of RFC 6962. This module is arithmetic alone;
 //! digests are read through [`NodeReader`] and written by the caller.
 //!
-//! Only perfect subtrees are kept, in the order in which they complete: appending leaf n completes one node per level up
-//! to the number of trailing zero bits of n, and every other root or proof is folded from those when it is asked for.
+//! Only perfect subtrees are kept, in the order in which they complete: appending leaf n completes one node per level
+//! up to the number of trailing zero bits of n, and every other root or proof is folded from those when it is asked
+//! for.
 //!
 //! ```text
 //! level 2             6                  leaf      1  2     3  4
@@ -120,8 +121,8 @@ pub fn prove_inclusion<R: NodeReader>(i: u64, j: u64, reader: &R) -> Result<Vec<
 
 /// Shows that the tree of size `i` is the beginning of the tree of size `j`. Needs `1 <= i <= j`.
 ///
-/// Unlike in RFC 6962 the first term is always there: the largest perfect subtree that ends at leaf `i`. For `i = j > 1`
-/// the terms are the two children of the root, right one first, as published clients and servers have it.
+/// Unlike in RFC 6962 the first term is always there: the largest perfect subtree that ends at leaf `i`. For `i = j >
+/// 1` the terms are the two children of the root, right one first, as published clients and servers have it.
 pub fn prove_consistency<R: NodeReader>(i: u64, j: u64, reader: &R) -> Result<Vec<Digest>, ProveError<R::Error>> {
     in_range(i, j)?;
     let read = |lo, hi| range(lo, hi, reader).map_err(ProveError::Read);
@@ -156,8 +157,8 @@ pub fn verify_last_inclusion(path: &[Digest], j: u64, leaf: &Digest, root: &Dige
     verify_inclusion(path, j, j, leaf, root).map_err(|_| VerifyError { step: Step::LastInclusion })
 }
 
-/// Checks that the tree of size `i` with `root_i` is the beginning of the tree of size `j` with `root_j`. The terms must
-/// be exactly as many as the two sizes call for; for `i = j` both no terms and two are accepted.
+/// Checks that the tree of size `i` with `root_i` is the beginning of the tree of size `j` with `root_j`. The terms
+/// must be exactly as many as the two sizes call for; for `i = j` both no terms and two are accepted.
 pub fn verify_consistency(
     terms: &[Digest],
     i: u64,

@@ -1,5 +1,5 @@
-//! SHA-256 and the two prefixes that keep leaves and inner nodes of a Merkle tree apart (RFC 6962, section 2.1). The only
-//! module that calls the hash function.
+//! SHA-256 and the two prefixes that keep leaves and inner nodes of a Merkle tree apart (RFC 6962, section 2.1). The
+//! only module that calls the hash function.
 
 use alloc::vec::Vec;
 use core::{fmt, str::FromStr};

@@ -16,8 +16,8 @@ const NON_INDEXABLE: u8 = 2;
 /// Longest serialised [`KvMetadata`], bytes.
 pub const KV_METADATA_LEN_MAX: usize = 11;
 
-/// Attributes of an entry. Serialised as attribute codes in ascending order, absent ones left out, so that "no attribute"
-/// is no bytes and one set of attributes has one form.
+/// Attributes of an entry. Serialised as attribute codes in ascending order, absent ones left out, so that "no
+/// attribute" is no bytes and one set of attributes has one form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvMetadata {
     /// The entry says that the key is gone.

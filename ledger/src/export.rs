@@ -1,6 +1,6 @@
-//! One transaction as a byte string, as replication streams and exports carry it: header, entries with their values, and a
-//! closing flag which tells whether the values are gone. Values are gone when retention has removed them; their hashes
-//! stand in their place, and every digest stays what it was.
+//! One transaction as a byte string, as replication streams and exports carry it: header, entries with their values,
+//! and a closing flag which tells whether the values are gone. Values are gone when retention has removed them; their
+//! hashes stand in their place, and every digest stays what it was.
 
 use alloc::vec::Vec;
 
@@ -20,8 +20,8 @@ pub struct ExportedTx {
     pub header: TxHeader,
     /// In the order in which they are hashed; as many as the header counts.
     pub entries: Vec<ExportedEntry>,
-    /// Whether the values of all entries are gone. Kept apart from the entries because a transaction without entries has
-    /// the flag too.
+    /// Whether the values of all entries are gone. Kept apart from the entries because a transaction without entries
+    /// has the flag too.
     pub values_gone: bool,
 }
 
@@ -91,10 +91,11 @@ pub fn encode(tx: &ExportedTx) -> Result<Vec<u8>, FormatError> {
     Ok(out)
 }
 
-/// Reads the bytes of one transaction. A missing closing flag, as old senders leave it, means that the values are there.
+/// Reads the bytes of one transaction. A missing closing flag, as old senders leave it, means that the values are
+/// there.
 ///
-/// The header it returns is [valid](TxHeader::validate); that the entries hash to its Eh is for the caller to check with
-/// [`ExportedTx::eh`].
+/// The header it returns is [valid](TxHeader::validate); that the entries hash to its Eh is for the caller to check
+/// with [`ExportedTx::eh`].
 pub fn decode(bytes: &[u8]) -> Result<ExportedTx, FormatError> {
     let mut reader = Reader::new(bytes);
     let header_len =

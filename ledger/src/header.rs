@@ -1,7 +1,8 @@
 //! The header of a transaction: the summary that is hashed into the chain, in its two versions.
 //!
-//! Invariants: [L1] a header carries the Alh of its predecessor, [L2] ids count from 1, [L3] `bl_root` is the root of the
-//! main tree over the first `bl_tx_id` transactions; new headers have `bl_tx_id` = `id` - 1, old ones may lag behind.
+//! Invariants: [L1] a header carries the Alh of its predecessor, [L2] ids count from 1, [L3] `bl_root` is the root of
+//! the main tree over the first `bl_tx_id` transactions; new headers have `bl_tx_id` = `id` - 1, old ones may lag
+//! behind.
 
 use alloc::vec::Vec;
 

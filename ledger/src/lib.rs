@@ -1,7 +1,7 @@
 //! The pure ledger: hashes, trees, headers, proofs and their verification.
 //!
-//! Nothing here reads a file, a clock or a socket, so an auditor can build on this crate alone. `docs/proofs.md` tells in
-//! a page what is hashed and how a proof is checked; `docs/format.md` gives every byte.
+//! Nothing here reads a file, a clock or a socket, so an auditor can build on this crate alone. `docs/proofs.md` tells
+//! in a page what is hashed and how a proof is checked; `docs/format.md` gives every byte.
 //!
 //! From the inside out:
 //!

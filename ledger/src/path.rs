@@ -1,5 +1,5 @@
-//! The walk from a leaf to the root, shared by both trees. Both have the shape of RFC 6962: a level pairs neighbours and
-//! carries a last one without neighbour up unchanged.
+//! The walk from a leaf to the root, shared by both trees. Both have the shape of RFC 6962: a level pairs neighbours
+//! and carries a last one without neighbour up unchanged.
 
 use crate::digest::{Digest, node};
 

@@ -1,9 +1,9 @@
-//! Proofs between two transactions: that the source is history of the target. Types and verification here, construction in
-//! [`build`]. Every `verify_*` returns the first [`Step`] that failed, never a bool.
+//! Proofs between two transactions: that the source is history of the target. Types and verification here, construction
+//! in [`build`]. Every `verify_*` returns the first [`Step`] that failed, never a bool.
 //!
-//! A dual proof joins two structures. Trees show in O(log n) hashes that the source's Alh is a leaf of the target's main
-//! tree and that the source's own main tree is its beginning; the linear chain covers the few transactions that a tree
-//! does not cover yet:
+//! A dual proof joins two structures. Trees show in O(log n) hashes that the source's Alh is a leaf of the target's
+//! main tree and that the source's own main tree is its beginning; the linear chain covers the few transactions that a
+//! tree does not cover yet:
 //!
 //! ```text
 //! tx        1 ...... b ........ s ........ B ........ t
@@ -83,7 +83,8 @@ pub struct DualProofV2 {
     pub target: TxHeader,
     /// Audit path of the source in the target's tree; empty when source and target are the same.
     pub inclusion: Vec<Digest>,
-    /// From the source's tree (of the source itself, when it is the first) to the target's; empty when they are the same.
+    /// From the source's tree (of the source itself, when it is the first) to the target's; empty when they are the
+    /// same.
     pub consistency: Vec<Digest>,
 }
 

@@ -40,8 +40,8 @@ impl TrustedState {
 
     /// Moves forward to a transaction that was proven to continue this state [V2].
     ///
-    /// Staying at the same transaction with the same Alh is allowed. Fails with [`Step::Advance`], unchanged, on an older
-    /// transaction and on another Alh for the same one.
+    /// Staying at the same transaction with the same Alh is allowed. Fails with [`Step::Advance`], unchanged, on an
+    /// older transaction and on another Alh for the same one.
     pub fn advance(&mut self, tx: TxId, alh: Digest) -> Result<(), VerifyError> {
         require(tx > self.tx || (tx == self.tx && alh == self.alh), Step::Advance)?;
         self.tx = tx;

@@ -180,7 +180,8 @@ mod tests {
     use super::*;
     use crate::digest::{leaf, node, sha256};
 
-    /// Runs only where the instructions exist; elsewhere the portable path is the only one and there is nothing to compare.
+    /// Runs only where the instructions exist; elsewhere the portable path is the only one and there is nothing to
+    /// compare.
     #[test]
     fn lanes_equal_portable() {
         if !available() {

@@ -39,8 +39,8 @@ impl<R: HistoryReader + ?Sized> HistoryReader for &R {
 
 /// Builds the proof that `source` is history of `target`. Fails when `source` is the later one or has the larger tree.
 ///
-/// `history` reads headers, `tree` the digests of the main tree. Without gaps in the headers this reads O(log n) digests
-/// and no header.
+/// `history` reads headers, `tree` the digests of the main tree. Without gaps in the headers this reads O(log n)
+/// digests and no header.
 pub fn build_dual<E>(
     source: &TxHeader,
     target: &TxHeader,

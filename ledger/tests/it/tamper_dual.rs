@@ -1,5 +1,5 @@
-//! Every alteration of a dual proof is refused, at the step that the altered part belongs to. All pairs of histories of 16
-//! transactions, with and without gaps: each byte of each field flipped, terms dropped, repeated, swapped and added.
+//! Every alteration of a dual proof is refused, at the step that the altered part belongs to. All pairs of histories of
+//! 16 transactions, with and without gaps: each byte of each field flipped, terms dropped, repeated, swapped and added.
 
 use alhambra_ledger::{
     Digest,

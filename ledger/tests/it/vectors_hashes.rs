@@ -1,4 +1,5 @@
-//! Golden vectors of everything below a proof: metadata, entries, trees of one transaction, headers, export, keys, state.
+//! Golden vectors of everything below a proof: metadata, entries, trees of one transaction, headers, export, keys,
+//! state.
 
 use alhambra_ledger::{
     digest::{EMPTY, ZERO, sha256},
