@@ -1,6 +1,6 @@
 //! The header of a transaction: the summary that is hashed into the chain, in its two versions.
 //!
-//! Invariants: [L1] a header carries the Alh of its predecessor, [L2] ids count from 1, [L3] `bl_root` is the root of
+//! Invariants: (L1) a header carries the Alh of its predecessor, (L2) ids count from 1, (L3) `bl_root` is the root of
 //! the main tree over the first `bl_tx_id` transactions; new headers have `bl_tx_id` = `id` - 1, old ones may lag
 //! behind.
 
@@ -140,7 +140,7 @@ impl TxHeader {
         self.versioned_part(|_| ())
     }
 
-    /// Whether the header records the main tree of all transactions before it, as every new header does [L3].
+    /// Whether the header records the main tree of all transactions before it, as every new header does (L3).
     pub fn is_linked(&self) -> bool {
         self.bl_tx_id.next() == Some(self.id)
     }

@@ -1,4 +1,4 @@
-//! The Merkle tree over the entries of one transaction; its root is Eh [L4]. Shape of RFC 6962, leaves in the order of
+//! The Merkle tree over the entries of one transaction; its root is Eh (L4). Shape of RFC 6962, leaves in the order of
 //! the entries, so that one entry can be proven with a handful of hashes.
 
 use alloc::vec::Vec;

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Without the advance part, a server could show one transaction between b and s in the chain and another in the tree.
-//! Headers with `bl_tx_id = id - 1` [L3] leave no room for that and the part is absent.
+//! Headers with `bl_tx_id = id - 1` (L3) leave no room for that and the part is absent.
 //!
 //! Verification is strict: a part that is not called for must be absent, every list has exactly its length.
 
@@ -96,7 +96,7 @@ pub fn verify_entry(proof: &InclusionProof, digest: &Digest, header: &TxHeader) 
     htree::verify(proof, digest, &header.eh)
 }
 
-/// Checks that `digests` are all entries of the transaction of `header`, in order [L4].
+/// Checks that `digests` are all entries of the transaction of `header`, in order (L4).
 pub fn verify_entries(digests: &[Digest], header: &TxHeader) -> Result<(), VerifyError> {
     require(u32::try_from(digests.len()) == Ok(header.nentries), Step::EntryCount)?;
     require(htree::root(digests) == header.eh, Step::Entries)

@@ -38,7 +38,7 @@ impl TrustedState {
         Ok(out)
     }
 
-    /// Moves forward to a transaction that was proven to continue this state [V2].
+    /// Moves forward to a transaction that was proven to continue this state (V2).
     ///
     /// Staying at the same transaction with the same Alh is allowed. Fails with [`Step::Advance`], unchanged, on an
     /// older transaction and on another Alh for the same one.

@@ -1,4 +1,4 @@
-//! Construction of proofs from stored history. What comes out verifies, provided that the history is sound [V1].
+//! Construction of proofs from stored history. What comes out verifies, provided that the history is sound (V1).
 
 use alloc::vec::Vec;
 
