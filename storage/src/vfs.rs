@@ -1,5 +1,9 @@
 //! The only file access: a handful of calls, so that a disk can be simulated and made to fail.
 
+pub mod faulty;
+pub mod mem;
+pub mod os;
+
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
