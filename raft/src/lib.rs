@@ -18,6 +18,7 @@ pub mod forming;
 pub mod forward;
 pub mod group;
 pub mod groups;
+pub mod link;
 pub mod meta;
 pub mod snapshot;
 pub mod state_machine;
