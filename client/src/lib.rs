@@ -1,1 +1,31 @@
-//! alhambra-client.
+//! A client that does not need to trust the server.
+//!
+//! [`Client`] logs in to a server or cluster, sends calls to an endpoint that can serve them, and never sends a write
+//! twice that may have been applied. Verified calls check what is answered with the pure rules of `alhambra_ledger`
+//! against the last state this client has verified, kept in a [`StateStore`].
+//!
+//! | module | what |
+//! |---|---|
+//! | `client` | options, plain calls |
+//! | `verified` | verified calls, the trusted state |
+//! | `check` | what is demanded of an answer, as pure functions |
+//! | `state_store` | where trusted states and evidence are kept [V2] |
+//! | `connect`, `retry` | endpoints, sessions, deadlines; what may be sent again |
+//!
+//! What does not belong here: storage, formats of the server.
+
+mod check;
+mod client;
+mod connect;
+mod error;
+mod retry;
+mod state_store;
+mod verified;
+
+pub use alhambra_ledger::ids::TxId;
+pub use alhambra_ledger::state::TrustedState;
+pub use check::{Check, KeyValue};
+pub use client::{Client, Entry, Options, Reference, Scan};
+pub use error::Error;
+pub use state_store::{Advanced, Evidence, FileStateStore, MemoryStateStore, StateError, StateId, StateStore};
+pub use verified::{StateCheck, Verified};

@@ -1,0 +1,316 @@
+//! Endpoints, login, and the loop that carries one call to an endpoint that can serve it.
+//!
+//! A client stays with the endpoint that served it last. When that one cannot, the next in the list is tried, after
+//! logging in there; sessions at endpoints left behind are kept for the way back. All endpoints must show the same server
+//! identity, because trusted states belong to it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
+use alhambra_proto::schema::{OpenSessionRequest, OpenSessionResponse};
+use tokio::sync::{Mutex, RwLock};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+use crate::error::Error;
+use crate::retry::{Backoff, Kind, Verdict, judge};
+
+/// Connections that cannot be made within this time are given up, so that a dead machine costs little.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// An idle connection is probed this often while a call waits on it, so that a vanished machine is noticed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(3);
+/// The least time that an attempt of a read gets before the next endpoint is tried.
+const ATTEMPT_TIME_MIN: Duration = Duration::from_millis(500);
+/// Replies larger than this are refused: the largest value (32 MiB) with room for keys and proofs.
+const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Request metadata key of the session.
+const SESSION_KEY: &str = "sessionid";
+
+pub(crate) type Service = ImmuServiceClient<Channel>;
+
+/// Who logs in.
+#[derive(Clone)]
+pub(crate) struct Credentials {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+/// One server process that may serve calls.
+struct Target {
+    name: String,
+    service: Service,
+}
+
+/// A login at one endpoint.
+pub(crate) struct Session {
+    target: usize,
+    service: Service,
+    id: MetadataValue<Ascii>,
+}
+
+/// Endpoints, credentials and the current session.
+pub(crate) struct Connection {
+    targets: Vec<Target>,
+    credentials: Credentials,
+    request_timeout: Duration,
+    /// Database to select when logging in.
+    database: RwLock<String>,
+    /// Per target. The lock is held while logging in, so that many waiting calls log in once.
+    sessions: Mutex<Vec<Option<Arc<Session>>>>,
+    /// Target of the next attempt: the last one that worked.
+    preferred: AtomicUsize,
+    /// Identity of the server, fixed by the first login.
+    server_uuid: RwLock<Option<String>>,
+}
+
+/// Why there is no session.
+enum LoginFailure {
+    /// This endpoint cannot now; another one may.
+    Elsewhere(Option<Box<Status>>),
+    /// The answer to the login.
+    Final(Error),
+}
+
+/// Turns `host:port` into an endpoint; a URL is taken as it is.
+pub(crate) fn endpoint(text: &str) -> Result<Endpoint, Error> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let endpoint =
+        Endpoint::from_shared(url).map_err(|source| Error::BadEndpoint { endpoint: text.to_owned(), source })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PROBE_INTERVAL)
+        .keep_alive_timeout(PROBE_INTERVAL)
+        .tcp_nodelay(true))
+}
+
+impl Connection {
+    pub(crate) fn new(
+        channels: Vec<(String, Channel)>,
+        credentials: Credentials,
+        database: String,
+        request_timeout: Duration,
+    ) -> Result<Self, Error> {
+        if channels.is_empty() {
+            return Err(Error::NoEndpoint);
+        }
+        let target = |(name, channel)| Target {
+            name,
+            service: ImmuServiceClient::new(channel)
+                .max_decoding_message_size(REPLY_BYTES_MAX)
+                .max_encoding_message_size(REPLY_BYTES_MAX),
+        };
+        let targets: Vec<_> = channels.into_iter().map(target).collect();
+        Ok(Self {
+            sessions: Mutex::new(targets.iter().map(|_| None).collect()),
+            targets,
+            credentials,
+            request_timeout,
+            database: RwLock::new(database),
+            preferred: AtomicUsize::new(0),
+            server_uuid: RwLock::new(None),
+        })
+    }
+
+    /// When a call that starts now must have ended.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.request_timeout
+    }
+
+    pub(crate) async fn database(&self) -> String {
+        self.database.read().await.clone()
+    }
+
+    /// Logins from now on select `name`; sessions elsewhere, which have another one selected, are forgotten.
+    pub(crate) async fn set_database(&self, name: String) {
+        let mut sessions = self.sessions.lock().await;
+        *self.database.write().await = name;
+        let kept = self.preferred.load(Ordering::Relaxed);
+        sessions.iter_mut().enumerate().filter(|(index, _)| *index != kept).for_each(|(_, session)| *session = None);
+    }
+
+    /// Identity of the server; a login must have happened.
+    pub(crate) async fn server_uuid(&self) -> Option<String> {
+        self.server_uuid.read().await.clone()
+    }
+
+    /// Name of the endpoint that served last.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.targets[self.preferred.load(Ordering::Relaxed)].name
+    }
+
+    /// Sends `request` until it is answered, may not be sent again, or `deadline` passes.
+    pub(crate) async fn call<Req, Res, F, Fut>(
+        &self,
+        call: &'static str,
+        kind: Kind,
+        deadline: Instant,
+        request: Req,
+        send: F,
+    ) -> Result<Res, Error>
+    where
+        Req: Clone,
+        F: Fn(Service, Request<Req>) -> Fut,
+        Fut: Future<Output = Result<Response<Res>, Status>>,
+    {
+        let mut backoff = Backoff::new();
+        let mut last = None;
+        // Endpoints that failed since the last pause.
+        let mut failed = 0;
+        loop {
+            let left = self.targets.len().saturating_sub(failed).max(1);
+            let session = match self.session(share(deadline, left)).await {
+                Ok(session) => Some(session),
+                Err(LoginFailure::Final(error)) => return Err(error),
+                Err(LoginFailure::Elsewhere(status)) => {
+                    last = status.or(last);
+                    None
+                }
+            };
+            if let Some(session) = session {
+                // A write that ends without an answer has an unknown outcome, so its one attempt may take all the time.
+                let attempt_end = if kind == Kind::Write { deadline } else { share(deadline, left) };
+                let mut message = Request::new(request.clone());
+                message.metadata_mut().insert(SESSION_KEY, session.id.clone());
+                message.set_timeout(attempt_end.saturating_duration_since(Instant::now()));
+                let status = match timeout_at(attempt_end, send(session.service.clone(), message)).await {
+                    Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                    Ok(Err(status)) => Some(Box::new(status)),
+                    Err(_) => None,
+                };
+                let verdict = match (&status, kind) {
+                    (Some(status), _) => judge(kind, status),
+                    (None, Kind::Write) => Verdict::Unknown,
+                    (None, Kind::Read) => Verdict::Elsewhere,
+                };
+                match (verdict, status) {
+                    (Verdict::Answer, Some(status)) => return Err(Error::Refused { call, status }),
+                    (Verdict::Answer | Verdict::Unknown, source) => {
+                        self.leave(session.target);
+                        return Err(Error::OutcomeUnknown { call, source });
+                    }
+                    (Verdict::LogInAgain, status) => {
+                        self.forget(&session).await;
+                        last = status.or(last);
+                    }
+                    (Verdict::Elsewhere, status) => {
+                        self.leave(session.target);
+                        last = status.or(last);
+                    }
+                    (Verdict::Later, status) => {
+                        last = status.or(last);
+                        failed = self.targets.len();
+                    }
+                }
+            }
+            failed += 1;
+            if Instant::now() >= deadline {
+                return Err(Error::Unavailable { call, last });
+            }
+            if failed >= self.targets.len() {
+                failed = 0;
+                sleep_until((Instant::now() + backoff.pause()).min(deadline)).await;
+            }
+        }
+    }
+
+    /// A session at the preferred endpoint, new if there is none.
+    async fn session(&self, deadline: Instant) -> Result<Arc<Session>, LoginFailure> {
+        let Ok(mut sessions) = timeout_at(deadline, self.sessions.lock()).await else {
+            return Err(LoginFailure::Elsewhere(None));
+        };
+        let index = self.preferred.load(Ordering::Relaxed);
+        if let Some(session) = &sessions[index] {
+            return Ok(Arc::clone(session));
+        }
+        let session = match self.log_in(index, deadline).await {
+            Ok(session) => Arc::new(session),
+            Err(failure) => {
+                if matches!(failure, LoginFailure::Elsewhere(_)) {
+                    self.leave(index);
+                }
+                return Err(failure);
+            }
+        };
+        sessions[index] = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    async fn log_in(&self, index: usize, deadline: Instant) -> Result<Session, LoginFailure> {
+        let target = &self.targets[index];
+        let mut request = Request::new(OpenSessionRequest {
+            username: self.credentials.user.clone().into(),
+            password: self.credentials.password.clone().into(),
+            database_name: self.database().await,
+        });
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        let mut service = target.service.clone();
+        let OpenSessionResponse { session_id, server_uuid } =
+            match timeout_at(deadline, service.open_session(request)).await {
+                Err(_) => return Err(LoginFailure::Elsewhere(None)),
+                Ok(Err(status)) => {
+                    return Err(match judge(Kind::Read, &status) {
+                        Verdict::Answer => {
+                            LoginFailure::Final(Error::Refused { call: "open_session", status: Box::new(status) })
+                        }
+                        Verdict::LogInAgain | Verdict::Elsewhere | Verdict::Later | Verdict::Unknown => {
+                            LoginFailure::Elsewhere(Some(Box::new(status)))
+                        }
+                    });
+                }
+                Ok(Ok(reply)) => reply.into_inner(),
+            };
+        let id = session_id.parse().map_err(|_| LoginFailure::Final(Error::BadSessionId))?;
+        let mut known = self.server_uuid.write().await;
+        match &*known {
+            Some(expected) if *expected != server_uuid => {
+                return Err(LoginFailure::Final(Error::OtherServer {
+                    endpoint: target.name.clone(),
+                    expected: expected.clone(),
+                    found: server_uuid,
+                }));
+            }
+            Some(_) => {}
+            None => *known = Some(server_uuid),
+        }
+        Ok(Session { target: index, service, id })
+    }
+
+    /// The session is not known to the server any more.
+    async fn forget(&self, session: &Arc<Session>) {
+        let mut sessions = self.sessions.lock().await;
+        let current = &mut sessions[session.target];
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            *current = None;
+        }
+    }
+
+    /// The next attempt begins at the endpoint after `target`, unless somebody else has moved on already.
+    fn leave(&self, target: usize) {
+        let next = (target + 1) % self.targets.len();
+        let _ = self.preferred.compare_exchange(target, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Ends all sessions. Answers are waited for but not needed: sessions expire.
+    pub(crate) async fn close(&self) {
+        let end = (Instant::now() + CONNECT_TIMEOUT).min(self.deadline());
+        let sessions: Vec<_> = self.sessions.lock().await.iter_mut().filter_map(Option::take).collect();
+        for session in sessions {
+            let mut request = Request::new(());
+            request.metadata_mut().insert(SESSION_KEY, session.id.clone());
+            let _ = timeout_at(end, session.service.clone().close_session(request)).await;
+        }
+    }
+}
+
+/// The time until `deadline`, shared among the endpoints that are left; never less than [`ATTEMPT_TIME_MIN`] of it.
+fn share(deadline: Instant, endpoints_left: usize) -> Instant {
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now) / u32::try_from(endpoints_left).unwrap_or(u32::MAX);
+    (now + left.max(ATTEMPT_TIME_MIN)).min(deadline)
+}

@@ -1,0 +1,162 @@
+//! What to do after a call failed: the only place that decides whether a call may be sent again.
+//!
+//! A read may always be sent again. A write may only when it was surely not applied: the connection was never made, the
+//! session was unknown (sessions are checked before anything else), or a server of ours says so with a code whose row in
+//! the error table does. Everything else is an unknown outcome, and stays one.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use alhambra_proto::code::{Applied, Code, text};
+use tonic::{ConnectError, Status};
+
+/// Whether a call changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// May be sent as often as one likes.
+    Read,
+    /// Must not be applied twice.
+    Write,
+}
+
+/// What follows from a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is the answer.
+    Answer,
+    /// The session is gone: log in again, here or elsewhere, and send again.
+    LogInAgain,
+    /// This endpoint cannot serve now: send again, to another one.
+    Elsewhere,
+    /// The server is well but has too much to do: send again after a pause.
+    Later,
+    /// Nobody knows whether the write was applied.
+    Unknown,
+}
+
+/// Decides about one failed attempt.
+pub(crate) fn judge(kind: Kind, status: &Status) -> Verdict {
+    if let Some(code) = Code::of(status) {
+        return match (code.applied(), kind) {
+            (Applied::No, _) if code == Code::Overloaded => Verdict::Later,
+            (Applied::No, _) if code.is_retryable() => Verdict::Elsewhere,
+            (Applied::No, _) => Verdict::Answer,
+            (Applied::Unknown, Kind::Write) => Verdict::Unknown,
+            (Applied::Unknown, Kind::Read) if code == Code::OutcomeUnknown => Verdict::Elsewhere,
+            (Applied::Unknown, Kind::Read) => Verdict::Answer,
+        };
+    }
+    if is_session_lost(status) {
+        return Verdict::LogInAgain;
+    }
+    if was_never_sent(status) {
+        return Verdict::Elsewhere;
+    }
+    let from_transport = status.source().is_some()
+        || matches!(
+            status.code(),
+            tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Aborted
+        );
+    match (from_transport, kind) {
+        (false, _) => Verdict::Answer,
+        (true, Kind::Read) => Verdict::Elsewhere,
+        (true, Kind::Write) => Verdict::Unknown,
+    }
+}
+
+/// The server does not know the session, so it has not looked at the call.
+fn is_session_lost(status: &Status) -> bool {
+    [text::SESSION_NOT_FOUND, text::NO_SESSION_FOUND, text::NOT_LOGGED_IN, text::NO_SESSION_AUTH_DATA]
+        .iter()
+        .any(|error| error.is(status))
+}
+
+/// The connection could not be made.
+fn was_never_sent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// Pause between two rounds over all endpoints: 25 ms, doubling up to 400 ms.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(25);
+    const MAX: Duration = Duration::from_millis(400);
+
+    pub(crate) fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(Self::MAX);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect_error() -> Status {
+        let error = ConnectError("connection refused".into());
+        Status::from_error(Box::new(error))
+    }
+
+    #[test]
+    fn a_write_is_sent_again_only_when_surely_not_applied() {
+        for code in Code::ALL {
+            let verdict = judge(Kind::Write, &code.status("x"));
+            let expected = match code {
+                Code::NotLeader | Code::Starting | Code::NoQuorum | Code::Canceled => Verdict::Elsewhere,
+                Code::Overloaded => Verdict::Later,
+                Code::OutcomeUnknown | Code::Internal => Verdict::Unknown,
+                _ => Verdict::Answer,
+            };
+            assert_eq!(verdict, expected, "{code:?}");
+        }
+        assert_eq!(judge(Kind::Write, &connect_error()), Verdict::Elsewhere);
+        assert_eq!(judge(Kind::Write, &text::SESSION_NOT_FOUND.status()), Verdict::LogInAgain);
+        for status in [
+            Status::unavailable("the proxy says"),
+            Status::deadline_exceeded("too late"),
+            Status::cancelled("Timeout expired"),
+            Status::from_error("broken pipe".into()),
+        ] {
+            assert_eq!(judge(Kind::Write, &status), Verdict::Unknown, "{status:?}");
+            assert_eq!(judge(Kind::Read, &status), Verdict::Elsewhere, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_original_refuses_is_an_answer() {
+        for kind in [Kind::Read, Kind::Write] {
+            for status in [
+                text::KEY_NOT_FOUND.status(),
+                text::ILLEGAL_STATE.status(),
+                text::INVALID_CREDENTIALS.status(),
+                text::KEY_MUST_EXIST.status(),
+                text::PERMISSION_DENIED.status(),
+            ] {
+                assert_eq!(judge(kind, &status), Verdict::Answer, "{status:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        let mut backoff = Backoff::new();
+        let pauses: Vec<_> = (0..8).map(|_| backoff.pause().as_millis()).collect();
+        assert_eq!(pauses, [25, 50, 100, 200, 400, 400, 400, 400]);
+    }
+}
