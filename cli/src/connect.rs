@@ -17,16 +17,16 @@ const DEFAULT_DATABASE: &str = "defaultdb";
 #[derive(Clone, Debug, clap::Args)]
 pub struct Connect {
     /// Nodes to talk to, in the order in which they are tried [default: 127.0.0.1:3322,127.0.0.1:3332,127.0.0.1:3342]
-    #[arg(long, value_name = "HOST:PORT,...", env = "ALHAMBRA_ENDPOINT", global = true)]
+    #[arg(long, value_name = "HOST:PORT,...", env = "ALHAMBRA_ENDPOINT")]
     endpoint: Option<String>,
     /// User [default: immudb]
-    #[arg(long, value_name = "NAME", env = "ALHAMBRA_USERNAME", global = true)]
+    #[arg(long, value_name = "NAME", env = "ALHAMBRA_USERNAME")]
     username: Option<String>,
     /// Password; better in the environment than on the command line, which others can see [default: immudb]
-    #[arg(long, value_name = "TEXT", env = "ALHAMBRA_PASSWORD", hide_env_values = true, global = true)]
+    #[arg(long, value_name = "TEXT", env = "ALHAMBRA_PASSWORD", hide_env_values = true)]
     password: Option<String>,
     /// Database [default: defaultdb]
-    #[arg(long, value_name = "NAME", env = "ALHAMBRA_DATABASE", global = true)]
+    #[arg(long, value_name = "NAME", env = "ALHAMBRA_DATABASE")]
     database: Option<String>,
 }
 

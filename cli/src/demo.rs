@@ -4,7 +4,7 @@
 //! `--exit-with-parent`. What happens to them is told on standard error, the answer goes to standard output.
 
 mod plan;
-mod ports;
+pub mod ports;
 mod record;
 mod supervise;
 
@@ -12,19 +12,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alhambra_proto::schema::OpenSessionRequest;
-use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use tokio::time::{self, Instant};
 
 use crate::demo::plan::NodePlan;
 use crate::demo::record::{NodeRecord, Record};
 use crate::demo::supervise::{Event, RESTART_AFTER, Supervisor};
-use crate::failure::{Failure, OrFail, chain};
+use crate::failure::{Failure, OrFail};
 use crate::http;
 use crate::output::Table;
+use crate::session::{Login, Session};
 use crate::signals::Signals;
 
-pub use plan::BASE_PORT;
+pub use plan::{BASE_PORT, METRICS_ABOVE_GRPC};
 
 /// The demo's admin is the one the SDKs' examples log in as.
 const USERNAME: &str = "immudb";
@@ -193,24 +192,11 @@ async fn ask(node: &NodePlan) -> Result<String, String> {
         Ok((status, body)) => return Err(format!("readyz says {status} {}", body.trim())),
         Err(error) => return Err(format!("readyz: {error}")),
     }
-    let session = async {
-        let endpoint = format!("http://{}", node.grpc());
-        let mut client = ImmuServiceClient::connect(endpoint).await.map_err(|error| chain(&error))?;
-        let request = OpenSessionRequest {
-            username: USERNAME.into(),
-            password: PASSWORD.into(),
-            database_name: DATABASE.to_owned(),
-        };
-        let session = client.open_session(request).await.map_err(|status| status.message().to_owned())?.into_inner();
-        let mut close = tonic::Request::new(());
-        if let Ok(id) = session.session_id.parse() {
-            close.metadata_mut().insert("sessionid", id);
-            // The session would end by itself; closing it only keeps the count of sessions honest.
-            let _ = client.close_session(close).await;
-        }
-        Ok(session.server_uuid)
-    };
-    time::timeout(ONE_QUESTION, session).await.unwrap_or_else(|_| Err("opening a session takes too long".to_owned()))
+    let login = Login { username: USERNAME, password: PASSWORD, database: DATABASE };
+    let session = Session::open(&node.grpc(), login, ONE_QUESTION).await?;
+    let cluster = session.cluster().to_owned();
+    session.close().await;
+    Ok(cluster)
 }
 
 fn announce(args: &Args, record: &Record) -> Result<(), Failure> {

@@ -3,16 +3,20 @@
 //! One file per group of commands. A command returns a [`failure::Failure`] that says what went wrong and what to do;
 //! answers go to standard output, everything else to standard error. No rule of the ledger lives here.
 
-#![allow(dead_code)] // until the client commands are here
-
 mod bench;
 mod connect;
 mod demo;
 mod failure;
 mod http;
+mod kv;
 mod output;
+mod serve;
+mod session;
 mod shell;
 mod signals;
+mod status;
+mod trusted;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -30,10 +34,26 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one node
+    Serve(Box<serve::Args>),
     /// Start a cluster on this machine and keep it running
     Demo(demo::Args),
+    /// Write a value under a key, and verify that it is in the history
+    Set(kv::SetArgs),
+    /// Read the newest value of a key, and verify it
+    Get(kv::GetArgs),
+    /// List all versions of a key, and verify each
+    History(kv::HistoryArgs),
+    /// List keys with their newest values, and verify each
+    Scan(kv::ScanArgs),
+    /// Prove that the server's history continues the one this client trusts
+    Verify(verify::Args),
+    /// Show nodes, roles, databases and readiness
+    Status(status::Args),
     /// Load a server and print what it reached
     Bench(bench::Args),
+    /// Show the settings that `serve` would use
+    Config(Box<serve::ConfigArgs>),
     /// Print the completions of a shell, to be sourced by it
     Completions(shell::CompletionsArgs),
     /// Print the version
@@ -60,6 +80,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             println!("alhambra {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
+        Command::Config(args) => serve::print_config(&args),
+        Command::Serve(args) => block_on(serve::run(*args)),
+        Command::Set(args) => block_on(kv::set(args)),
+        Command::Get(args) => block_on(kv::get(args)),
+        Command::History(args) => block_on(kv::history(args)),
+        Command::Scan(args) => block_on(kv::scan(args)),
+        Command::Verify(args) => block_on(verify::run(args)),
+        Command::Status(args) => block_on(status::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Bench(args) => block_on(bench::run(args)),
     }

@@ -10,5 +10,6 @@
 pub mod config;
 pub mod node;
 
+pub use alhambra_raft::env::Env;
 pub use config::Config;
 pub use node::{Node, NodeError, NodeHandle};

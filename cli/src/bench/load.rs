@@ -4,16 +4,15 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
-use alhambra_proto::schema::{KeyRequest, KeyValue, OpenSessionRequest, SetRequest};
+use alhambra_client::{Client, Options};
+use alhambra_proto::schema::{KeyRequest, KeyValue, SetRequest};
 use tokio::time::{self, Instant};
-use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::Status;
 
 use crate::bench::stats::Samples;
 use crate::connect::Target;
 use crate::failure::{Failure, chain};
+use crate::session::{Login, Session, say};
 
 /// Length of every key.
 pub const KEY_BYTES: usize = 32;
@@ -50,69 +49,79 @@ pub struct Workload {
     pub batch: u32,
 }
 
-/// A session on one endpoint.
-struct Session {
-    stub: ImmuServiceClient<Channel>,
-    id: AsciiMetadataValue,
+async fn open(target: &Target, endpoint: &str) -> Result<Session, String> {
+    let Target { username, password, database, .. } = target;
+    Session::open(endpoint, Login { username, password, database }, CALL_TIMEOUT).await
 }
 
-impl Session {
-    async fn open(target: &Target, endpoint: &str) -> Result<Session, String> {
-        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
-            .map_err(|error| chain(&error))?
-            .tcp_nodelay(true)
-            .connect_timeout(CALL_TIMEOUT)
-            .connect()
-            .await
-            .map_err(|error| format!("{endpoint}: {}", chain(&error)))?;
-        let mut stub = ImmuServiceClient::new(channel);
-        let mut request = Request::new(OpenSessionRequest {
-            username: target.username.clone().into(),
-            password: target.password.clone().into(),
-            database_name: target.database.clone(),
-        });
-        request.set_timeout(CALL_TIMEOUT);
-        let opened = stub.open_session(request).await.map_err(|status| format!("{endpoint}: {}", say(&status)))?;
-        let id = opened.into_inner().session_id.parse().map_err(|_| format!("{endpoint}: odd session id"))?;
-        Ok(Session { stub, id })
-    }
-
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(CALL_TIMEOUT);
-        request.metadata_mut().insert("sessionid", self.id.clone());
-        request
-    }
-
-    async fn set(&mut self, entries: Vec<KeyValue>) -> Result<(), Status> {
-        let request = self.request(SetRequest { k_vs: entries, ..SetRequest::default() });
-        self.stub.set(request).await.map(drop)
-    }
-
-    async fn get(&mut self, key: Vec<u8>) -> Result<(), Status> {
-        let request = self.request(KeyRequest { key: key.into(), ..KeyRequest::default() });
-        self.stub.get(request).await.map(drop)
-    }
-
-    async fn close(mut self) {
-        let request = self.request(());
-        // A session that is not closed ends by itself after a while.
-        let _ = self.stub.close_session(request).await;
-    }
+async fn set(session: &mut Session, entries: Vec<KeyValue>) -> Result<(), Status> {
+    let request = session.request(SetRequest { k_vs: entries, ..SetRequest::default() });
+    session.stub().set(request).await.map(drop)
 }
 
-fn say(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
+async fn get(session: &mut Session, key: Vec<u8>) -> Result<(), Status> {
+    let request = session.request(KeyRequest { key: key.into(), ..KeyRequest::default() });
+    session.stub().get(request).await.map(drop)
+}
+
+/// How one client talks to its server.
+enum Line {
+    /// The wire as it is.
+    Plain(Box<Session>),
+    /// The client library, which verifies every answer; it keeps its trusted state in memory.
+    Verified(Client),
+}
+
+impl Line {
+    async fn open(target: &Target, at: usize, verified: bool) -> Result<Line, String> {
+        let endpoint = &target.endpoints[at];
+        if !verified {
+            return open(target, endpoint).await.map(|session| Line::Plain(Box::new(session)));
+        }
+        let options = Options {
+            user: target.username.clone(),
+            password: target.password.clone(),
+            database: target.database.clone(),
+            request_timeout: CALL_TIMEOUT,
+            ..Options::default()
+        };
+        let client = Client::connect(vec![endpoint.clone()], options).await;
+        client.map(Line::Verified).map_err(|error| format!("{endpoint}: {}", chain(&error)))
+    }
+
+    async fn set(&mut self, entries: Vec<KeyValue>) -> Result<(), String> {
+        match self {
+            Line::Plain(session) => set(session, entries).await.map_err(|status| say(&status)),
+            Line::Verified(client) => {
+                let pairs = entries.into_iter().map(|entry| alhambra_client::KeyValue::new(entry.key, entry.value));
+                client.verified_set_all(pairs.collect()).await.map(drop).map_err(|error| chain(&error))
+            }
+        }
+    }
+
+    async fn get(&mut self, key: Vec<u8>) -> Result<(), String> {
+        match self {
+            Line::Plain(session) => get(session, key).await.map_err(|status| say(&status)),
+            Line::Verified(client) => client.verified_get(key).await.map(drop).map_err(|error| chain(&error)),
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Line::Plain(session) => session.close().await,
+            Line::Verified(client) => client.close().await,
+        }
+    }
 }
 
 /// Writes the keys that [`Mode::Get`] reads.
 pub async fn populate(target: &Target) -> Result<(), Failure> {
     let refused = |why| Failure::failed(format!("writing the keys to read: {why}"), "check the server, then try again");
-    let mut session = Session::open(target, &target.endpoints[0]).await.map_err(refused)?;
+    let mut session = open(target, &target.endpoints[0]).await.map_err(refused)?;
     let mut stream = Stream::seeded(0);
     for first in (0..POPULATION).step_by(POPULATE_BATCH as usize) {
         let entries = (first..first + POPULATE_BATCH).map(|n| entry(POPULATION_WORKER, n, &mut stream)).collect();
-        session.set(entries).await.map_err(|status| refused(say(&status)))?;
+        set(&mut session, entries).await.map_err(|status| refused(say(&status)))?;
     }
     session.close().await;
     Ok(())
@@ -124,7 +133,7 @@ pub struct Worker {
     workload: Workload,
     number: u64,
     at: usize,
-    session: Option<Session>,
+    line: Option<Line>,
     stream: Stream,
     written: u64,
 }
@@ -133,7 +142,7 @@ impl Worker {
     /// Connects client `number` (from 0) to its endpoint.
     pub async fn connect(target: &Target, workload: Workload, number: u32) -> Result<Worker, Failure> {
         let at = number as usize % target.endpoints.len();
-        let session = Session::open(target, &target.endpoints[at]).await.map_err(|why| {
+        let line = Line::open(target, at, workload.verified).await.map_err(|why| {
             Failure::failed(
                 format!("client {number} cannot connect: {why}"),
                 "check endpoint, user and password; a server may also limit its sessions",
@@ -145,7 +154,7 @@ impl Worker {
             workload,
             number: u64::from(number),
             at,
-            session: Some(session),
+            line: Some(line),
             stream: Stream::seeded(seed),
             written: 0,
         })
@@ -171,26 +180,26 @@ impl Worker {
                 }
             }
         }
-        if let Some(session) = self.session.take() {
-            session.close().await;
+        if let Some(line) = self.line.take() {
+            line.close().await;
         }
         samples
     }
 
     async fn call(&mut self, space: u64) -> Result<u64, String> {
-        let Some(session) = &mut self.session else { return Err("no connection".to_owned()) };
+        let Some(line) = &mut self.line else { return Err("no connection".to_owned()) };
         match self.workload.mode {
             Mode::Set => {
                 let batch = u64::from(self.workload.batch);
                 let first = self.number << 40 | self.written;
                 self.written += batch;
                 let entries = (first..first + batch).map(|n| entry(space, n, &mut self.stream)).collect();
-                session.set(entries).await.map_err(|status| say(&status))?;
+                line.set(entries).await?;
                 Ok(batch)
             }
             Mode::Get => {
                 let n = self.stream.next() % POPULATION;
-                session.get(key(POPULATION_WORKER, n)).await.map_err(|status| say(&status))?;
+                line.get(key(POPULATION_WORKER, n)).await?;
                 Ok(1)
             }
         }
@@ -199,7 +208,7 @@ impl Worker {
     /// Goes on with the next endpoint, so that a dead server shows as a gap and not as the end of the run.
     async fn reconnect(&mut self) {
         self.at = (self.at + 1) % self.target.endpoints.len();
-        self.session = Session::open(&self.target, &self.target.endpoints[self.at]).await.ok();
+        self.line = Line::open(&self.target, self.at, self.workload.verified).await.ok();
     }
 }
 

@@ -1,0 +1,304 @@
+//! `alhambra set`, `get`, `history` and `scan`: verified unless told otherwise.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
+
+use alhambra_client::{Entry, Scan};
+use serde_json::{Value, json};
+
+use crate::connect::{Connect, StateDir};
+use crate::failure::{Failure, OrFail};
+use crate::output::{Output, Table, text};
+use crate::trusted::Trusted;
+
+/// The most that the server answers at once.
+const ENTRIES_MAX: u16 = 2500;
+
+/// Flags that all of these commands have.
+#[derive(Debug, clap::Args)]
+pub struct Common {
+    #[command(flatten)]
+    connect: Connect,
+    #[command(flatten)]
+    states: StateDir,
+    /// Do not ask for proofs, and leave the trusted state alone.
+    #[arg(long)]
+    no_verify: bool,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Common {
+    async fn connect(&self) -> Result<Trusted, Failure> {
+        Trusted::connect(&self.connect, (!self.no_verify).then_some(&self.states)).await
+    }
+}
+
+/// Flags of `alhambra set`.
+#[derive(Debug, clap::Args)]
+pub struct SetArgs {
+    /// The key.
+    #[arg(value_name = "KEY")]
+    key: OsString,
+    /// The value.
+    #[arg(value_name = "VALUE", allow_hyphen_values = true)]
+    value: OsString,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of `alhambra get`.
+#[derive(Debug, clap::Args)]
+pub struct GetArgs {
+    /// The key.
+    #[arg(value_name = "KEY")]
+    key: OsString,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of `alhambra history`.
+#[derive(Debug, clap::Args)]
+pub struct HistoryArgs {
+    /// The key.
+    #[arg(value_name = "KEY")]
+    key: OsString,
+    /// The newest revision first.
+    #[arg(long)]
+    desc: bool,
+    /// Revisions to leave out at the start.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    offset: u64,
+    /// Most revisions to show.
+    #[arg(long, value_name = "N", default_value_t = ENTRIES_MAX, value_parser = clap::value_parser!(u16).range(1..=i64::from(ENTRIES_MAX)))]
+    limit: u16,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of `alhambra scan`.
+#[derive(Debug, clap::Args)]
+pub struct ScanArgs {
+    /// Only keys that begin so.
+    #[arg(value_name = "PREFIX", default_value = "")]
+    prefix: OsString,
+    /// From the last key to the first.
+    #[arg(long)]
+    desc: bool,
+    /// Keys to leave out at the start.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    offset: u64,
+    /// Most keys to show.
+    #[arg(long, value_name = "N", default_value_t = ENTRIES_MAX, value_parser = clap::value_parser!(u16).range(1..=i64::from(ENTRIES_MAX)))]
+    limit: u16,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Writes one pair as one transaction.
+pub async fn set(args: SetArgs) -> Result<(), Failure> {
+    let trusted = args.common.connect().await?;
+    let (key, value) = (args.key.into_vec(), args.value.into_vec());
+    let verify = !args.common.no_verify;
+    let outcome = if verify {
+        trusted.client.verified_set(key.clone(), value.clone()).await.map(|verified| verified.header)
+    } else {
+        trusted.client.set(key.clone(), value.clone()).await
+    };
+    let outcome = outcome.map_err(|error| trusted.explain(&error, Some(&key)));
+    let tx = trusted.close(outcome).await?.id.get();
+    match args.common.output {
+        Output::Json => print_json(&json!({"key": text(&key), "value": text(&value), "tx": tx, "verified": verify})),
+        Output::Raw => print_raw(format!("{tx}\n").as_bytes()),
+        Output::Table => {
+            let mut table = Table::new(&["key", "value", "tx", "verified"]);
+            table.row([text(&key), text(&value), tx.to_string(), yes(verify)]);
+            print_raw(table.render().as_bytes())
+        }
+    }
+}
+
+/// Reads the newest value of a key.
+pub async fn get(args: GetArgs) -> Result<(), Failure> {
+    let trusted = args.common.connect().await?;
+    let key = args.key.into_vec();
+    let verify = !args.common.no_verify;
+    let outcome = if verify {
+        trusted.client.verified_get(key.clone()).await.map(|verified| verified.value)
+    } else {
+        trusted.client.get(key.clone()).await
+    };
+    let outcome = outcome.map_err(|error| trusted.explain(&error, Some(&key)));
+    let entry = trusted.close(outcome).await?;
+    // Of a reference, only the reference is proven.
+    let verified = verify && entry.referenced_by.is_none();
+    match args.common.output {
+        Output::Json => print_json(&entry_json(&key, &entry, verified)),
+        Output::Raw => print_raw(&entry.value),
+        Output::Table => {
+            let mut table = Table::new(&["key", "value", "tx", "revision", "verified"]);
+            table.row([
+                text(&key),
+                text(&entry.value),
+                entry.tx.to_string(),
+                entry.revision.to_string(),
+                yes(verified),
+            ]);
+            print_raw(table.render().as_bytes())
+        }
+    }
+}
+
+/// The object that `get` and `verify` print for an entry.
+pub fn entry_json(key: &[u8], entry: &Entry, verified: bool) -> Value {
+    json!({
+        "key": text(key),
+        "value": text(&entry.value),
+        "tx": entry.tx.get(),
+        "revision": entry.revision,
+        "verified": verified,
+    })
+}
+
+/// Lists all versions of a key.
+pub async fn history(args: HistoryArgs) -> Result<(), Failure> {
+    let mut trusted = args.common.connect().await?;
+    let key = args.key.into_vec();
+    let outcome = async {
+        let entries = trusted
+            .client
+            .history(key.clone(), args.offset, i32::from(args.limit), args.desc)
+            .await
+            .map_err(|error| trusted.explain(&error, Some(&key)))?;
+        judge(&mut trusted, entries, args.common.no_verify).await
+    }
+    .await;
+    let entries = trusted.close(outcome).await?;
+    tell_if_cut(entries.len(), args.limit);
+    match args.common.output {
+        Output::Json => {
+            let entries: Vec<Value> = entries
+                .iter()
+                .map(|(entry, verified)| {
+                    json!({
+                        "revision": entry.revision,
+                        "value": text(&entry.value),
+                        "tx": entry.tx.get(),
+                        "deleted": entry.metadata.deleted,
+                        "expired": entry.expired,
+                        "verified": verified,
+                    })
+                })
+                .collect();
+            print_json(&json!({"key": text(&key), "entries": entries}))
+        }
+        Output::Raw => print_raw(&lines(&entries)),
+        Output::Table => {
+            let mut table = Table::new(&["revision", "value", "tx", "verified", "remark"]);
+            for (entry, verified) in &entries {
+                let remark = match (entry.metadata.deleted, entry.expired) {
+                    (true, _) => "deleted",
+                    (false, true) => "expired",
+                    (false, false) => "",
+                };
+                table.row([
+                    entry.revision.to_string(),
+                    text(&entry.value),
+                    entry.tx.to_string(),
+                    yes(*verified),
+                    remark.to_owned(),
+                ]);
+            }
+            print_raw(table.render().as_bytes())
+        }
+    }
+}
+
+/// Lists keys with their newest values.
+pub async fn scan(args: ScanArgs) -> Result<(), Failure> {
+    let mut trusted = args.common.connect().await?;
+    let prefix = args.prefix.into_vec();
+    let scan = Scan {
+        prefix: prefix.clone().into(),
+        desc: args.desc,
+        offset: args.offset,
+        limit: u64::from(args.limit),
+        ..Scan::default()
+    };
+    let outcome = async {
+        let entries = trusted.client.scan(scan).await.map_err(|error| trusted.explain(&error, None))?;
+        judge(&mut trusted, entries, args.common.no_verify).await
+    }
+    .await;
+    let entries = trusted.close(outcome).await?;
+    tell_if_cut(entries.len(), args.limit);
+    let key = |entry: &Entry| text(entry.referenced_by.as_ref().map_or(&entry.key, |reference| &reference.key));
+    match args.common.output {
+        Output::Json => {
+            let entries: Vec<Value> = entries
+                .iter()
+                .map(|(entry, verified)| {
+                    json!({
+                        "key": key(entry),
+                        "value": text(&entry.value),
+                        "tx": entry.tx.get(),
+                        "revision": entry.revision,
+                        "verified": verified,
+                    })
+                })
+                .collect();
+            print_json(&json!({"prefix": text(&prefix), "entries": entries}))
+        }
+        Output::Raw => print_raw(&lines(&entries)),
+        Output::Table => {
+            let mut table = Table::new(&["key", "value", "tx", "revision", "verified"]);
+            for (entry, verified) in &entries {
+                table.row([
+                    key(entry),
+                    text(&entry.value),
+                    entry.tx.to_string(),
+                    entry.revision.to_string(),
+                    yes(*verified),
+                ]);
+            }
+            print_raw(table.render().as_bytes())
+        }
+    }
+}
+
+/// Verifies each entry by itself. That the list is complete cannot be proven, and nobody is told so.
+async fn judge(trusted: &mut Trusted, entries: Vec<Entry>, no_verify: bool) -> Result<Vec<(Entry, bool)>, Failure> {
+    let mut judged = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let verified = !no_verify && trusted.verify_entry(&entry).await?;
+        judged.push((entry, verified));
+    }
+    Ok(judged)
+}
+
+fn tell_if_cut(shown: usize, limit: u16) {
+    if shown == usize::from(limit) {
+        eprintln!("only {limit} were asked for, there may be more; go on with --offset {limit}");
+    }
+}
+
+fn lines(entries: &[(Entry, bool)]) -> Vec<u8> {
+    entries.iter().flat_map(|(entry, _)| entry.value.iter().copied().chain([b'\n'])).collect()
+}
+
+fn yes(verified: bool) -> String {
+    if verified { "yes" } else { "no" }.to_owned()
+}
+
+/// Prints a JSON document.
+pub fn print_json(value: &Value) -> Result<(), Failure> {
+    print_raw(format!("{value:#}\n").as_bytes())
+}
+
+/// Prints bytes as they are; a reader that went away is an error, not a panic.
+pub fn print_raw(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).or_fail("writing the answer", "check what reads it")
+}

@@ -1,0 +1,139 @@
+//! `alhambra serve`: one node, until a signal stops it in order.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::thread;
+
+use alhambra_node::config::{LogFormat, LogLevel, Origin, ServeArgs};
+use alhambra_node::{Config, Env, Node, NodeError};
+use alhambra_storage::vfs::os::OsVfs;
+use tokio::sync::oneshot;
+use tracing::level_filters::LevelFilter;
+
+use crate::demo::ports;
+use crate::failure::{Failure, Kind, chain};
+use crate::signals::Signals;
+
+/// Flags of `alhambra serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    settings: ServeArgs,
+    /// Stop in order when standard input closes, so that this node does not outlive the demo that started it.
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+/// Flags of `alhambra config`.
+#[derive(Debug, clap::Args)]
+pub struct ConfigArgs {
+    /// Print every setting with its value and where the value came from.
+    #[arg(long, required = true)]
+    print: bool,
+    #[command(flatten)]
+    settings: ServeArgs,
+}
+
+/// Runs a node; `Ok` after an orderly stop.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let config = load(&args.settings)?;
+    log_to_stderr(&config);
+    let mut signals = Signals::listen()?;
+    let parent_gone = async {
+        if args.exit_with_parent {
+            wait_for_end_of_input().await;
+        } else {
+            std::future::pending().await
+        }
+    };
+    tokio::pin!(parent_gone);
+
+    let start = Node::start(config, Env::production(Arc::new(OsVfs)));
+    let node = tokio::select! {
+        started = start => started.map_err(|error| node_failure(&error))?,
+        () = signals.next() => return Ok(()),
+        () = &mut parent_gone => return Ok(()),
+    };
+    tracing::info!(
+        grpc = node.grpc_addr(),
+        peer = node.peer_addr(),
+        metrics = node.metrics_addr().unwrap_or("off"),
+        "serving"
+    );
+    tokio::select! {
+        ended = node.wait() => return ended.map_err(|error| node_failure(&error)),
+        () = signals.next() => {}
+        () = &mut parent_gone => {}
+    }
+    tracing::info!("stopping in order; a second signal stops at once");
+    tokio::select! {
+        () = node.shutdown() => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        () = signals.next() => Err(Failure::failed(
+            "stopped at once by a second signal",
+            "nothing: what was acknowledged is on disk; the next start takes a little longer",
+        )),
+    }
+}
+
+/// `alhambra config --print`: a TOML file that says the same, each line with its origin.
+pub fn print_config(args: &ConfigArgs) -> Result<(), Failure> {
+    for Origin { key, value, source } in load(&args.settings)?.origins() {
+        // What is not set has no value to write; a masked secret must not be taken for one.
+        let unset = value.is_empty() || value.chars().all(|char| char == '*');
+        println!("{}{key} = {value:?}  # {source}", if unset { "# " } else { "" });
+    }
+    Ok(())
+}
+
+fn load(args: &ServeArgs) -> Result<Config, Failure> {
+    Config::load(args).map_err(|error| {
+        Failure::new(
+            Kind::Usage,
+            chain(&error),
+            "see `alhambra serve --help`; `alhambra config --print` shows every setting and where it came from",
+        )
+    })
+}
+
+fn node_failure(error: &NodeError) -> Failure {
+    let mut what = chain(error);
+    if let NodeError::Listen { address, source, .. } = error
+        && source.kind() == io::ErrorKind::AddrInUse
+        && let Some(owner) = address.rsplit_once(':').and_then(|(_, port)| ports::owner(port.parse().ok()?))
+    {
+        what = format!("{what}, by process {} ({})", owner.process_id, owner.name);
+    }
+    Failure::failed(what, "mend what is named above and start again; nothing in the data folder was changed")
+}
+
+fn log_to_stderr(config: &Config) {
+    let level = match config.log_level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Ends when standard input does. A thread of its own reads it, because a blocking read cannot be taken back: it would
+/// hold up the end of the runtime.
+async fn wait_for_end_of_input() {
+    let (ended, end) = oneshot::channel::<()>();
+    let reader = thread::Builder::new().name("parent".to_owned()).spawn(move || {
+        let _until_the_end = ended;
+        let mut byte = [0; 64];
+        while matches!(io::stdin().read(&mut byte), Ok(read) if read > 0) {}
+    });
+    if reader.is_ok() {
+        let _ = end.await;
+    }
+}

@@ -1,0 +1,87 @@
+//! A session on one node over the plain wire, for what has to look at one node by itself: demo, status and bench. The
+//! client library chooses nodes by itself, which is right for everything else.
+
+use std::time::Duration;
+
+use alhambra_proto::schema::OpenSessionRequest;
+use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::failure::chain;
+
+/// Answers may be as large as the largest value, with room for keys and proofs.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// An open session.
+pub struct Session {
+    stub: ImmuServiceClient<Channel>,
+    id: AsciiMetadataValue,
+    cluster: String,
+    timeout: Duration,
+}
+
+/// Who logs in, and where to.
+#[derive(Clone, Copy, Debug)]
+pub struct Login<'a> {
+    /// User.
+    pub username: &'a str,
+    /// Password.
+    pub password: &'a str,
+    /// Database.
+    pub database: &'a str,
+}
+
+impl Session {
+    /// Connects and logs in; `timeout` holds for this and for each later call. The error names the endpoint.
+    pub async fn open(endpoint: &str, login: Login<'_>, timeout: Duration) -> Result<Session, String> {
+        let refused = |why: String| format!("{endpoint}: {why}");
+        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+            .map_err(|error| refused(chain(&error)))?
+            .tcp_nodelay(true)
+            .connect_timeout(timeout)
+            .connect()
+            .await
+            .map_err(|error| refused(chain(&error)))?;
+        let mut stub = ImmuServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let mut request = Request::new(OpenSessionRequest {
+            username: login.username.to_owned().into(),
+            password: login.password.to_owned().into(),
+            database_name: login.database.to_owned(),
+        });
+        request.set_timeout(timeout);
+        let opened = stub.open_session(request).await.map_err(|status| refused(say(&status)))?.into_inner();
+        let id = opened.session_id.parse().map_err(|_| refused("the session id is not header text".to_owned()))?;
+        Ok(Session { stub, id, cluster: opened.server_uuid, timeout })
+    }
+
+    /// The uuid that all nodes of a cluster show.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The calls.
+    pub fn stub(&mut self) -> &mut ImmuServiceClient<Channel> {
+        &mut self.stub
+    }
+
+    /// A message with what belongs into its header.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request.metadata_mut().insert("sessionid", self.id.clone());
+        request
+    }
+
+    /// Ends the session. One that is not closed ends by itself after a while, so that a failure here does not matter.
+    pub async fn close(mut self) {
+        let request = self.request(());
+        let _ = self.stub.close_session(request).await;
+    }
+}
+
+/// A server's refusal in one line.
+pub fn say(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}

@@ -1,0 +1,255 @@
+//! `alhambra status`: every node asked by itself, over gRPC and its health and metrics pages.
+
+use std::time::Duration;
+
+use alhambra_proto::schema::{Database, DatabaseListRequestV2};
+use serde::Serialize;
+
+use crate::connect::{Connect, Target};
+use crate::demo::METRICS_ABOVE_GRPC;
+use crate::failure::{Failure, Kind, OrFail};
+use crate::http;
+use crate::output::{Output, Table, hex};
+use crate::session::{Login, Session, say};
+
+/// A node that says nothing for this long counts as not reachable.
+const ONE_QUESTION: Duration = Duration::from_secs(5);
+/// How much of an Alh the table shows; JSON has all of it.
+const ALH_DIGITS_SHOWN: usize = 16;
+
+/// Flags of `alhambra status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    connect: Connect,
+    /// Health and metrics of the same nodes in the same order [default: each endpoint's port raised by 6175]
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', env = "ALHAMBRA_METRICS_ENDPOINT")]
+    metrics_endpoint: Vec<String>,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    nodes: Vec<Node>,
+}
+
+/// One node as it shows itself.
+#[derive(Debug, Default, Serialize)]
+struct Node {
+    endpoint: String,
+    metrics_endpoint: String,
+    /// Whether `/readyz` says so.
+    ready: bool,
+    /// What `/readyz` says, or why it could not be asked.
+    readiness: String,
+    /// The cluster's uuid; none when the node gives no session.
+    cluster: Option<String>,
+    /// Why the node gives no session.
+    error: Option<String>,
+    databases: Vec<DatabaseState>,
+}
+
+/// One database as one node shows it.
+#[derive(Debug, Serialize)]
+struct DatabaseState {
+    name: String,
+    /// `leader`, `follower`, or `unknown` when the metrics page does not tell.
+    role: &'static str,
+    /// Last transaction.
+    tx: Option<u64>,
+    /// Its Alh as hex.
+    alh: Option<String>,
+    /// Why there is no state.
+    error: Option<String>,
+}
+
+/// Asks all nodes at once and prints what they say; fails when one is not ready.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let target = args.connect.target()?;
+    let metrics_endpoints = metrics_endpoints(&target, &args.metrics_endpoint)?;
+    let asked: Vec<_> = target
+        .endpoints
+        .iter()
+        .zip(metrics_endpoints)
+        .map(|(endpoint, metrics)| tokio::spawn(ask(target.clone(), endpoint.clone(), metrics)))
+        .collect();
+    let mut nodes = Vec::new();
+    for node in asked {
+        nodes.push(node.await.or_fail("asking a node", "report this")?);
+    }
+    let status = Status { nodes };
+    match args.output {
+        Output::Json => {
+            let json = serde_json::to_string_pretty(&status).or_fail("encoding the status", "report this")?;
+            println!("{json}");
+        }
+        Output::Table => print!("{}", status.table().render()),
+        Output::Raw => {
+            for node in &status.nodes {
+                println!("{} {}", node.endpoint, if node.ready { "ready" } else { "not ready" });
+            }
+        }
+    }
+    let missing: Vec<&str> = status.nodes.iter().filter(|n| !n.is_well()).map(|n| n.endpoint.as_str()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::failed(
+        format!("{} of {} nodes are not ready: {}", missing.len(), status.nodes.len(), missing.join(", ")),
+        "look into the logs of these nodes; where metrics are on other ports, name them with --metrics-endpoint",
+    ))
+}
+
+fn metrics_endpoints(target: &Target, given: &[String]) -> Result<Vec<String>, Failure> {
+    if !given.is_empty() {
+        if given.len() != target.endpoints.len() {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("{} metrics endpoints for {} endpoints", given.len(), target.endpoints.len()),
+                "name one for each endpoint, in the same order",
+            ));
+        }
+        return Ok(given.to_vec());
+    }
+    let shift = |endpoint: &String| {
+        let (host, port) = endpoint.rsplit_once(':')?;
+        Some(format!("{host}:{}", port.parse::<u16>().ok()?.checked_add(METRICS_ABOVE_GRPC)?))
+    };
+    target.endpoints.iter().map(shift).collect::<Option<_>>().ok_or_else(|| {
+        Failure::new(
+            Kind::Usage,
+            "an endpoint's port is too high to guess the port of its metrics",
+            "name the metrics of each node with --metrics-endpoint",
+        )
+    })
+}
+
+async fn ask(target: Target, endpoint: String, metrics_endpoint: String) -> Node {
+    let mut node = Node { endpoint, metrics_endpoint, ..Node::default() };
+    match http::get(&node.metrics_endpoint, "/readyz", ONE_QUESTION).await {
+        Ok((status, body)) => {
+            node.ready = status == 200;
+            node.readiness = body.trim().to_owned();
+        }
+        Err(error) => node.readiness = format!("{}: {error}", node.metrics_endpoint),
+    }
+    let metrics =
+        http::get(&node.metrics_endpoint, "/metrics", ONE_QUESTION).await.map_or(String::new(), |page| page.1);
+    let Target { username, password, database, .. } = &target;
+    match Session::open(&node.endpoint, Login { username, password, database }, ONE_QUESTION).await {
+        Ok(mut session) => {
+            node.cluster = Some(session.cluster().to_owned());
+            match databases(&mut session, &metrics).await {
+                Ok(databases) => node.databases = databases,
+                Err(error) => node.error = Some(error),
+            }
+            session.close().await;
+        }
+        Err(error) => node.error = Some(error),
+    }
+    node
+}
+
+async fn databases(session: &mut Session, metrics: &str) -> Result<Vec<DatabaseState>, String> {
+    let request = session.request(DatabaseListRequestV2::default());
+    let list = session.stub().database_list_v2(request).await.map_err(|status| say(&status))?.into_inner();
+    let mut found = Vec::new();
+    for name in list.databases.into_iter().map(|database| database.name) {
+        let role = role(metrics, &name);
+        let mut database = DatabaseState { name, role, tx: None, alh: None, error: None };
+        let request = session.request(Database { database_name: database.name.clone() });
+        let state = match session.stub().use_database(request).await {
+            Ok(_) => {
+                let request = session.request(());
+                session.stub().current_state(request).await
+            }
+            Err(status) => Err(status),
+        };
+        match state {
+            Ok(state) => {
+                let state = state.into_inner();
+                database.tx = Some(state.tx_id);
+                database.alh = Some(hex(&state.tx_hash));
+            }
+            Err(status) => database.error = Some(say(&status)),
+        }
+        found.push(database);
+    }
+    Ok(found)
+}
+
+/// What the metrics page says about this node's part in a database.
+fn role(metrics: &str, database: &str) -> &'static str {
+    let label = format!("database=\"{database}\"");
+    let line = metrics.lines().find(|line| line.starts_with("alhambra_raft_is_leader{") && line.contains(&label));
+    match line.and_then(|line| line.rsplit_once(' ')).and_then(|(_, value)| value.parse::<f64>().ok()) {
+        Some(1.0) => "leader",
+        Some(_) => "follower",
+        None => "unknown",
+    }
+}
+
+impl Node {
+    fn is_well(&self) -> bool {
+        self.ready && self.error.is_none() && self.databases.iter().all(|database| database.error.is_none())
+    }
+}
+
+impl Status {
+    fn table(&self) -> Table {
+        let mut table = Table::new(&["node", "ready", "cluster", "database", "role", "tx", "alh", "remark"]);
+        for node in &self.nodes {
+            let ready = if node.ready { "yes" } else { "no" };
+            let cluster = node.cluster.as_deref().unwrap_or("-");
+            let remark = match &node.error {
+                Some(error) => error.as_str(),
+                None if node.ready => "",
+                None => node.readiness.as_str(),
+            };
+            let remark = remark.lines().next().unwrap_or_default();
+            if node.databases.is_empty() {
+                table.row([node.endpoint.as_str(), ready, cluster, "-", "-", "-", "-", remark]);
+            }
+            for database in &node.databases {
+                let tx = database.tx.map_or("-".to_owned(), |tx| tx.to_string());
+                let alh = database.alh.as_deref().map_or("-", |alh| alh.get(..ALH_DIGITS_SHOWN).unwrap_or(alh));
+                let remark = database.error.as_deref().unwrap_or(remark);
+                table.row([&node.endpoint, ready, cluster, &database.name, database.role, &tx, alh, remark]);
+            }
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_role_is_read_for_the_database_asked_for() {
+        let metrics = "# TYPE alhambra_raft_is_leader gauge\n\
+            alhambra_raft_is_leader{database=\"defaultdb\",node=\"1\"} 1\n\
+            alhambra_raft_is_leader{database=\"other\"} 0\n";
+        assert_eq!(role(metrics, "defaultdb"), "leader");
+        assert_eq!(role(metrics, "other"), "follower");
+        assert_eq!(role(metrics, "default"), "unknown");
+        assert_eq!(role("", "defaultdb"), "unknown");
+    }
+
+    #[test]
+    fn metrics_ports_follow_the_default_layout_or_are_given() {
+        let target = |endpoints: &[&str]| Target {
+            endpoints: endpoints.iter().map(|text| (*text).to_owned()).collect(),
+            username: String::new(),
+            password: String::new(),
+            database: String::new(),
+        };
+        let two = target(&["a:3322", "[::1]:3332"]);
+        assert_eq!(metrics_endpoints(&two, &[]).unwrap(), ["a:9497", "[::1]:9507"]);
+        assert_eq!(metrics_endpoints(&two, &["x:1".to_owned(), "y:2".to_owned()]).unwrap(), ["x:1", "y:2"]);
+        assert!(metrics_endpoints(&two, &["x:1".to_owned()]).is_err());
+        assert!(metrics_endpoints(&target(&["a:65000"]), &[]).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! The client library as the commands use it: connected, with its trusted states in a folder, its errors in our words.
+
+use std::collections::BTreeMap;
+
+use alhambra_client::{Client, Entry, Error, Options, TxId};
+use alhambra_ledger::digest::sha256;
+use alhambra_ledger::kv;
+use alhambra_proto::convert::Tx;
+
+use crate::connect::{Connect, StateDir, Target};
+use crate::failure::{Failure, Kind, chain};
+use crate::output::text;
+
+/// A connected client.
+pub struct Trusted {
+    /// The calls.
+    pub client: Client,
+    target: Target,
+    /// Transactions that were verified already.
+    verified: BTreeMap<TxId, Tx>,
+}
+
+impl Trusted {
+    /// Connects. Without a state folder, trusted states are forgotten when the command ends.
+    pub async fn connect(connect: &Connect, states: Option<&StateDir>) -> Result<Trusted, Failure> {
+        let target = connect.target()?;
+        let options = Options {
+            user: target.username.clone(),
+            password: target.password.clone(),
+            database: target.database.clone(),
+            state_dir: states.map(StateDir::path).transpose()?,
+            ..Options::default()
+        };
+        match Client::connect(target.endpoints.clone(), options).await {
+            Ok(client) => Ok(Trusted { client, target, verified: BTreeMap::new() }),
+            Err(error) => Err(explain(&error, &target, None)),
+        }
+    }
+
+    /// Ends the session, and hands on the outcome of what was done in it.
+    pub async fn close<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        self.client.close().await;
+        outcome
+    }
+
+    /// An error of the client library in our words.
+    pub fn explain(&self, error: &Error, key: Option<&[u8]>) -> Failure {
+        explain(error, &self.target, key)
+    }
+
+    /// Verifies that an entry of a history or a scan is in the transaction it claims, and that transaction in the
+    /// history. `Ok(false)` where there is nothing to compare with: the value of an expired entry is not shown, and of a
+    /// reference the value is somebody else's.
+    pub async fn verify_entry(&mut self, entry: &Entry) -> Result<bool, Failure> {
+        let (key, tx) = match &entry.referenced_by {
+            Some(reference) => (&reference.key, reference.tx),
+            None => (&entry.key, entry.tx),
+        };
+        if !self.verified.contains_key(&tx) {
+            let answer = self.client.verified_tx_by_id(tx).await.map_err(|error| self.explain(&error, Some(key)))?;
+            self.verified.insert(tx, answer.value);
+        }
+        let stored_key = kv::set_key(key);
+        let found = self.verified[&tx].entries.iter().find(|candidate| candidate.key == stored_key);
+        let holds = found.is_some_and(|found| match &entry.referenced_by {
+            Some(by) => found.value_hash == sha256(&kv::reference_value(by.at_tx, &entry.key)),
+            None if found.metadata != entry.metadata => false,
+            // A deletion may carry a value; the usual one stores nothing at all.
+            None if entry.metadata.deleted && entry.value.is_empty() && found.value_len == 0 => {
+                found.value_hash == sha256(b"")
+            }
+            None => entry.expired || found.value_hash == sha256(&kv::set_value(&entry.value)),
+        });
+        if !holds {
+            return Err(Failure::new(
+                Kind::Tampered,
+                format!("tx {tx} is in the history, but does not hold what the server shows for {:?}", text(key)),
+                "do not trust this answer; ask another node, and tell whoever runs this one",
+            ));
+        }
+        Ok(!entry.expired && entry.referenced_by.is_none())
+    }
+}
+
+fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
+    let what = chain(error);
+    let endpoints = target.endpoints.join(", ");
+    let key = key.map_or_else(|| "it".to_owned(), |key| format!("{:?}", text(key)));
+    match error {
+        Error::NoEndpoint | Error::BadEndpoint { .. } => {
+            Failure::new(Kind::Usage, what, "write each endpoint as HOST:PORT")
+        }
+        Error::Unavailable { .. } => Failure::new(
+            Kind::Unavailable,
+            format!("{what} ({endpoints})"),
+            "surely nothing was written: see `alhambra status`, then try again; other nodes are named with --endpoint",
+        ),
+        Error::OutcomeUnknown { .. } => Failure::new(
+            Kind::OutcomeUnknown,
+            what,
+            format!("look before writing again: read {key} back; `alhambra status` shows how the cluster is"),
+        ),
+        Error::Refused { .. } if error.is_key_not_found() => {
+            Failure::new(Kind::NotFound, format!("there is no key {key}"), "see `alhambra scan` for the keys there are")
+        }
+        Error::Refused { .. } if error.is_login_refused() => Failure::failed(
+            format!("user {:?}: {what}", target.username),
+            "check --username and --password, or ALHAMBRA_USERNAME and ALHAMBRA_PASSWORD",
+        ),
+        Error::Refused { .. } if error.is_database_not_found() => Failure::new(
+            Kind::NotFound,
+            format!("database {:?}: {what}", target.database),
+            "name another with --database; `alhambra status` shows which there are",
+        ),
+        Error::Refused { .. } => Failure::failed(what, "change the call as the message says"),
+        Error::Tampered { .. } => Failure::new(
+            Kind::Tampered,
+            what,
+            "do not trust this server: keep the evidence, compare with other nodes, and tell whoever runs it; the \
+             trusted state was left as it was",
+        ),
+        Error::OtherServer { .. } => {
+            Failure::failed(what, "name only nodes of one cluster with --endpoint; a new cluster is another server")
+        }
+        Error::State(_) => Failure::failed(
+            what,
+            "make the state folder writable, name another with --state-dir, or remove the file to trust anew",
+        ),
+        Error::Malformed { .. } | Error::BadSessionId | Error::BadPublicKey { .. } => {
+            Failure::failed(what, "check that the endpoint is a server of this protocol")
+        }
+    }
+}
