@@ -1,0 +1,5 @@
+//! Tests of the `raft` crate that need more than one module.
+
+#![allow(clippy::unwrap_used)] // A test may fail loudly anywhere.
+
+mod forming;
