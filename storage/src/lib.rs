@@ -4,6 +4,7 @@ pub mod apply;
 pub mod command;
 pub mod error;
 pub mod format;
+pub mod index;
 pub mod limits;
 pub mod segment;
 pub mod vfs;
