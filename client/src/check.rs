@@ -18,6 +18,7 @@ use alhambra_proto::schema;
 use bytes::Bytes;
 use p256::ecdsa::signature::Verifier;
 use p256::ecdsa::{Signature, VerifyingKey};
+use p256::pkcs8::DecodePublicKey;
 
 /// The check that failed; everything before it held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +129,27 @@ pub(crate) struct GetQuestion<'a> {
     pub(crate) key: &'a [u8],
     /// 0: not given.
     pub(crate) at_tx: TxId,
+}
+
+/// Reads a public key in PEM. Tools break the lines at different widths, the parser knows one; so they are broken anew.
+pub(crate) fn public_key(pem: &str) -> Result<VerifyingKey, p256::pkcs8::spki::Error> {
+    let is_frame = |line: &str| line.starts_with("-----");
+    let body: String = pem.lines().map(str::trim).filter(|line| !is_frame(line)).collect();
+    let mut text = String::with_capacity(pem.len() + 8);
+    for line in pem.lines().map(str::trim).filter(|line| is_frame(line)).take(1) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    for (place, character) in body.chars().enumerate() {
+        if place > 0 && place % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(character);
+    }
+    text.push('\n');
+    text.extend(pem.lines().map(str::trim).filter(|line| is_frame(line)).skip(1));
+    text.push('\n');
+    VerifyingKey::from_public_key_pem(&text)
 }
 
 /// Checks the signature over `state`, where a key is known.
@@ -261,4 +283,42 @@ pub(crate) fn current_state(
 /// Checks that transaction `tx` of the answer is the one with this Alh.
 pub(crate) fn same_alh(tx: &Tx, alh: &Digest) -> Result<(), Check> {
     require(tx.header.alh()? == *alh, Check::Fork { tx: tx.header.id })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Signatures of another program over the published states.
+    #[test]
+    fn published_signatures_are_accepted_and_changed_ones_refused() {
+        let vectors: Value = serde_json::from_str(include_str!("../../ledger/testdata/vectors.json")).unwrap();
+        let vectors = &vectors["state_signature"];
+        let key = public_key(vectors["public_key_pem"].as_str().unwrap()).unwrap();
+        let states = vectors["states"].as_array().unwrap();
+        assert_eq!(states.len(), 3);
+        for published in states {
+            let hex = published["signature"].as_str().unwrap();
+            let der: Vec<u8> =
+                (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+            let state = TrustedState {
+                database: published["db"].as_str().unwrap().into(),
+                tx: TxId(published["tx_id"].as_u64().unwrap()),
+                alh: published["tx_hash"].as_str().unwrap().parse().unwrap(),
+            };
+            let signed = |der: &[u8]| schema::Signature { public_key: Bytes::new(), signature: der.to_vec().into() };
+            assert_eq!(signature(&state, Some(&signed(&der)), Some(&key)), Ok(()));
+            assert_eq!(signature(&state, None, Some(&key)), Err(Check::SignatureMissing));
+            assert_eq!(signature(&state, None, None), Ok(()));
+            let older = TrustedState { tx: TxId(state.tx.get() + 1), ..state.clone() };
+            assert_eq!(signature(&older, Some(&signed(&der)), Some(&key)), Err(Check::Signature));
+            for index in 0..der.len() {
+                let mut changed = der.clone();
+                changed[index] ^= 1;
+                assert_eq!(signature(&state, Some(&signed(&changed)), Some(&key)), Err(Check::Signature), "{index}");
+            }
+        }
+    }
 }

@@ -11,11 +11,10 @@ use alhambra_proto::convert::{ConvertError, Tx, kv_metadata, kv_metadata_from};
 use alhambra_proto::schema;
 use bytes::Bytes;
 use p256::ecdsa::VerifyingKey;
-use p256::pkcs8::DecodePublicKey;
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::check::KeyValue;
+use crate::check::{KeyValue, public_key};
 use crate::connect::{Connection, Credentials, endpoint};
 use crate::error::Error;
 use crate::retry::Kind;
@@ -166,7 +165,7 @@ impl Client {
     }
 
     async fn over(channels: Vec<(String, Channel)>, options: Options) -> Result<Self, Error> {
-        let key = options.server_public_key.as_deref().map(VerifyingKey::from_public_key_pem).transpose();
+        let key = options.server_public_key.as_deref().map(public_key).transpose();
         let server_key = key.map_err(|source| Error::BadPublicKey { source: source.into() })?;
         let store: Arc<dyn StateStore> = match (options.state_store, options.state_dir) {
             (Some(store), _) => store,

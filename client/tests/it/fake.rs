@@ -1,0 +1,334 @@
+//! A gRPC server over a [`Chain`], with hooks for everything a dishonest or dying one might do.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use alhambra_client::{Client, MemoryStateStore, Options};
+use alhambra_ledger::entry::KvMetadata;
+use alhambra_ledger::ids::TxId;
+use alhambra_ledger::kv::{self, StoredValue};
+use alhambra_ledger::state::TrustedState;
+use alhambra_proto::code::text;
+use alhambra_proto::convert::{immutable_state, kv_metadata, kv_metadata_from};
+use alhambra_proto::schema;
+use alhambra_proto::schema::immu_service_server::{ImmuService, ImmuServiceServer};
+use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{Signature, SigningKey};
+use p256::pkcs8::EncodePublicKey;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::chain::{Chain, Stored};
+
+type Hook<T> = Option<Box<dyn FnMut(&mut T) + Send>>;
+
+/// What the next write does instead of being answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is applied, and the answer never comes.
+    AppliedThenSilent,
+    /// It is applied, and the answer is this code of the transport.
+    AppliedThen(tonic::Code),
+}
+
+/// Data that several endpoints share, as the nodes of a cluster do.
+pub struct Cluster {
+    pub chain: Mutex<Chain>,
+    pub on_tx: Mutex<Hook<schema::VerifiableTx>>,
+    pub on_entry: Mutex<Hook<schema::VerifiableEntry>>,
+    pub on_state: Mutex<Hook<schema::ImmutableState>>,
+    /// Signs all states.
+    pub key: Mutex<Option<SigningKey>>,
+}
+
+impl Cluster {
+    pub fn new(chain: Chain) -> Arc<Self> {
+        Arc::new(Self {
+            chain: Mutex::new(chain),
+            on_tx: Mutex::default(),
+            on_entry: Mutex::default(),
+            on_state: Mutex::default(),
+            key: Mutex::default(),
+        })
+    }
+
+    pub fn state(&self) -> TrustedState {
+        self.chain.lock().unwrap().state()
+    }
+
+    fn signed(&self, state: &TrustedState) -> Option<schema::Signature> {
+        let key = self.key.lock().unwrap();
+        let signature: Signature = key.as_ref()?.sign(&state.signed_bytes().unwrap());
+        let public_key = key.as_ref()?.verifying_key().to_sec1_point(false).as_bytes().to_vec().into();
+        Some(schema::Signature { public_key, signature: signature.to_der().as_bytes().to_vec().into() })
+    }
+}
+
+/// A key of tests, and the PEM text that a client is given.
+pub fn signing_key(seed: u8) -> (SigningKey, String) {
+    let key = SigningKey::from_slice(&[seed; 32]).unwrap();
+    let pem = key.verifying_key().to_public_key_pem(p256::pkcs8::LineEnding::LF).unwrap();
+    (key, pem)
+}
+
+pub struct Node {
+    cluster: Arc<Cluster>,
+    uuid: Mutex<String>,
+    sessions: AtomicU64,
+    /// Sessions with a lower number are forgotten.
+    sessions_from: AtomicU64,
+    /// Answers to the next calls that carry a session, instead of doing them.
+    pub refusals: Mutex<VecDeque<Status>>,
+    pub fate: Mutex<Option<Fate>>,
+    pub calls: Mutex<Vec<&'static str>>,
+}
+
+/// A running endpoint, on threads of its own. Dropping it ends all of it at once, connections included, as when a
+/// process is killed.
+pub struct Fake {
+    pub node: Arc<Node>,
+    pub endpoint: String,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+impl Fake {
+    pub fn start(cluster: &Arc<Cluster>) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let node = Arc::new(Node {
+            cluster: Arc::clone(cluster),
+            uuid: Mutex::new("d7l3kq8s9pmc73fn1g20".into()),
+            sessions: AtomicU64::new(0),
+            sessions_from: AtomicU64::new(0),
+            refusals: Mutex::default(),
+            fate: Mutex::default(),
+            calls: Mutex::default(),
+        });
+        let service = ImmuServiceServer::from_arc(Arc::clone(&node));
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap()).with_nodelay(Some(true));
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+        });
+        Self { node, endpoint, runtime: Some(runtime) }
+    }
+
+    pub fn set_uuid(&self, uuid: &str) {
+        *self.node.uuid.lock().unwrap() = uuid.into();
+    }
+
+    pub fn forget_sessions(&self) {
+        self.node.sessions_from.store(self.node.sessions.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+
+    pub fn refuse(&self, status: Status) {
+        self.node.refusals.lock().unwrap().push_back(status);
+    }
+
+    pub fn count(&self, call: &str) -> usize {
+        self.node.calls.lock().unwrap().iter().filter(|name| **name == call).count()
+    }
+
+    pub async fn client(&self) -> (Client, Arc<MemoryStateStore>) {
+        self.client_with(Options::default()).await
+    }
+
+    pub async fn client_with(&self, options: Options) -> (Client, Arc<MemoryStateStore>) {
+        let store = Arc::new(MemoryStateStore::new());
+        let state_store: Arc<dyn alhambra_client::StateStore> = store.clone();
+        let options = Options { state_store: Some(state_store), ..options };
+        (Client::connect(vec![self.endpoint.clone()], options).await.unwrap(), store)
+    }
+}
+
+impl Node {
+    /// Counts the call; checks the session; takes a refusal if one is waiting.
+    fn admit<T>(&self, name: &'static str, request: Request<T>) -> Result<T, Status> {
+        self.calls.lock().unwrap().push(name);
+        let session = request.metadata().get("sessionid").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
+        let session = session.ok_or_else(|| text::NOT_LOGGED_IN.status())?;
+        if session < self.sessions_from.load(Ordering::SeqCst) {
+            return Err(text::SESSION_NOT_FOUND.status());
+        }
+        match self.refusals.lock().unwrap().pop_front() {
+            Some(status) => Err(status),
+            None => Ok(request.into_inner()),
+        }
+    }
+
+    fn commit(&self, request: &schema::SetRequest) -> TxId {
+        let entry = |kv: &schema::KeyValue| {
+            let metadata = kv_metadata_from(kv.metadata.as_ref());
+            Stored { metadata, ..Stored::pair(&kv.key, &kv.value) }
+        };
+        self.cluster.chain.lock().unwrap().commit(request.k_vs.iter().map(entry).collect())
+    }
+
+    async fn meet_fate(&self) -> Result<(), Status> {
+        let fate = self.fate.lock().unwrap().take();
+        match fate {
+            None => Ok(()),
+            Some(Fate::AppliedThen(code)) => Err(Status::new(code, "the connection went away")),
+            Some(Fate::AppliedThenSilent) => std::future::pending().await,
+        }
+    }
+
+    fn beyond(&self, since: u64) -> bool {
+        since > self.cluster.chain.lock().unwrap().last().get()
+    }
+
+    fn verifiable_tx(&self, tx: TxId, since: u64) -> schema::VerifiableTx {
+        let chain = self.cluster.chain.lock().unwrap();
+        let mut reply: schema::VerifiableTx = (&chain.verifiable_tx(tx, TxId(since))).into();
+        reply.signature = self.cluster.signed(&chain.state_at(tx.max(TxId(since))));
+        drop(chain);
+        if let Some(hook) = &mut *self.cluster.on_tx.lock().unwrap() {
+            hook(&mut reply);
+        }
+        reply
+    }
+
+    /// The entry as Get answers it, and where it (or the reference to it) stands.
+    fn entry(&self, key: &[u8], at: u64) -> Result<(schema::Entry, TxId, u32), Status> {
+        let chain = self.cluster.chain.lock().unwrap();
+        let missing = || text::KEY_NOT_FOUND.status();
+        let (tx, place, stored) = chain.find(key, TxId(at)).ok_or_else(missing)?;
+        let plain = |key: &[u8], tx: TxId, value: &[u8], metadata: &KvMetadata| schema::Entry {
+            tx: tx.get(),
+            key: key.to_vec().into(),
+            value: value.to_vec().into(),
+            metadata: kv_metadata(metadata),
+            revision: 1,
+            ..Default::default()
+        };
+        let entry = match kv::parse_value(&stored.value).unwrap() {
+            StoredValue::Deletion => return Err(missing()),
+            StoredValue::Plain(value) => plain(key, tx, value, &stored.metadata),
+            StoredValue::Reference { at_tx, key: target } => {
+                let (target_tx, _, found) = chain.find(target, at_tx).ok_or_else(missing)?;
+                let StoredValue::Plain(value) = kv::parse_value(&found.value).unwrap() else { return Err(missing()) };
+                let by = schema::Reference {
+                    tx: tx.get(),
+                    key: key.to_vec().into(),
+                    at_tx: at_tx.get(),
+                    ..Default::default()
+                };
+                schema::Entry { referenced_by: Some(by), ..plain(target, target_tx, value, &found.metadata) }
+            }
+        };
+        Ok((entry, tx, place))
+    }
+}
+
+#[async_trait]
+impl ImmuService for Node {
+    async fn open_session(
+        &self,
+        request: Request<schema::OpenSessionRequest>,
+    ) -> Result<Response<schema::OpenSessionResponse>, Status> {
+        self.calls.lock().unwrap().push("open_session");
+        if request.get_ref().password != "immudb" {
+            return Err(text::INVALID_CREDENTIALS.status());
+        }
+        let session_id = (self.sessions.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        let server_uuid = self.uuid.lock().unwrap().clone();
+        Ok(Response::new(schema::OpenSessionResponse { session_id, server_uuid }))
+    }
+
+    async fn keep_alive(&self, request: Request<()>) -> Result<Response<()>, Status> {
+        self.admit("keep_alive", request).map(Response::new)
+    }
+
+    async fn current_state(&self, request: Request<()>) -> Result<Response<schema::ImmutableState>, Status> {
+        self.admit("current_state", request)?;
+        let state = self.cluster.state();
+        let mut reply = immutable_state(&state, self.cluster.signed(&state));
+        if let Some(hook) = &mut *self.cluster.on_state.lock().unwrap() {
+            hook(&mut reply);
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn set(&self, request: Request<schema::SetRequest>) -> Result<Response<schema::TxHeader>, Status> {
+        let request = self.admit("set", request)?;
+        let tx = self.commit(&request);
+        self.meet_fate().await?;
+        Ok(Response::new(self.cluster.chain.lock().unwrap().header_of(tx).into()))
+    }
+
+    async fn verifiable_set(
+        &self,
+        request: Request<schema::VerifiableSetRequest>,
+    ) -> Result<Response<schema::VerifiableTx>, Status> {
+        let request = self.admit("verifiable_set", request)?;
+        if self.beyond(request.prove_since_tx) {
+            return Err(text::ILLEGAL_STATE.status());
+        }
+        let tx = self.commit(request.set_request.as_ref().unwrap());
+        self.meet_fate().await?;
+        Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
+    }
+
+    async fn get(&self, request: Request<schema::KeyRequest>) -> Result<Response<schema::Entry>, Status> {
+        let request = self.admit("get", request)?;
+        Ok(Response::new(self.entry(&request.key, request.at_tx)?.0))
+    }
+
+    async fn verifiable_get(
+        &self,
+        request: Request<schema::VerifiableGetRequest>,
+    ) -> Result<Response<schema::VerifiableEntry>, Status> {
+        let request = self.admit("verifiable_get", request)?;
+        if self.beyond(request.prove_since_tx) {
+            return Err(text::ILLEGAL_STATE.status());
+        }
+        let key = request.key_request.unwrap();
+        let (entry, tx, place) = self.entry(&key.key, key.at_tx)?;
+        let inclusion = self.cluster.chain.lock().unwrap().inclusion(tx, place);
+        let mut reply = schema::VerifiableEntry {
+            entry: Some(entry),
+            verifiable_tx: Some(self.verifiable_tx(tx, request.prove_since_tx)),
+            inclusion_proof: Some(inclusion),
+        };
+        if let Some(hook) = &mut *self.cluster.on_entry.lock().unwrap() {
+            hook(&mut reply);
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn verifiable_tx_by_id(
+        &self,
+        request: Request<schema::VerifiableTxRequest>,
+    ) -> Result<Response<schema::VerifiableTx>, Status> {
+        let request = self.admit("verifiable_tx_by_id", request)?;
+        let last = self.cluster.chain.lock().unwrap().last().get();
+        if request.tx > last {
+            return Err(text::TX_NOT_FOUND.status());
+        }
+        if request.prove_since_tx > last {
+            return Err(text::illegal_state(last, request.prove_since_tx));
+        }
+        Ok(Response::new(self.verifiable_tx(TxId(request.tx), request.prove_since_tx)))
+    }
+
+    async fn use_database(
+        &self,
+        request: Request<schema::Database>,
+    ) -> Result<Response<schema::UseDatabaseReply>, Status> {
+        let name = self.admit("use_database", request)?.database_name;
+        if name != self.cluster.chain.lock().unwrap().database {
+            return Err(text::database_not_found(&name));
+        }
+        Ok(Response::new(schema::UseDatabaseReply { token: "token".into() }))
+    }
+}

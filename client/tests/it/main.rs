@@ -1,0 +1,10 @@
+//! The client against a server that lives in this process and can be told to lie, to refuse and to vanish.
+
+#![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
+
+mod chain;
+mod failover;
+mod fake;
+mod state_store;
+mod tampering;
+mod verified;
