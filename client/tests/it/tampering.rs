@@ -112,7 +112,7 @@ async fn lies_about_an_entry() {
     ];
     for (index, (lie, expected)) in lies.iter().enumerate() {
         let lie = *lie;
-        *cluster.on_entry.lock().unwrap() = Some(Box::new(move |reply| lie(reply)));
+        *cluster.on_entry.lock().unwrap() = Some(Box::new(lie));
         assert_eq!(step(client.verified_get("b").await.unwrap_err()), *expected, "lie {index}");
         assert_eq!(client.trusted_state().await.unwrap(), before, "lie {index} moved the state");
         let evidence = store.evidence();
@@ -148,7 +148,7 @@ async fn lies_about_a_write() {
     ];
     for (index, (lie, expected)) in lies.iter().enumerate() {
         let lie = *lie;
-        *cluster.on_tx.lock().unwrap() = Some(Box::new(move |reply| lie(reply)));
+        *cluster.on_tx.lock().unwrap() = Some(Box::new(lie));
         assert_eq!(step(client.verified_set("x", "y").await.unwrap_err()), *expected, "lie {index}");
         assert_eq!(client.trusted_state().await.unwrap(), before, "lie {index} moved the state");
     }
