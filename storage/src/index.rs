@@ -9,7 +9,7 @@
 //!
 //! The index is rebuilt at open and fed by one applier while many readers read. Versions are only ever added, and only
 //! behind those that are there, so what a transaction id `at` sees never changes: a read snapshot *is* that id, costs
-//! nothing to open and copies nothing. Nobody holds the lock for longer than [`STEPS_PER_LOCK`] steps: a long scan
+//! nothing to open and copies nothing. Nobody holds the lock for longer than `STEPS_PER_LOCK` steps: a long scan
 //! continues behind the last key that it saw, and a large transaction goes in piece by piece, unseen until it is
 //! published.
 //!
