@@ -8,5 +8,6 @@ pub mod index;
 pub mod limits;
 pub mod segment;
 pub mod vfs;
+mod wire;
 
 pub use error::{Error, Result};

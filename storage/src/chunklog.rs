@@ -1,0 +1,303 @@
+//! An append-only run of bytes in chunk files: what the derived logs (`tx/`, `commit/`, `aht/`, `seal/`) are made of.
+//!
+//! Appending touches memory only. Bytes reach their files when enough wait ([`ChunkLog::spill`]) and the disk at a
+//! checkpoint ([`ChunkLog::sync`]); readers see them from the moment of the append, and never wait for a write or a sync:
+//! a buffer that is being written stays readable until its bytes can be read from the file.
+//!
+//! ```text
+//! offset 0 ........................ written ............ written + writing ............ end
+//!        [ in files, maybe not synced ][ being written    ][ appended since            ]
+//! ```
+//!
+//! Nothing here is synced on the commit path: a derived log is cut to the checkpoint at open and appended anew from the
+//! ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alhambra_ledger::ids::DatabaseId;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::{Damage, Error, FileOp, Result};
+use crate::format::derived::{self, CHUNK_HEADER_BYTES, ChunkHeader, LogKind};
+use crate::limits::{UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_SPILL};
+use crate::vfs::{File, OpenMode, Vfs};
+
+/// One derived log.
+#[derive(Debug)]
+pub(crate) struct ChunkLog {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    kind: LogKind,
+    database: DatabaseId,
+    chunk_bytes: u64,
+    tail: RwLock<Tail>,
+    writer: Mutex<Writer>,
+    files: RwLock<BTreeMap<u64, Arc<dyn File>>>,
+}
+
+/// What is not in the files yet.
+#[derive(Debug)]
+struct Tail {
+    written: u64,
+    writing: Option<Arc<Vec<u8>>>,
+    open: Vec<u8>,
+}
+
+impl Tail {
+    fn open_at(&self) -> u64 {
+        self.written + self.writing.as_ref().map_or(0, |bytes| bytes.len() as u64)
+    }
+
+    fn end(&self) -> u64 {
+        self.open_at() + self.open.len() as u64
+    }
+
+    /// Copies the part of `at..at + out.len()` that is in memory to its place in `out`.
+    fn copy(&self, at: u64, out: &mut [u8]) {
+        let mut part = |from: u64, bytes: &[u8]| {
+            let start = at.max(from);
+            let end = (at + out.len() as u64).min(from + bytes.len() as u64);
+            if start < end {
+                let source = &bytes[(start - from) as usize..(end - from) as usize];
+                out[(start - at) as usize..(end - at) as usize].copy_from_slice(source);
+            }
+        };
+        if let Some(writing) = &self.writing {
+            part(self.written, writing);
+        }
+        part(self.open_at(), &self.open);
+    }
+}
+
+/// What the next sync has to make durable.
+#[derive(Debug, Default)]
+struct Writer {
+    unsynced: BTreeSet<u64>,
+    names_unsynced: bool,
+}
+
+impl ChunkLog {
+    /// Opens the log and cuts it to `len` bytes. Fewer bytes than that are damage: the checkpoint says that they were
+    /// synced. With `len` 0 whatever is there goes.
+    pub(crate) fn open(
+        vfs: &Arc<dyn Vfs>,
+        dir: PathBuf,
+        kind: LogKind,
+        database: DatabaseId,
+        chunk_bytes: u64,
+        len: u64,
+    ) -> Result<Self> {
+        vfs.create_dir_all(&dir).map_err(|e| Error::io(FileOp::CreateDir, &dir, e))?;
+        let log = Self {
+            vfs: Arc::clone(vfs),
+            dir,
+            kind,
+            database,
+            chunk_bytes,
+            tail: RwLock::new(Tail { written: len, writing: None, open: Vec::new() }),
+            writer: Mutex::new(Writer::default()),
+            files: RwLock::new(BTreeMap::new()),
+        };
+        log.cut(len)?;
+        Ok(log)
+    }
+
+    fn cut(&self, len: u64) -> Result<()> {
+        let chunks = len.div_ceil(self.chunk_bytes);
+        for (name, _) in self.vfs.read_dir(&self.dir).map_err(|e| Error::io(FileOp::ReadDir, &self.dir, e))? {
+            let path = self.dir.join(&name);
+            if derived::chunk_number(&name).is_none_or(|number| number >= chunks) {
+                self.vfs.remove_file(&path).map_err(|e| Error::io(FileOp::Remove, &path, e))?;
+            }
+        }
+        for number in 0..chunks {
+            let path = self.chunk_path(number);
+            let file = self.chunk(number)?;
+            let bytes_want = CHUNK_HEADER_BYTES + (len - number * self.chunk_bytes).min(self.chunk_bytes);
+            let bytes_found = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+            if bytes_found < bytes_want {
+                return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
+            }
+            if bytes_found > bytes_want {
+                let file =
+                    self.vfs.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+                file.set_len(bytes_want).map_err(|e| Error::io(FileOp::SetLength, &path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes appended so far.
+    pub(crate) fn end(&self) -> u64 {
+        self.tail.read().end()
+    }
+
+    /// Appends `bytes` in memory and answers their offset.
+    pub(crate) fn append(&self, bytes: &[u8]) -> u64 {
+        let mut tail = self.tail.write();
+        let at = tail.end();
+        tail.open.extend_from_slice(bytes);
+        at
+    }
+
+    /// Copies `out.len()` bytes at `at`; all of them must have been appended.
+    pub(crate) fn read_into(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let written = {
+            let tail = self.tail.read();
+            let end = at.checked_add(out.len() as u64);
+            if end.is_none_or(|end| end > tail.end()) {
+                return Err(self.corrupted(at, Damage::Missing));
+            }
+            tail.copy(at, out);
+            tail.written
+        };
+        let from_files = usize::try_from(written.saturating_sub(at)).unwrap_or(usize::MAX).min(out.len());
+        let mut done = 0;
+        while done < from_files {
+            let offset = at + done as u64;
+            let (number, within) = (offset / self.chunk_bytes, offset % self.chunk_bytes);
+            let len = (from_files - done).min((self.chunk_bytes - within) as usize);
+            let file = self.chunk(number)?;
+            let bytes = file.read_at(CHUNK_HEADER_BYTES + within, len).map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => self.corrupted(offset, Damage::Missing),
+                _ => Error::io(FileOp::Read, &self.chunk_path(number), e),
+            })?;
+            out[done..done + len].copy_from_slice(&bytes);
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// As [`ChunkLog::read_into`].
+    pub(crate) fn read(&self, at: u64, len: usize) -> Result<Vec<u8>> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.end()) {
+            return Err(self.corrupted(at, Damage::Missing));
+        }
+        let mut out = vec![0; len];
+        self.read_into(at, &mut out)?;
+        Ok(out)
+    }
+
+    /// Writes to the files when enough bytes wait. While a sync is running nothing is written until the buffer's bound is
+    /// reached, because a write may have to wait for the sync.
+    pub(crate) fn spill(&self) -> Result<()> {
+        let waiting = self.tail.read().open.len();
+        if waiting < UNWRITTEN_BYTES_SPILL {
+            return Ok(());
+        }
+        let writer = if waiting < UNWRITTEN_BYTES_MAX { self.writer.try_lock() } else { Some(self.writer.lock()) };
+        writer.map_or(Ok(()), |mut writer| self.write_out(&mut writer))
+    }
+
+    /// Writes everything appended before the call and makes it durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let mut writer = self.writer.lock();
+        self.write_out(&mut writer)?;
+        while let Some(&number) = writer.unsynced.first() {
+            let path = self.chunk_path(number);
+            self.chunk(number)?.sync_data().map_err(|e| Error::io(FileOp::Sync, &path, e))?;
+            writer.unsynced.remove(&number);
+        }
+        if writer.names_unsynced {
+            self.vfs.sync_dir(&self.dir).map_err(|e| Error::io(FileOp::SyncDir, &self.dir, e))?;
+            writer.names_unsynced = false;
+        }
+        Ok(())
+    }
+
+    fn write_out(&self, writer: &mut Writer) -> Result<()> {
+        let (mut at, bytes) = {
+            let mut tail = self.tail.write();
+            // Left over when an earlier write failed; the database is poisoned then and does not come here again.
+            if tail.writing.is_some() {
+                return Err(Error::Poisoned);
+            }
+            if tail.open.is_empty() {
+                return Ok(());
+            }
+            let bytes = Arc::new(std::mem::take(&mut tail.open));
+            tail.writing = Some(Arc::clone(&bytes));
+            (tail.written, bytes)
+        };
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (number, within) = (at / self.chunk_bytes, at % self.chunk_bytes);
+            let len = rest.len().min((self.chunk_bytes - within) as usize);
+            let file = if within == 0 { self.make_chunk(number, writer)? } else { self.chunk(number)? };
+            writer.unsynced.insert(number);
+            file.write_at(CHUNK_HEADER_BYTES + within, &rest[..len])
+                .map_err(|e| Error::io(FileOp::Write, &self.chunk_path(number), e))?;
+            at += len as u64;
+            rest = &rest[len..];
+        }
+        let mut tail = self.tail.write();
+        tail.written = at;
+        tail.writing = None;
+        Ok(())
+    }
+
+    fn make_chunk(&self, number: u64, writer: &mut Writer) -> Result<Arc<dyn File>> {
+        let path = self.chunk_path(number);
+        writer.names_unsynced = true;
+        let file = self.vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
+        let header =
+            ChunkHeader { kind: self.kind, database: self.database, number, chunk_bytes: self.chunk_bytes }.encode();
+        file.write_at(0, &header).map_err(|e| Error::io(FileOp::Write, &path, e))?;
+        let file: Arc<dyn File> = Arc::from(file);
+        self.files.write().insert(number, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The open file of a chunk that exists; its header is checked when it is opened.
+    fn chunk(&self, number: u64) -> Result<Arc<dyn File>> {
+        if let Some(file) = self.files.read().get(&number) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.chunk_path(number);
+        let file = match self.vfs.open(&path, OpenMode::ReadWrite) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
+            }
+            Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
+        };
+        let header = match file.read_at(0, CHUNK_HEADER_BYTES as usize) {
+            Ok(header) => header,
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
+            Err(e) => return Err(Error::io(FileOp::Read, &path, e)),
+        };
+        let want = ChunkHeader { kind: self.kind, database: self.database, number, chunk_bytes: self.chunk_bytes };
+        want.check(&header, &path)?;
+        let file: Arc<dyn File> = Arc::from(file);
+        Ok(Arc::clone(self.files.write().entry(number).or_insert(file)))
+    }
+
+    pub(crate) fn chunk_path(&self, number: u64) -> PathBuf {
+        self.dir.join(derived::chunk_name(number))
+    }
+
+    /// Damage at a logical offset, told as file and offset within it.
+    pub(crate) fn corrupted(&self, at: u64, damage: Damage) -> Error {
+        Error::Corrupted {
+            path: self.chunk_path(at / self.chunk_bytes),
+            segment: None,
+            offset: CHUNK_HEADER_BYTES + at % self.chunk_bytes,
+            damage,
+        }
+    }
+
+    /// Names, relative to the log's folder, and lengths of the chunk files of the first `len` bytes.
+    pub(crate) fn files(chunk_bytes: u64, len: u64) -> impl Iterator<Item = (String, u64)> {
+        (0..len.div_ceil(chunk_bytes)).map(move |number| {
+            (derived::chunk_name(number), CHUNK_HEADER_BYTES + (len - number * chunk_bytes).min(chunk_bytes))
+        })
+    }
+
+    /// The folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
