@@ -1,6 +1,24 @@
 //! Applying commands: pure preparation of transaction records, then the derived logs and the index, in order.
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::digest::{self, Digest};
+use alhambra_ledger::entry::{KvMetadata, entry_digest};
+use alhambra_ledger::header::{TxHeader, TxMetadata};
+use alhambra_ledger::htree;
+use alhambra_ledger::ids::{LogId, LogIndex, TxId};
+use bytes::Bytes;
+
+use crate::ahtlog::Frontier;
+use crate::checkpoint::State;
+use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
+use crate::commitlog::CommitRecord;
+use crate::core::Core;
+use crate::database::{Database, Options};
+use crate::error::{Error, Result};
+use crate::format::FRAME_HEAD_BYTES;
+use crate::precondition;
+use crate::requests::{Kept, Seen};
+use crate::segment::{FrameKind, Position};
+use crate::txlog::{EntryToStore, encode_record};
 
 /// What became of one proposal; the same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,4 +62,347 @@ pub enum Rejection {
     MetadataInvalid,
     /// The request's floor is older than the window of remembered outcomes: nobody can tell whether it was carried out.
     RequestTooOld,
+}
+
+/// What a transaction is chained to: the newest one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// Newest transaction; 0 when there is none.
+    pub tx: TxId,
+    /// Its Alh; SHA-256 of nothing when there is none.
+    pub alh: Digest,
+    /// Root of the main tree over all transactions up to it; zero bytes when there is none.
+    pub root: Digest,
+}
+
+/// A transaction ready to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Its header: id, PrevAlh, BlTxID and BlRoot continue the tail [L1, L2, L3].
+    pub header: TxHeader,
+    /// Alh of that header.
+    pub alh: Digest,
+}
+
+/// Makes the transaction of a proposal and appends its record to `record`. Pure: the same arguments give the same bytes on
+/// every replica. Preconditions are not looked at here.
+///
+/// `ts` is the header time, `payload_at` the place in the ledger of the payload that the entries are located in. The limits
+/// of `settings` are checked in the order of the entries; the first violation is the answer, and then nothing is appended.
+pub fn prepare(
+    tail: &Tail,
+    settings: &Settings,
+    ts: i64,
+    metadata: &[u8],
+    entries: &[LocatedEntry<'_>],
+    payload_at: Position,
+    record: &mut Vec<u8>,
+) -> std::result::Result<Prepared, Rejection> {
+    let tx_metadata = check_limits(settings, metadata, entries)?;
+    let version = settings.header_version;
+    let stored: Vec<EntryToStore<'_>> = (entries.iter())
+        .map(|entry| EntryToStore {
+            key_at: payload_at.0 + u64::from(entry.key_at),
+            key_len: entry.key.len() as u32,
+            metadata: entry.metadata,
+            value_at: payload_at.0 + u64::from(entry.value_at),
+            value_len: entry.value.len() as u32,
+            value_hash: digest::sha256(entry.value),
+        })
+        .collect();
+    let digest_of = |(entry, stored): (&LocatedEntry<'_>, &EntryToStore<'_>)| {
+        entry_digest(version, entry.key, entry.metadata, &stored.value_hash).expect("limits are checked")
+    };
+    let eh = match entries {
+        [] => digest::EMPTY,
+        [entry] => digest::leaf(&digest_of((entry, &stored[0]))),
+        _ => htree::root(&entries.iter().zip(&stored).map(digest_of).collect::<Vec<_>>()),
+    };
+    let header = TxHeader {
+        id: tail.tx.next().expect("a ledger never holds 2^64 transactions"),
+        ts,
+        version,
+        metadata: tx_metadata,
+        nentries: entries.len() as u32,
+        eh,
+        bl_tx_id: tail.tx,
+        bl_root: tail.root,
+        prev_alh: tail.alh,
+    };
+    let alh = header.alh().expect("metadata and entry count are checked against the header version");
+    encode_record(record, &header, metadata, stored.iter().copied(), &alh);
+    Ok(Prepared { header, alh })
+}
+
+fn check_limits(
+    settings: &Settings,
+    metadata: &[u8],
+    entries: &[LocatedEntry<'_>],
+) -> std::result::Result<TxMetadata, Rejection> {
+    let metadata_allowed = settings.header_version >= 1;
+    if !metadata.is_empty() && !metadata_allowed {
+        return Err(Rejection::MetadataUnsupported);
+    }
+    let tx_metadata = TxMetadata::from_bytes(metadata).map_err(|_| Rejection::MetadataInvalid)?;
+    if entries.is_empty() && tx_metadata.truncated_up_to.is_none() {
+        return Err(Rejection::NoEntries);
+    }
+    if entries.len() as u64 > u64::from(settings.tx_entries_max) {
+        return Err(Rejection::TooManyEntries);
+    }
+    for entry in entries {
+        if entry.key.is_empty() {
+            return Err(Rejection::NullKey);
+        }
+        if entry.key.len() as u64 > u64::from(settings.key_len_max) {
+            return Err(Rejection::KeyTooLong);
+        }
+        if entry.value.len() as u64 > u64::from(settings.value_len_max) {
+            return Err(Rejection::ValueTooLong);
+        }
+        if !entry.metadata.is_empty() {
+            if !metadata_allowed {
+                return Err(Rejection::MetadataUnsupported);
+            }
+            KvMetadata::from_bytes(entry.metadata).map_err(|_| Rejection::MetadataInvalid)?;
+        }
+    }
+    if has_duplicate(entries) { Err(Rejection::DuplicateKey) } else { Ok(tx_metadata) }
+}
+
+fn has_duplicate(entries: &[LocatedEntry<'_>]) -> bool {
+    /// Up to here comparing all pairs is cheaper than sorting.
+    const PAIRS_MAX: usize = 8;
+    if entries.len() <= PAIRS_MAX {
+        return entries.iter().enumerate().any(|(n, a)| entries[..n].iter().any(|b| a.key == b.key));
+    }
+    let mut keys: Vec<&[u8]> = entries.iter().map(|entry| entry.key).collect();
+    keys.sort_unstable();
+    keys.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+/// Where a log entry stands and what it carries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Applying<'a> {
+    pub log_id: LogId,
+    pub position: Position,
+    pub kind: FrameKind,
+    pub payload: &'a Bytes,
+}
+
+/// The one writer of a database's derived state.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    pub state: State,
+    frontier: Frontier,
+    segment_bytes: u64,
+    /// Since the last checkpoint.
+    pub since: Since,
+    failed: bool,
+    record: Vec<u8>,
+    nodes: Vec<u8>,
+}
+
+/// How much was applied since the last checkpoint began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Since {
+    pub bytes: u64,
+    pub txs: u64,
+}
+
+impl Since {
+    pub(crate) fn is_due(&self, options: &Options) -> bool {
+        self.bytes >= options.checkpoint_bytes || self.txs >= options.checkpoint_txs
+    }
+}
+
+/// See [`Database::apply`].
+pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
+    let core = db.core();
+    let (outcomes, tx) = {
+        let mut applier = db.applier.lock();
+        (applier.apply(&core, entry)?, applier.state.tx)
+    };
+    db.waiting.advance(tx, entry.log_id.index);
+    Ok(outcomes)
+}
+
+impl Applier {
+    pub(crate) fn new(state: State, frontier: Frontier, segment_bytes: u64) -> Self {
+        Self {
+            state,
+            frontier,
+            segment_bytes,
+            since: Since::default(),
+            failed: false,
+            record: Vec::new(),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// After an error nobody knows how far the derived logs came: this replica has to reopen.
+    pub(crate) fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    pub(crate) fn must_be_sound(&self) -> Result<()> {
+        if self.failed { Err(Error::Poisoned) } else { Ok(()) }
+    }
+
+    /// Applies the next log entry: derived logs, then the index, then the published mark that readers start from [R1].
+    ///
+    /// Outcomes are deterministic. An error says that this replica cannot go on.
+    pub(crate) fn apply(&mut self, core: &Core, entry: Applying<'_>) -> Result<Vec<Outcome>> {
+        self.must_be_sound()?;
+        let expected = self.state.applied.map_or(LogIndex(0), |id| LogIndex(id.index.0 + 1));
+        if entry.log_id.index != expected {
+            return Err(Error::NotNextToApply { expected, found: entry.log_id.index });
+        }
+        if entry.position != self.state.end {
+            return Err(Error::NotWhereApplied { expected: self.state.end.0, found: entry.position.0 });
+        }
+        let applied = self.apply_next(core, &entry);
+        self.failed = applied.is_err();
+        applied
+    }
+
+    fn apply_next(&mut self, core: &Core, entry: &Applying<'_>) -> Result<Vec<Outcome>> {
+        let frame_bytes = (FRAME_HEAD_BYTES + entry.payload.len()) as u64;
+        let (tx, alh) = (self.state.tx, self.state.alh);
+        self.state.trail.frame(frame_bytes, self.segment_bytes, tx, alh);
+        let outcomes = match entry.kind {
+            FrameKind::Blank => Vec::new(),
+            FrameKind::Membership => {
+                self.state.membership = Some((entry.log_id, entry.payload.clone()));
+                Vec::new()
+            }
+            FrameKind::Command => self.command(core, entry)?,
+        };
+        self.state.applied = Some(entry.log_id);
+        self.state.end = Position(entry.position.0 + frame_bytes);
+        self.since.bytes += frame_bytes;
+        core.publish(&self.state);
+        core.spill()?;
+        Ok(outcomes)
+    }
+
+    fn command(&mut self, core: &Core, entry: &Applying<'_>) -> Result<Vec<Outcome>> {
+        match command::decode_located(entry.payload)? {
+            Located::Genesis { database, segment_bytes, settings } => {
+                if self.state.settings.is_some() {
+                    return Ok(Vec::new());
+                }
+                if database != core.spec.id || segment_bytes != core.spec.segment_bytes {
+                    return Err(Error::GenesisMismatch { expected: core.spec.id, found: database, segment_bytes });
+                }
+                self.state.settings = Some(settings);
+            }
+            Located::Configure(settings) => {
+                if self.state.settings.is_some() {
+                    self.state.settings = Some(settings);
+                }
+            }
+            Located::Seal(seal) => {
+                if self.state.settings.is_some() {
+                    core.seals.apply(seal, &mut self.state.trail);
+                }
+            }
+            Located::Batch(batch) => {
+                self.state.clock = self.state.clock.max(batch.ts);
+                let mut outcomes = Vec::with_capacity(batch.proposals.len());
+                for (number, proposal) in (0u32..).zip(&batch.proposals) {
+                    let outcome = self.proposal(core, entry, &batch, proposal)?;
+                    if matches!(outcome, Outcome::Rejected(_)) {
+                        self.state.trail.rejected(entry.log_id.index, number);
+                    }
+                    outcomes.push(outcome);
+                }
+                return Ok(outcomes);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn proposal(
+        &mut self,
+        core: &Core,
+        entry: &Applying<'_>,
+        batch: &LocatedBatch<'_>,
+        proposal: &LocatedProposal<'_>,
+    ) -> Result<Outcome> {
+        let Some(settings) = self.state.settings.clone() else {
+            return Ok(Outcome::Rejected(Rejection::NotInitialised));
+        };
+        if let Some(request) = &proposal.request {
+            match self.state.requests.look_up(request) {
+                Seen::New => {}
+                Seen::TooOld => return Ok(Outcome::Rejected(Rejection::RequestTooOld)),
+                Seen::Before(Kept::Rejected(rejection)) => return Ok(Outcome::Rejected(rejection)),
+                Seen::Before(Kept::Committed(tx)) => {
+                    return Ok(Outcome::Committed { tx, alh: core.alh(tx)?.0 });
+                }
+            }
+        }
+        let tx_before = self.state.tx;
+        let decided = self.decide(core, &settings, entry, batch, proposal);
+        if let Some(request) = &proposal.request {
+            let kept = match &decided {
+                Ok(prepared) => Kept::Committed(prepared.header.id),
+                Err(rejection) => Kept::Rejected(rejection.clone()),
+            };
+            self.state.requests.record(request, tx_before, kept);
+        }
+        Ok(match decided {
+            Ok(prepared) => {
+                let (tx, alh) = (prepared.header.id, prepared.alh.0);
+                self.commit(core, entry, batch.entries_of(proposal), prepared);
+                Outcome::Committed { tx, alh }
+            }
+            Err(rejection) => Outcome::Rejected(rejection),
+        })
+    }
+
+    /// Conditions first, then limits; leaves the record in `self.record`.
+    fn decide(
+        &mut self,
+        core: &Core,
+        settings: &Settings,
+        entry: &Applying<'_>,
+        batch: &LocatedBatch<'_>,
+        proposal: &LocatedProposal<'_>,
+    ) -> std::result::Result<Prepared, Rejection> {
+        let now = self.state.clock;
+        precondition::check(batch.preconditions_of(proposal), &core.index, self.state.tx, now)?;
+        let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
+        let ts = if settings.exclude_commit_time { 0 } else { now };
+        let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
+        self.record.clear();
+        let entries = batch.entries_of(proposal);
+        prepare(&tail, settings, ts, proposal.metadata, entries, payload_at, &mut self.record)
+    }
+
+    /// Record, tree, then the commit record that names both and the log entry [S2], then the index.
+    fn commit(&mut self, core: &Core, entry: &Applying<'_>, entries: &[LocatedEntry<'_>], prepared: Prepared) {
+        let Prepared { header, alh } = prepared;
+        let tx = header.id;
+        let offset = core.tx.append(&self.record);
+        self.nodes.clear();
+        self.frontier.append(&alh, &mut self.nodes);
+        if !self.nodes.is_empty() {
+            core.aht.append(&self.nodes);
+        }
+        let size = u32::try_from(self.record.len()).expect("a record is shorter than its frame");
+        core.commit.append(&CommitRecord { offset, size, log_index: entry.log_id.index }.encode());
+        core.remember(header);
+        core.index.insert_tx(
+            tx,
+            (0u32..).zip(entries).map(|(number, located)| {
+                let metadata = KvMetadata::from_bytes(located.metadata).expect("checked by prepare");
+                (entry.payload.slice_ref(located.key), number, metadata)
+            }),
+        );
+        self.state.tx = tx;
+        self.state.alh = alh;
+        self.since.txs += 1;
+    }
 }

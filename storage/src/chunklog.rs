@@ -91,7 +91,21 @@ impl ChunkLog {
         len: u64,
     ) -> Result<Self> {
         vfs.create_dir_all(&dir).map_err(|e| Error::io(FileOp::CreateDir, &dir, e))?;
-        let log = Self {
+        let log = Self::open_read_only(vfs, dir, kind, database, chunk_bytes, len)?;
+        log.cut(len)?;
+        Ok(log)
+    }
+
+    /// Opens the first `len` bytes of a log without touching any file.
+    pub(crate) fn open_read_only(
+        vfs: &Arc<dyn Vfs>,
+        dir: PathBuf,
+        kind: LogKind,
+        database: DatabaseId,
+        chunk_bytes: u64,
+        len: u64,
+    ) -> Result<Self> {
+        Ok(Self {
             vfs: Arc::clone(vfs),
             dir,
             kind,
@@ -100,9 +114,7 @@ impl ChunkLog {
             tail: RwLock::new(Tail { written: len, writing: None, open: Vec::new() }),
             writer: Mutex::new(Writer::default()),
             files: RwLock::new(BTreeMap::new()),
-        };
-        log.cut(len)?;
-        Ok(log)
+        })
     }
 
     fn cut(&self, len: u64) -> Result<()> {
@@ -122,8 +134,7 @@ impl ChunkLog {
                 return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
             }
             if bytes_found > bytes_want {
-                let file =
-                    self.vfs.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+                let file = self.vfs.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io(FileOp::Open, &path, e))?;
                 file.set_len(bytes_want).map_err(|e| Error::io(FileOp::SetLength, &path, e))?;
             }
         }

@@ -363,8 +363,12 @@ fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed
 
     let ts = reader.i64()?;
     let count = reader.count(PROPOSAL_BYTES_MIN)?;
-    let mut batch =
-        LocatedBatch { ts, proposals: Vec::with_capacity(count), entries: Vec::with_capacity(count), ..Default::default() };
+    let mut batch = LocatedBatch {
+        ts,
+        proposals: Vec::with_capacity(count),
+        entries: Vec::with_capacity(count),
+        ..Default::default()
+    };
     for _ in 0..count {
         let flags = reader.u8()?;
         if flags & !PROPOSAL_FLAGS != 0 {

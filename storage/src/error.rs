@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex};
+use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex, TxId};
+
+use crate::command::DecodeError;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -62,6 +64,8 @@ pub enum Damage {
     Field,
     /// The frame belongs elsewhere: its log id does not continue the one before.
     Sequence,
+    /// The bytes do not hash to what was stored for them.
+    Hash,
     /// Two files that must agree do not: first offset, log id or length of neighbouring segments.
     Chain,
 }
@@ -75,6 +79,7 @@ impl std::fmt::Display for Damage {
             Self::Length => "impossible length",
             Self::Field => "impossible value in a field",
             Self::Sequence => "log id does not continue the one before",
+            Self::Hash => "does not hash to the stored digest",
             Self::Chain => "does not continue the segment before",
         })
     }
@@ -198,6 +203,87 @@ pub enum Error {
         /// Length, bytes.
         len: u64,
     },
+    /// The transaction is not applied here.
+    #[error("no transaction {tx}, the newest is {last}")]
+    NoSuchTx {
+        /// The one asked for.
+        tx: TxId,
+        /// Newest applied transaction.
+        last: TxId,
+    },
+    /// The transaction has fewer entries.
+    #[error("transaction {tx} has no entry {entry}")]
+    NoSuchTxEntry {
+        /// The transaction.
+        tx: TxId,
+        /// Number of the entry asked for, from 0.
+        entry: u32,
+    },
+    /// A proof leads from an earlier transaction to a later one.
+    #[error("no proof from transaction {source_tx} to {target_tx}")]
+    ProofOrder {
+        /// Asked for as source.
+        source_tx: TxId,
+        /// Asked for as target.
+        target_tx: TxId,
+    },
+    /// The log entry is not the next to apply.
+    #[error("log entry {found} is not the next to apply, {expected} is")]
+    NotNextToApply {
+        /// The next.
+        expected: LogIndex,
+        /// The one offered.
+        found: LogIndex,
+    },
+    /// The log entry stands elsewhere in the ledger than the applied ones end.
+    #[error("log entry at ledger offset {found} does not follow what is applied, which ends at {expected}")]
+    NotWhereApplied {
+        /// End of what is applied, logical offset.
+        expected: u64,
+        /// Position offered, logical offset.
+        found: u64,
+    },
+    /// A log entry is not a command of this release; a replica must not guess.
+    #[error("cannot apply the log entry")]
+    Command(#[from] DecodeError),
+    /// The first command makes another database than this one.
+    #[error("log makes database {found} with segments of {segment_bytes} bytes, this is {expected}")]
+    GenesisMismatch {
+        /// This database.
+        expected: DatabaseId,
+        /// The database in the log.
+        found: DatabaseId,
+        /// The segment size in the log.
+        segment_bytes: u64,
+    },
+    /// Only what is not applied may be cut from the log.
+    #[error("cannot cut the log behind {kept:?}, applied is {applied:?}")]
+    CutBelowApplied {
+        /// Last applied log entry.
+        applied: Option<LogId>,
+        /// Last log entry that was to be kept.
+        kept: Option<LogId>,
+    },
+    /// The files offered are of an earlier state than the one here.
+    #[error("files at {manifest:?} are behind what is applied, {applied:?}")]
+    InstallBehind {
+        /// Last applied log entry.
+        applied: Option<LogId>,
+        /// That of the manifest.
+        manifest: Option<LogId>,
+    },
+    /// A file is missing that the manifest names, or one is asked for that no manifest names.
+    #[error("{} is not among the files of the manifest or not in the staging folder", path.display())]
+    NotInManifest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The folder holds no checkpoint of a database.
+    #[error("no database in {}", dir.display())]
+    NoDatabase {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// There is no such segment, or it is not closed yet where a closed one is needed.
     #[error("segment {number} does not exist or is not closed")]
     NoSuchSegment {
@@ -211,6 +297,15 @@ impl Error {
     /// client as an outcome of the log. Everything else says something about this replica alone and stops it.
     pub const fn is_deterministic(&self) -> bool {
         match self {
+            // The log itself holds something that this release cannot apply: every replica of this release stops there,
+            // but nothing may be answered.
+            Self::Command(_) | Self::GenesisMismatch { .. } => false,
+            // Questions about what is not here; depends on how far this replica is.
+            Self::NoSuchTx { .. } | Self::NoSuchTxEntry { .. } | Self::ProofOrder { .. } | Self::NoDatabase { .. } => {
+                false
+            }
+            // Files offered by another machine.
+            Self::InstallBehind { .. } | Self::NotInManifest { .. } => false,
             // This machine's disk.
             Self::Io { .. } | Self::NoSpace { .. } | Self::Poisoned => false,
             // This replica's files.
@@ -223,6 +318,9 @@ impl Error {
             Self::SegmentSizeInvalid { .. } => false,
             // Calls made by code next to the log, before or outside of apply.
             Self::NotNext { .. }
+            | Self::NotNextToApply { .. }
+            | Self::NotWhereApplied { .. }
+            | Self::CutBelowApplied { .. }
             | Self::FrameTooLong { .. }
             | Self::NoSuchEntry { .. }
             | Self::NoSuchBytes { .. }

@@ -2,6 +2,8 @@
 //! knows a byte offset; `docs/format.md` is its mirror and the golden files in `testdata/` hold both. All integers are
 //! big endian.
 
+pub mod derived;
+
 /// Bytes of the header at the start of a segment file.
 pub const SEGMENT_HEADER_BYTES: u64 = 256;
 

@@ -48,3 +48,22 @@ const _: () = {
     assert!(ZERO_FILL_BYTES_MIN <= ZERO_FILL_BYTES_MAX && ZERO_FILL_BYTES_MAX.is_multiple_of(ZERO_FILL_BYTES_MIN));
     assert!(ZERO_FILL_BYTES_MIN <= EMPTY_DATABASE_BYTES_MAX, "the first segment alone must leave room for other files");
 };
+
+/// Outcomes that a database remembers, so that a retry is recognised. Decides what is accepted, therefore part of the
+/// format: never changed for an existing command version.
+pub const REQUEST_OUTCOMES_KEPT: usize = 65_536;
+
+/// Headers of newest transactions kept in memory, per database.
+pub const RECENT_HEADERS: usize = 1024;
+
+/// A derived log is written to its files when this many bytes wait in memory.
+pub const UNWRITTEN_BYTES_SPILL: usize = 1 << 20;
+
+/// Bytes of a derived log that wait in memory at most, even while a checkpoint is syncing its files.
+pub const UNWRITTEN_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of frames that are read at once to apply them again or to rebuild the index.
+pub const REPLAY_READ_BYTES: usize = 4 << 20;
+
+/// Bytes that are read at once to hash or copy a file.
+pub const COPY_BYTES: usize = 1 << 20;

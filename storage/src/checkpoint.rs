@@ -1,0 +1,213 @@
+//! The checkpoint: the replicated state at one log position and the sizes of the derived logs there, written atomically.
+//!
+//! Rule: a checkpoint covers what is applied when it begins. What of that is not flushed in the ledger yet, it flushes
+//! itself, before anything else [S1: no derived record outlives a crash that the durable ledger does not contain]. Then it
+//! syncs the derived logs and writes the file; a crash in between leaves the checkpoint before. Applying and reading go on
+//! meanwhile: the state is copied under the applier's lock, and everything that waits for the disk happens outside it.
+
+use std::path::Path;
+
+use alhambra_ledger::Digest;
+use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_ledger::{digest, ids};
+use bytes::Bytes;
+
+use crate::apply::Since;
+use crate::command::Settings;
+use crate::core::Core;
+use crate::database::Database;
+use crate::error::{Damage, Error, Result};
+use crate::format::derived::SMALL_FILE_HEAD_BYTES;
+use crate::limits::REQUEST_OUTCOMES_KEPT;
+use crate::marks::Marks;
+use crate::requests::Requests;
+use crate::seal::Trail;
+use crate::segment::Position;
+use crate::smallfile;
+use crate::vfs::Vfs;
+use crate::wire::{Malformed, Put, Reader};
+
+pub(crate) const CHECKPOINT_MAGIC: [u8; 8] = *b"ALHCHECK";
+pub(crate) const CHECKPOINT_NAME: &str = "checkpoint";
+
+/// How far a database has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Last applied log entry.
+    pub log_id: Option<LogId>,
+    /// Last applied membership, with its log id; opaque bytes of the caller.
+    pub membership: Option<(LogId, Bytes)>,
+    /// Newest transaction; 0 when there is none.
+    pub tx: TxId,
+    /// Its Alh; SHA-256 of nothing when there is none.
+    pub alh: Digest,
+}
+
+/// Everything that apply depends on but the log and the index; equal on all replicas at the same log position.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub applied: Option<LogId>,
+    pub membership: Option<(LogId, Bytes)>,
+    pub tx: TxId,
+    pub alh: Digest,
+    /// Latest time of a batch: header time never runs backward.
+    pub clock: i64,
+    pub settings: Option<Settings>,
+    /// Logical ledger offset behind the last applied frame.
+    pub end: Position,
+    pub trail: Trail,
+    pub requests: Requests,
+}
+
+impl State {
+    pub(crate) fn empty() -> Self {
+        Self {
+            applied: None,
+            membership: None,
+            tx: TxId(0),
+            alh: digest::EMPTY,
+            clock: i64::MIN,
+            settings: None,
+            end: Position(0),
+            trail: Trail::default(),
+            requests: Requests::new(REQUEST_OUTCOMES_KEPT),
+        }
+    }
+
+    pub(crate) fn applied(&self) -> Applied {
+        Applied { log_id: self.applied, membership: self.membership.clone(), tx: self.tx, alh: self.alh }
+    }
+}
+
+/// Sizes of the derived logs, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogSizes {
+    pub tx: u64,
+    pub commit: u64,
+    pub aht: u64,
+    pub seal: u64,
+}
+
+/// A state with the sizes that belong to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoint {
+    pub database: ids::DatabaseId,
+    pub state: State,
+    pub sizes: LogSizes,
+}
+
+impl Checkpoint {
+    pub(crate) fn encode(database: ids::DatabaseId, state: &State, sizes: &LogSizes) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256);
+        out.put_bytes(&database.0);
+        put_log_id(&mut out, state.applied);
+        put_log_id(&mut out, state.membership.as_ref().map(|(id, _)| *id));
+        out.put_prefixed(state.membership.as_ref().map_or(&[], |(_, bytes)| bytes));
+        out.put_u64(state.tx.0);
+        out.put_bytes(&state.alh.0);
+        out.put_i64(state.clock);
+        out.put_u8(u8::from(state.settings.is_some()));
+        if let Some(settings) = &state.settings {
+            settings.encode_into(&mut out);
+        }
+        out.put_u64(state.end.0);
+        for size in [sizes.tx, sizes.commit, sizes.aht, sizes.seal] {
+            out.put_u64(size);
+        }
+        state.trail.encode_into(&mut out);
+        state.requests.encode_into(&mut out);
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let database = ids::DatabaseId(reader.array()?);
+        let applied = read_log_id(&mut reader)?;
+        let membership_id = read_log_id(&mut reader)?;
+        let membership = Bytes::copy_from_slice(reader.prefixed()?);
+        let tx = TxId(reader.u64()?);
+        let alh = Digest(reader.array()?);
+        let clock = reader.i64()?;
+        let settings = match reader.u8()? {
+            0 => None,
+            1 => Some(Settings::read(&mut reader)?),
+            _ => return Err(Malformed),
+        };
+        let end = Position(reader.u64()?);
+        let sizes = LogSizes { tx: reader.u64()?, commit: reader.u64()?, aht: reader.u64()?, seal: reader.u64()? };
+        let trail = Trail::read(&mut reader)?;
+        let requests = Requests::read(&mut reader, REQUEST_OUTCOMES_KEPT)?;
+        reader.finish()?;
+        let membership = membership_id.map(|id| (id, membership));
+        let state = State { applied, membership, tx, alh, clock, settings, end, trail, requests };
+        Ok(Self { database, state, sizes })
+    }
+}
+
+fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {
+    out.put_u8(u8::from(id.is_some()));
+    let id = id.unwrap_or_default();
+    out.put_u64(id.term.0);
+    out.put_u64(id.index.0);
+}
+
+fn read_log_id(reader: &mut Reader<'_>) -> std::result::Result<Option<LogId>, Malformed> {
+    let is_some = reader.u8()?;
+    let id = LogId::new(reader.u64()?, reader.u64()?);
+    match is_some {
+        0 => Ok(None),
+        1 => Ok(Some(id)),
+        _ => Err(Malformed),
+    }
+}
+
+/// Takes a checkpoint of `db`; answers its bytes.
+pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
+    let mut marks = db.marks.lock();
+    // Under the lock of the marks, because an install replaces it.
+    let core = db.core();
+    let written = write_locked(db, &core, &mut marks);
+    if written.is_err() {
+        db.applier.lock().fail();
+    }
+    written
+}
+
+fn write_locked(db: &Database, core: &Core, marks: &mut Marks) -> Result<Vec<u8>> {
+    let (applied, bytes) = {
+        let mut applier = db.applier.lock();
+        applier.must_be_sound()?;
+        applier.since = Since::default();
+        (applier.state.applied, Checkpoint::encode(db.spec.id, &applier.state, &core.sizes()))
+    };
+    if core.ledger.flushed().map(|id| id.index) < applied.map(|id| id.index) {
+        core.ledger.flush()?;
+    }
+    for log in [&core.tx, &core.commit, &core.aht, &core.seals.log] {
+        log.sync()?;
+    }
+    marks.note_flushed(core.ledger.flushed())?;
+    marks.sync()?;
+    smallfile::write_atomic(&*db.vfs, &db.dir.join(CHECKPOINT_NAME), CHECKPOINT_MAGIC, &bytes)?;
+    core.seals.compare(&core.ledger)?;
+    *core.checkpointed.write() = applied;
+    Ok(bytes)
+}
+
+/// Reads the checkpoint of the database in `dir`; `None` when none was taken yet.
+pub(crate) fn read(vfs: &dyn Vfs, dir: &Path, expected: Option<ids::DatabaseId>) -> Result<Option<Checkpoint>> {
+    let path = dir.join(CHECKPOINT_NAME);
+    let Some(bytes) = smallfile::read(vfs, &path, CHECKPOINT_MAGIC)? else { return Ok(None) };
+    let checkpoint = Checkpoint::decode(&bytes).map_err(|Malformed| Error::Corrupted {
+        path: path.clone(),
+        segment: None,
+        offset: SMALL_FILE_HEAD_BYTES as u64,
+        damage: Damage::Field,
+    })?;
+    match expected {
+        Some(expected) if expected != checkpoint.database => {
+            Err(Error::ForeignDatabase { path, expected, found: checkpoint.database })
+        }
+        _ => Ok(Some(checkpoint)),
+    }
+}

@@ -1,0 +1,174 @@
+//! What one incarnation of a database is made of: the ledger, the derived logs, the index, and the mark up to which readers
+//! see. An install replaces it as a whole; whoever still holds the old one reads the old files.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use alhambra_ledger::header::TxHeader;
+use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_ledger::{Digest, digest};
+use parking_lot::RwLock;
+
+use crate::checkpoint::{Applied, LogSizes, State};
+use crate::chunklog::ChunkLog;
+use crate::command::Settings;
+use crate::commitlog::CommitRecord;
+use crate::database::{DatabaseSpec, Options};
+use crate::error::{Damage, Error, Result};
+use crate::format::derived::LogKind;
+use crate::index::Index;
+use crate::limits::RECENT_HEADERS;
+use crate::seal::SealLog;
+use crate::segment::Ledger;
+use crate::txlog::{BadRecord, RECORD_TAIL_BYTES, Record};
+use crate::vfs::Vfs;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub spec: DatabaseSpec,
+    pub ledger: Arc<Ledger>,
+    pub tx: ChunkLog,
+    pub commit: ChunkLog,
+    pub aht: ChunkLog,
+    pub seals: SealLog,
+    pub index: Index,
+    /// Headers of the newest transactions, in order, without gap; what a verified write asks for next.
+    recent: RwLock<VecDeque<TxHeader>>,
+    published: RwLock<Published>,
+    /// Last log entry covered by a durable checkpoint.
+    pub checkpointed: RwLock<Option<LogId>>,
+}
+
+#[derive(Clone, Debug)]
+struct Published {
+    applied: Applied,
+    settings: Option<Settings>,
+}
+
+impl Core {
+    /// Puts the parts together, derived logs cut to `sizes`.
+    pub(crate) fn open(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        spec: DatabaseSpec,
+        options: &Options,
+        ledger: Arc<Ledger>,
+        sizes: LogSizes,
+        state: &State,
+    ) -> Result<Self> {
+        let log =
+            |name, kind, len| ChunkLog::open(vfs, dir.join(name), kind, spec.id, options.derived_chunk_bytes, len);
+        Ok(Self {
+            spec,
+            ledger,
+            tx: log("tx", LogKind::Tx, sizes.tx)?,
+            commit: log("commit", LogKind::Commit, sizes.commit)?,
+            aht: log("aht", LogKind::Aht, sizes.aht)?,
+            seals: SealLog::open(log("seal", LogKind::Seal, sizes.seal)?)?,
+            index: Index::default(),
+            recent: RwLock::new(VecDeque::new()),
+            published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
+            checkpointed: RwLock::new(state.applied),
+        })
+    }
+
+    pub(crate) fn sizes(&self) -> LogSizes {
+        LogSizes { tx: self.tx.end(), commit: self.commit.end(), aht: self.aht.end(), seal: self.seals.log.end() }
+    }
+
+    /// Makes everything applied so far visible to readers that start now.
+    pub(crate) fn publish(&self, state: &State) {
+        let mut published = self.published.write();
+        published.applied.log_id = state.applied;
+        published.applied.tx = state.tx;
+        published.applied.alh = state.alh;
+        if published.applied.membership.as_ref().map(|(id, _)| id) != state.membership.as_ref().map(|(id, _)| id) {
+            published.applied.membership.clone_from(&state.membership);
+        }
+        if published.settings != state.settings {
+            published.settings.clone_from(&state.settings);
+        }
+    }
+
+    pub(crate) fn applied(&self) -> Applied {
+        self.published.read().applied.clone()
+    }
+
+    pub(crate) fn last_tx(&self) -> TxId {
+        self.published.read().applied.tx
+    }
+
+    pub(crate) fn settings(&self) -> Option<Settings> {
+        self.published.read().settings.clone()
+    }
+
+    /// Writes out what waits in memory, when it is much.
+    pub(crate) fn spill(&self) -> Result<()> {
+        [&self.tx, &self.commit, &self.aht, &self.seals.log].into_iter().try_for_each(ChunkLog::spill)
+    }
+
+    pub(crate) fn remember(&self, header: TxHeader) {
+        let mut recent = self.recent.write();
+        if recent.len() == RECENT_HEADERS {
+            recent.pop_front();
+        }
+        recent.push_back(header);
+    }
+
+    pub(crate) fn recent_header(&self, tx: TxId) -> Option<TxHeader> {
+        let recent = self.recent.read();
+        let first = recent.front()?.id;
+        recent.get(usize::try_from(tx.0.checked_sub(first.0)?).ok()?).cloned()
+    }
+
+    /// The commit record of a transaction that exists.
+    pub(crate) fn commit_record(&self, tx: TxId) -> Result<CommitRecord> {
+        CommitRecord::read(&self.commit, tx)
+    }
+
+    /// The Alh of a transaction, as stored; that of the empty ledger for 0.
+    pub(crate) fn alh(&self, tx: TxId) -> Result<Digest> {
+        if tx.0 == 0 {
+            return Ok(digest::EMPTY);
+        }
+        let commit = self.commit_record(tx)?;
+        self.alh_before(commit.offset + u64::from(commit.size))
+    }
+
+    /// The Alh in the record that ends at `end`.
+    fn alh_before(&self, end: u64) -> Result<Digest> {
+        let mut alh = Digest([0; 32]);
+        let at = end.checked_sub(RECORD_TAIL_BYTES).ok_or_else(|| self.tx.corrupted(end, Damage::Missing))?;
+        self.tx.read_into(at, &mut alh.0)?;
+        Ok(alh)
+    }
+
+    /// The record of a transaction that exists, and the Alh before it.
+    pub(crate) fn record(&self, tx: TxId) -> Result<(Record, Digest)> {
+        let commit = self.commit_record(tx)?;
+        let before = if tx.0 > 1 { RECORD_TAIL_BYTES } else { 0 };
+        let at =
+            (commit.offset.checked_sub(before)).ok_or_else(|| self.tx.corrupted(commit.offset, Damage::Missing))?;
+        let bytes = bytes::Bytes::from(self.tx.read(at, (before + u64::from(commit.size)) as usize)?);
+        let prev_alh = if tx.0 > 1 { Digest(bytes[..32].try_into().expect("32 bytes")) } else { digest::EMPTY };
+        let record = Record::decode(tx, bytes.slice(before as usize..)).map_err(|bad| self.bad_record(tx, bad))?;
+        Ok((record, prev_alh))
+    }
+
+    pub(crate) fn bad_record(&self, tx: TxId, bad: BadRecord) -> Error {
+        let damage = match bad {
+            BadRecord::Checksum => Damage::Checksum,
+            BadRecord::Malformed => Damage::Field,
+        };
+        let at = self.commit_record(tx).map_or(0, |commit| commit.offset);
+        self.tx.corrupted(at, damage)
+    }
+
+    /// A derived log holds bytes that do not hash to what they should.
+    pub(crate) fn bad_hash(&self, tx: TxId) -> Error {
+        let at = self.commit_record(tx).map_or(0, |commit| commit.offset);
+        self.tx.corrupted(at, Damage::Hash)
+    }
+}

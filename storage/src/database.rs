@@ -1,0 +1,298 @@
+//! The database: a facade. Every method hands on to the module that knows; nothing is decided here.
+//!
+//! One caller applies ([`Database::apply`] takes the entries in log order), any number read. Readers never wait for the
+//! disk on behalf of the applier or of a checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_ledger::Digest;
+use alhambra_ledger::header::TxHeader;
+use alhambra_ledger::htree::InclusionProof;
+use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex, TxId};
+use alhambra_ledger::proof::{DualProof, DualProofV2};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::apply::{self, Applier, Applying, Outcome};
+use crate::checkpoint::{self, Applied};
+use crate::command::{Seal, Settings};
+use crate::core::Core;
+use crate::error::Result;
+use crate::format::derived::CHUNK_BYTES_DEFAULT;
+use crate::marks::{Marks, Vote};
+use crate::read::ReadSnapshot;
+use crate::recover;
+use crate::seal::{self, Health};
+use crate::segment::{FrameKind, Ledger, LedgerOptions, LedgerReport, Position};
+use crate::transfer::{self, FileRange, Manifest};
+use crate::txlog::{EntryRecord, TxRecord};
+use crate::vfs::{LockGuard, Vfs};
+use crate::waiting::{OnApplied, Waiting};
+
+/// What all replicas of a database agree on from its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseSpec {
+    /// Stands in every file.
+    pub id: DatabaseId,
+    /// Bytes of frames after which a segment is closed.
+    pub segment_bytes: u64,
+}
+
+/// What a node chooses for itself, but for the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Of the ledger.
+    pub ledger: LedgerOptions,
+    /// A checkpoint is due when log entries of so many bytes were applied since the last.
+    pub checkpoint_bytes: u64,
+    /// A checkpoint is due when so many transactions were applied since the last.
+    pub checkpoint_txs: u64,
+    /// Bytes of a derived log per file. Equal on all replicas; smaller than the default in tests only.
+    pub derived_chunk_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ledger: LedgerOptions::default(),
+            checkpoint_bytes: 64 << 20,
+            checkpoint_txs: 100_000,
+            derived_chunk_bytes: CHUNK_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// One database on local disk.
+#[derive(Debug)]
+pub struct Database {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) spec: DatabaseSpec,
+    pub(crate) options: Options,
+    pub(crate) report: LedgerReport,
+    pub(crate) core: RwLock<Arc<Core>>,
+    pub(crate) applier: Mutex<Applier>,
+    /// Held during a checkpoint and an install, so that there is one at a time.
+    pub(crate) marks: Mutex<Marks>,
+    pub(crate) vote: Vote,
+    pub(crate) waiting: Waiting,
+    pub(crate) digests: transfer::ChunkDigests,
+    pub(crate) _lock: Box<dyn LockGuard>,
+}
+
+impl Database {
+    /// Opens the database in `dir`, or makes it when the folder is empty: finishes an interrupted install, cuts the
+    /// derived logs to the checkpoint and rebuilds the index. Log entries after [`Database::applied`] are the caller's to
+    /// apply again, as far as they are committed.
+    pub fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: Options) -> Result<Self> {
+        recover::open(vfs, dir, spec, options)
+    }
+
+    /// The log of this database, which is its value log. An install replaces it: hold it no longer than a call lasts.
+    pub fn ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&self.core().ledger)
+    }
+
+    /// What opening found in the ledger and repaired.
+    pub fn recovery(&self) -> LedgerReport {
+        self.report
+    }
+
+    /// Identity and segment size.
+    pub fn spec(&self) -> DatabaseSpec {
+        self.spec
+    }
+
+    /// How far this database has come.
+    pub fn applied(&self) -> Applied {
+        self.core().applied()
+    }
+
+    /// Settings in force; `None` before `Genesis`.
+    pub fn settings(&self) -> Option<Settings> {
+        self.core().settings()
+    }
+
+    /// Applies the log entry at the next index, whose frame stands at `position` in the ledger [R1]. One outcome per
+    /// proposal of a batch, none for anything else. An error is fatal for this replica.
+    pub fn apply(&self, log_id: LogId, position: Position, kind: FrameKind, payload: &Bytes) -> Result<Vec<Outcome>> {
+        apply::run(self, Applying { log_id, position, kind, payload })
+    }
+
+    /// Whether enough was applied since the last checkpoint that one is worth its syncs.
+    pub fn checkpoint_due(&self) -> bool {
+        self.applier.lock().since.is_due(&self.options)
+    }
+
+    /// Takes a checkpoint of everything applied; what of it the ledger has not flushed yet is flushed first.
+    pub fn checkpoint(&self) -> Result<()> {
+        checkpoint::write(self).map(drop)
+    }
+
+    /// Last log entry that the newest durable checkpoint covers.
+    pub fn checkpoint_position(&self) -> Option<LogId> {
+        *self.core().checkpointed.read()
+    }
+
+    /// Keeps the Raft vote; durable when this returns.
+    pub fn save_vote(&self, vote: &[u8]) -> Result<()> {
+        self.vote.save(&self.vfs, vote)
+    }
+
+    /// The vote kept last.
+    pub fn load_vote(&self) -> Result<Option<Vec<u8>>> {
+        self.vote.load(&self.vfs)
+    }
+
+    /// Remembers the committed log id, unsynced, and no further than this node has flushed. A crash may bring back an
+    /// older one.
+    pub fn save_committed(&self, committed: LogId) -> Result<()> {
+        let flushed = self.core().ledger.flushed();
+        self.marks.lock().note_committed(committed, flushed)
+    }
+
+    /// The committed log id remembered last.
+    pub fn load_committed(&self) -> Option<LogId> {
+        self.marks.lock().committed()
+    }
+
+    /// Log entries up to here are answered as purged; their bytes stay.
+    pub fn purge_mark(&self) -> Option<LogId> {
+        self.marks.lock().purged()
+    }
+
+    /// Moves the purge mark forward, unsynced.
+    pub fn set_purge_mark(&self, purged: LogId) -> Result<()> {
+        self.marks.lock().note_purged(purged)
+    }
+
+    /// Cuts the uncommitted tail of the ledger behind `kept`, durably; lowers the marks that speak of it first.
+    pub fn truncate_after(&self, kept: Option<LogId>) -> Result<()> {
+        recover::truncate_after(self, kept)
+    }
+
+    /// Calls `f` after each applied log entry, on the applier's thread, with the newest transaction and the log index.
+    pub fn on_applied(&self, f: OnApplied) {
+        self.waiting.on_applied(f);
+    }
+
+    /// Waits until transaction `tx` is applied; `false` when it is not within `timeout`.
+    pub fn wait_applied(&self, tx: TxId, timeout: Duration) -> bool {
+        self.waiting.wait(tx, timeout, || self.core().last_tx())
+    }
+
+    /// Header of a transaction.
+    pub fn header(&self, tx: TxId) -> Result<TxHeader> {
+        self.core().header(tx)
+    }
+
+    /// Alh of a transaction; that of the empty ledger for 0.
+    pub fn alh(&self, tx: TxId) -> Result<Digest> {
+        let core = self.core();
+        if tx.0 > 0 {
+            core.must_exist(tx)?;
+        }
+        core.alh(tx)
+    }
+
+    /// A transaction with all its entries.
+    pub fn tx(&self, tx: TxId) -> Result<TxRecord> {
+        self.core().tx_record(tx)
+    }
+
+    /// The log entry that carried a transaction.
+    pub fn log_index_of(&self, tx: TxId) -> Result<LogIndex> {
+        let core = self.core();
+        core.must_exist(tx)?;
+        Ok(core.commit_record(tx)?.log_index)
+    }
+
+    /// The stored value of an entry, checked against its hash [S4].
+    pub fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
+        self.core().value(entry)
+    }
+
+    /// The newest state.
+    pub fn snapshot(&self) -> ReadSnapshot {
+        let core = self.core();
+        let tx = core.last_tx();
+        ReadSnapshot::new(core, tx)
+    }
+
+    /// The state just after transaction `tx`, or the newest when it is not applied yet.
+    pub fn snapshot_at(&self, tx: TxId) -> ReadSnapshot {
+        let core = self.core();
+        let tx = tx.min(core.last_tx());
+        ReadSnapshot::new(core, tx)
+    }
+
+    /// Proof that entry `entry` is in transaction `tx`.
+    pub fn prove_inclusion(&self, tx: TxId, entry: u32) -> Result<InclusionProof> {
+        self.core().prove_inclusion(tx, entry)
+    }
+
+    /// Proof that `source` is history of `target`; verified before it is answered [V1].
+    pub fn dual_proof(&self, source: TxId, target: TxId) -> Result<DualProof> {
+        self.core().dual_proof(source, target)
+    }
+
+    /// The compact form of [`Database::dual_proof`].
+    pub fn dual_proof_v2(&self, source: TxId, target: TxId) -> Result<DualProofV2> {
+        self.core().dual_proof_v2(source, target)
+    }
+
+    /// Seals to propose: closed segments, applied to their end, for which no seal is applied yet.
+    pub fn pending_seals(&self) -> Result<Vec<Seal>> {
+        seal::pending(self)
+    }
+
+    /// The applied seal of a segment.
+    pub fn seal(&self, segment: u64) -> Result<Option<Seal>> {
+        self.core().seals.get(segment)
+    }
+
+    /// Whether this replica's bytes are what was agreed on, as far as compared.
+    pub fn health(&self) -> Health {
+        self.core().seals.health()
+    }
+
+    /// Compares seals applied since the last comparison with the own digests. Checkpoints do so as well.
+    pub fn compare_seals(&self) -> Result<Health> {
+        let core = self.core();
+        core.seals.compare(&core.ledger).map(|()| core.seals.health())
+    }
+
+    /// What another replica needs to become this one at the applied entry; takes a checkpoint first.
+    pub fn manifest(&self) -> Result<Manifest> {
+        transfer::manifest(self)
+    }
+
+    /// What of a manifest this replica does not have yet.
+    pub fn missing(&self, manifest: &Manifest) -> Result<Vec<FileRange>> {
+        transfer::missing(self, manifest)
+    }
+
+    /// Reads part of a file that an own manifest names.
+    pub fn read_file(&self, range: &FileRange) -> Result<Bytes> {
+        transfer::read_file(self, range)
+    }
+
+    /// Becomes what `manifest` describes, with the files in `staging` and the sealed segments at hand: all or, after any
+    /// failure before the swap, nothing. No log entry may be staged or flushed meanwhile; an own tail is discarded.
+    pub fn install(&self, manifest: &Manifest, staging: &Path) -> Result<()> {
+        transfer::install(self, manifest, staging)
+    }
+
+    /// Bytes of frames and derived logs.
+    pub fn size_bytes(&self) -> u64 {
+        let core = self.core();
+        let sizes = core.sizes();
+        core.ledger.end().0 + sizes.tx + sizes.commit + sizes.aht + sizes.seal
+    }
+
+    pub(crate) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core.read())
+    }
+}

@@ -1,0 +1,65 @@
+//! The database without Raft: this process is the whole group, what is flushed is committed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use alhambra_ledger::ids::{LogId, LogIndex, Term};
+use bytes::Bytes;
+
+use crate::apply::Outcome;
+use crate::command::{Command, Settings, TxProposal};
+use crate::database::{Database, DatabaseSpec, Options};
+use crate::error::Result;
+use crate::recover;
+use crate::segment::{Frame, FrameKind};
+use crate::vfs::Vfs;
+
+/// Term of all log entries of an embedded database.
+const TERM: Term = Term(1);
+
+impl Database {
+    /// Opens a database for use without Raft: everything in its ledger is applied when this returns. A new one gets
+    /// `settings`; those of an existing one stay.
+    pub fn open_embedded(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        spec: DatabaseSpec,
+        options: Options,
+        settings: Settings,
+    ) -> Result<Self> {
+        let db = Self::open(vfs, dir, spec, options)?;
+        if let Some(last) = db.ledger().last_log_id() {
+            recover::replay(&db.core(), &mut db.applier.lock(), last.index)?;
+        }
+        if db.settings().is_none() {
+            let genesis = Command::Genesis { database: spec.id, segment_bytes: spec.segment_bytes, settings };
+            db.commit_command(&genesis)?;
+        }
+        Ok(db)
+    }
+
+    /// Commits transactions: durable and visible when this returns, one outcome per proposal. `ts` is Unix seconds. One
+    /// call costs one sync, so many transactions per call are cheap. One caller at a time.
+    pub fn commit(&self, ts: i64, proposals: Vec<TxProposal>) -> Result<Vec<Outcome>> {
+        let outcomes = self.commit_command(&Command::Batch { ts, proposals })?;
+        self.ledger().settle()?;
+        for seal in self.pending_seals()? {
+            self.commit_command(&Command::Seal(seal))?;
+        }
+        if self.checkpoint_due() {
+            self.checkpoint()?;
+        }
+        Ok(outcomes)
+    }
+
+    fn commit_command(&self, command: &Command) -> Result<Vec<Outcome>> {
+        let ledger = self.ledger();
+        let index = ledger.last_log_id().map_or(0, |last| last.index.0 + 1);
+        let payload: Bytes = command.encode();
+        let log_id = LogId { term: TERM, index: LogIndex(index) };
+        let frame = Frame { log_id, kind: FrameKind::Command, payload };
+        let positions = ledger.stage(std::slice::from_ref(&frame))?;
+        ledger.flush()?;
+        self.apply(log_id, positions[0], frame.kind, &frame.payload)
+    }
+}

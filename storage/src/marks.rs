@@ -1,0 +1,161 @@
+//! `marks` and `vote`: what is this node's own and not part of the ledger.
+//!
+//! Marks are written unsynced and synced with each checkpoint; a crash may bring back older ones, never torn ones. They
+//! only tell how much of the ledger must be there, and where Raft went on. The vote is durable before it is answered.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alhambra_ledger::ids::{LogId, LogIndex};
+
+use crate::error::{Damage, Error, Result};
+use crate::smallfile::{self, TwinFile};
+use crate::vfs::Vfs;
+use crate::wire::{Malformed, Put, Reader};
+
+const MARKS_MAGIC: [u8; 8] = *b"ALHMARKS";
+const VOTE_MAGIC: [u8; 8] = *b"ALHVOTE\0";
+
+/// The marks, in memory and on disk.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    file: TwinFile,
+    values: Values,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Values {
+    flushed: Option<LogId>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+}
+
+impl Values {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(51);
+        for mark in [self.flushed, self.committed, self.purged] {
+            out.put_u8(u8::from(mark.is_some()));
+            let id = mark.unwrap_or_default();
+            out.put_u64(id.term.0);
+            out.put_u64(id.index.0);
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let mut mark = || {
+            let is_some = reader.u8()?;
+            let id = LogId::new(reader.u64()?, reader.u64()?);
+            match is_some {
+                0 => Ok(None),
+                1 => Ok(Some(id)),
+                _ => Err(Malformed),
+            }
+        };
+        let values = Self { flushed: mark()?, committed: mark()?, purged: mark()? };
+        reader.finish()?;
+        Ok(values)
+    }
+}
+
+impl Marks {
+    pub(crate) fn open(vfs: &dyn Vfs, dir: &Path) -> Result<Self> {
+        let path = dir.join("marks");
+        let (file, content) = TwinFile::open(vfs, path.clone(), MARKS_MAGIC)?;
+        let values = match content {
+            None => Values::default(),
+            Some(bytes) => Values::decode(&bytes).map_err(|Malformed| Error::Corrupted {
+                path,
+                segment: None,
+                offset: 0,
+                damage: Damage::Field,
+            })?,
+        };
+        Ok(Self { file, values })
+    }
+
+    /// Log entries at or below this index were durable here once.
+    pub(crate) fn durable_through(&self) -> Option<LogIndex> {
+        self.values.flushed.max(self.values.committed).map(|id| id.index)
+    }
+
+    fn set(&mut self, values: Values) -> Result<()> {
+        if values == self.values {
+            return Ok(());
+        }
+        self.file.write(&values.encode())?;
+        self.values = values;
+        Ok(())
+    }
+
+    pub(crate) fn note_flushed(&mut self, flushed: Option<LogId>) -> Result<()> {
+        self.set(Values { flushed: self.values.flushed.max(flushed), ..self.values })
+    }
+
+    pub(crate) fn committed(&self) -> Option<LogId> {
+        self.values.committed
+    }
+
+    /// Remembers the committed log id, but no further than this node has flushed: the mark must not promise bytes that a
+    /// crash may take.
+    pub(crate) fn note_committed(&mut self, committed: LogId, flushed: Option<LogId>) -> Result<()> {
+        let within = Some(committed).min(flushed);
+        self.set(Values { committed: self.values.committed.max(within), ..self.values })
+    }
+
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        self.values.purged
+    }
+
+    pub(crate) fn note_purged(&mut self, purged: LogId) -> Result<()> {
+        self.set(Values { purged: self.values.purged.max(Some(purged)), ..self.values })
+    }
+
+    /// Before the ledger is cut behind `kept`: from here on nothing later is missed, even after a crash.
+    pub(crate) fn lower(&mut self, kept: Option<LogId>) -> Result<()> {
+        if self.values.flushed <= kept && self.values.committed <= kept {
+            return Ok(());
+        }
+        let values = Values {
+            flushed: self.values.flushed.min(kept),
+            committed: self.values.committed.min(kept),
+            purged: self.values.purged,
+        };
+        self.set(values)?;
+        // Both places must be free of the higher mark: recovery may fall back to the older one.
+        self.file.sync()?;
+        self.file.write(&values.encode())?;
+        self.file.sync()
+    }
+
+    /// After an install: the ledger ends at `last`, all of it durable.
+    pub(crate) fn installed(&mut self, last: Option<LogId>) -> Result<()> {
+        self.set(Values { flushed: last, committed: last, purged: self.values.purged.min(last) })?;
+        self.file.sync()
+    }
+
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync()
+    }
+}
+
+/// The durable vote: opaque bytes of the caller.
+#[derive(Debug)]
+pub(crate) struct Vote {
+    path: PathBuf,
+}
+
+impl Vote {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { path: dir.join("vote") }
+    }
+
+    pub(crate) fn save(&self, vfs: &Arc<dyn Vfs>, bytes: &[u8]) -> Result<()> {
+        smallfile::write_atomic(&**vfs, &self.path, VOTE_MAGIC, bytes)
+    }
+
+    pub(crate) fn load(&self, vfs: &Arc<dyn Vfs>) -> Result<Option<Vec<u8>>> {
+        smallfile::read(&**vfs, &self.path, VOTE_MAGIC)
+    }
+}

@@ -1,0 +1,231 @@
+//! Reading: headers, transactions and values by id, and read snapshots over the index.
+//!
+//! Nothing is answered that was not checked: a header against its stored Alh, entries against Eh [L4], a value against its
+//! hash [S4]. What does not hold is `Error::Corrupted`.
+
+use std::sync::Arc;
+
+use alhambra_ledger::header::TxHeader;
+use alhambra_ledger::ids::{Revision, TxId};
+use alhambra_ledger::{aht, digest, entry, htree};
+use bytes::Bytes;
+
+use crate::ahtlog::StoredNodes;
+use crate::core::Core;
+use crate::error::{Damage, Error, Result};
+use crate::format::SEGMENT_HEADER_BYTES;
+use crate::index::{ScanSpec, Version};
+use crate::segment::Position;
+use crate::txlog::{EntryRecord, Record, StoredEntry, TxRecord};
+
+impl Core {
+    /// `Ok` when the transaction is applied.
+    pub(crate) fn must_exist(&self, tx: TxId) -> Result<()> {
+        let last = self.last_tx();
+        if (1..=last.0).contains(&tx.0) { Ok(()) } else { Err(Error::NoSuchTx { tx, last }) }
+    }
+
+    /// Header of a transaction, checked against the stored Alh.
+    pub(crate) fn header(&self, tx: TxId) -> Result<TxHeader> {
+        self.must_exist(tx)?;
+        match self.recent_header(tx) {
+            Some(header) => Ok(header),
+            None => {
+                let (record, prev_alh) = self.record(tx)?;
+                self.header_of(tx, &record, prev_alh)
+            }
+        }
+    }
+
+    fn header_of(&self, tx: TxId, record: &Record, prev_alh: digest::Digest) -> Result<TxHeader> {
+        let eh = match record.eh {
+            Some(eh) => eh,
+            None => {
+                let entry = self.entries(tx, record)?.next().ok_or_else(|| self.bad_hash(tx))??;
+                let key = self.ledger.read_bytes(entry.key_at, entry.key_len as usize)?;
+                digest::leaf(&self.entry_digest(tx, record.version, &key, &entry)?)
+            }
+        };
+        let bl_tx_id = TxId(tx.0 - 1);
+        let header = TxHeader {
+            id: tx,
+            ts: record.ts,
+            version: record.version,
+            metadata: record.metadata.clone(),
+            nentries: record.nentries,
+            eh,
+            bl_tx_id,
+            bl_root: aht::root(bl_tx_id.0, &self.nodes())?,
+            prev_alh,
+        };
+        if header.alh().is_ok_and(|alh| alh == record.alh) { Ok(header) } else { Err(self.bad_hash(tx)) }
+    }
+
+    fn entry_digest(&self, tx: TxId, version: u16, key: &[u8], entry: &StoredEntry) -> Result<digest::Digest> {
+        entry::entry_digest(version, key, &entry.metadata, &entry.value_hash).map_err(|_| self.bad_hash(tx))
+    }
+
+    fn entries<'a>(&'a self, tx: TxId, record: &'a Record) -> Result<impl Iterator<Item = Result<StoredEntry>> + 'a> {
+        Ok(record.entries().map(move |entry| entry.map_err(|bad| self.bad_record(tx, bad))))
+    }
+
+    /// Reads nodes of the main tree.
+    pub(crate) fn nodes(&self) -> StoredNodes<'_, impl Fn(TxId) -> Result<digest::Digest> + '_> {
+        StoredNodes { log: &self.aht, alh: |tx| self.alh(tx) }
+    }
+
+    /// A transaction with all its entries; they hash to the Eh of its header.
+    pub(crate) fn tx_record(&self, tx: TxId) -> Result<TxRecord> {
+        self.must_exist(tx)?;
+        let (record, prev_alh) = self.record(tx)?;
+        let header = match self.recent_header(tx) {
+            Some(header) => header,
+            None => self.header_of(tx, &record, prev_alh)?,
+        };
+        let mut entries = Vec::with_capacity(record.nentries as usize);
+        let mut digests = Vec::with_capacity(record.nentries as usize);
+        for entry in self.entries(tx, &record)? {
+            let entry = entry?;
+            let key = self.ledger.read_bytes(entry.key_at, entry.key_len as usize)?;
+            digests.push(self.entry_digest(tx, record.version, &key, &entry)?);
+            entries.push(entry.with_key(key));
+        }
+        if htree::root(&digests) != header.eh {
+            return Err(self.bad_hash(tx));
+        }
+        Ok(TxRecord { header, entries })
+    }
+
+    /// One entry of a transaction, with the key that the caller knows it by.
+    pub(crate) fn entry_record(&self, tx: TxId, number: u32, key: Bytes) -> Result<EntryRecord> {
+        self.must_exist(tx)?;
+        let (record, _) = self.record(tx)?;
+        let entry = self.entries(tx, &record)?.nth(number as usize);
+        let entry = entry.unwrap_or(Err(Error::NoSuchTxEntry { tx, entry: number }))?;
+        Ok(entry.with_key(key))
+    }
+
+    /// The stored value of an entry; its SHA-256 is the stored one [S4].
+    pub(crate) fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
+        if entry.value_len == 0 {
+            return if entry.value_hash == digest::EMPTY {
+                Ok(Bytes::new())
+            } else {
+                Err(self.bad_value(entry.value_at))
+            };
+        }
+        let value = self.ledger.read_bytes(entry.value_at, entry.value_len as usize)?;
+        if digest::sha256(&value) == entry.value_hash { Ok(value) } else { Err(self.bad_value(entry.value_at)) }
+    }
+
+    fn bad_value(&self, at: Position) -> Error {
+        let segments = self.ledger.segments();
+        let number = segments.partition_point(|segment| segment.first_offset <= at).saturating_sub(1);
+        let (segment, first) = segments.get(number).map_or((0, 0), |s| (s.number, s.first_offset.0));
+        Error::Corrupted {
+            path: self.ledger.segment_path(segment),
+            segment: Some(segment),
+            offset: SEGMENT_HEADER_BYTES + at.0.saturating_sub(first),
+            damage: Damage::Hash,
+        }
+    }
+}
+
+/// One state of a database: everything up to a transaction, nothing after it. Costs nothing to take or to hold; never
+/// changes however long it is held.
+#[derive(Clone, Debug)]
+pub struct ReadSnapshot {
+    core: Arc<Core>,
+    tx: TxId,
+}
+
+impl ReadSnapshot {
+    pub(crate) fn new(core: Arc<Core>, tx: TxId) -> Self {
+        Self { core, tx }
+    }
+
+    /// Newest transaction that this snapshot sees; 0 when it sees none.
+    pub fn tx(&self) -> TxId {
+        self.tx
+    }
+
+    /// Newest version of a stored key, deleted and expired ones included (see [`Version::is_live`]).
+    pub fn get(&self, key: &[u8]) -> Option<Version> {
+        self.core.index.get(key, self.tx)
+    }
+
+    /// The version that exactly the transaction `tx` wrote.
+    pub fn get_at(&self, key: &[u8], tx: TxId) -> Option<Version> {
+        if tx > self.tx { None } else { self.core.index.get_exact(key, tx) }
+    }
+
+    /// Number of versions of a stored key; deletions count.
+    pub fn revisions(&self, key: &[u8]) -> u64 {
+        self.core.index.revisions(key, self.tx)
+    }
+
+    /// Version number `revision` of a stored key, from 1.
+    pub fn revision(&self, key: &[u8], revision: Revision) -> Option<Version> {
+        self.core.index.revision(key, revision.0, self.tx)
+    }
+
+    /// Versions of a stored key, oldest first unless `desc`, from `offset`, at most `limit`.
+    pub fn history(&self, key: &[u8], offset: u64, limit: usize, desc: bool) -> Vec<Version> {
+        self.core.index.history(key, self.tx, offset, limit, desc)
+    }
+
+    /// Stored keys in order, each with its newest version, deleted and expired ones included. The lock of the index is
+    /// held for a bounded number of keys at a time.
+    pub fn scan(&self, spec: &ScanSpec) -> impl Iterator<Item = (Bytes, Version)> + Send + use<> {
+        Scan {
+            core: Arc::clone(&self.core),
+            at: self.tx,
+            spec: spec.clone(),
+            chunk: Vec::new().into_iter(),
+            last: None,
+            done: false,
+        }
+    }
+
+    /// Number of stored keys that begin with `prefix`; deleted and expired ones count. Walks them.
+    pub fn count(&self, prefix: &[u8]) -> u64 {
+        self.core.index.count(prefix, self.tx)
+    }
+
+    /// The entry behind a version that this snapshot answered for `key`.
+    pub fn entry(&self, key: &[u8], version: &Version) -> Result<EntryRecord> {
+        self.core.entry_record(version.tx, version.entry, Bytes::copy_from_slice(key))
+    }
+
+    /// The stored value behind a version that this snapshot answered for `key`, checked against its hash [S4].
+    pub fn value(&self, key: &[u8], version: &Version) -> Result<Bytes> {
+        self.core.value(&self.entry(key, version)?)
+    }
+}
+
+/// Keys of a scan, fetched from the index in chunks.
+#[derive(Debug)]
+struct Scan {
+    core: Arc<Core>,
+    at: TxId,
+    spec: ScanSpec,
+    chunk: std::vec::IntoIter<(Bytes, Version)>,
+    last: Option<Bytes>,
+    done: bool,
+}
+
+impl Iterator for Scan {
+    type Item = (Bytes, Version);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        /// Keys copied out of the index at a time.
+        const CHUNK_KEYS: usize = 256;
+        if self.chunk.as_slice().is_empty() && !self.done {
+            let chunk = self.core.index.scan_chunk(&self.spec, self.at, self.last.as_deref(), CHUNK_KEYS);
+            self.done = chunk.len() < CHUNK_KEYS;
+            self.last = chunk.last().map(|(key, _)| key.clone());
+            self.chunk = chunk.into_iter();
+        }
+        self.chunk.next()
+    }
+}

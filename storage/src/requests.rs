@@ -1,0 +1,216 @@
+//! The outcomes of the newest requests, so that a retry is answered and not carried out again. Replicated state: equal on
+//! all replicas at the same log position, part of the checkpoint.
+//!
+//! The window is counted in outcomes. What was forgotten is summed up by one number: the newest transaction that stood
+//! when the newest forgotten outcome was decided. A request whose floor is above it cannot be among the forgotten, for it
+//! was first sent when a later transaction was already known.
+
+use std::collections::{HashMap, VecDeque};
+
+use alhambra_ledger::ids::TxId;
+
+use crate::apply::Rejection;
+use crate::command::RequestId;
+use crate::wire::{Malformed, Put, Reader};
+
+/// An outcome without what the tx log knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Committed(TxId),
+    Rejected(Rejection),
+}
+
+/// What is known about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Not carried out so far.
+    New,
+    /// Carried out, with this outcome.
+    Before(Kept),
+    /// Nobody can tell.
+    TooOld,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    client: [u8; 16],
+    sequence: u64,
+    /// Newest transaction before the outcome.
+    tx_before: TxId,
+    kept: Kept,
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub(crate) struct Requests {
+    capacity: usize,
+    window: VecDeque<Slot>,
+    /// Number of the slot, counted from the first ever recorded. Looked up only, never iterated.
+    numbers: HashMap<([u8; 16], u64), u64>,
+    /// Number of the first slot of the window.
+    first: u64,
+    /// `tx_before` of the newest forgotten outcome.
+    forgotten: Option<TxId>,
+}
+
+impl Requests {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, window: VecDeque::new(), numbers: HashMap::new(), first: 0, forgotten: None }
+    }
+
+    pub(crate) fn look_up(&self, request: &RequestId) -> Seen {
+        if let Some(number) = self.numbers.get(&(request.client, request.sequence)) {
+            let slot = &self.window[(number - self.first) as usize];
+            return Seen::Before(slot.kept.clone());
+        }
+        if self.forgotten.is_some_and(|tx| request.floor <= tx) { Seen::TooOld } else { Seen::New }
+    }
+
+    /// Remembers an outcome; `tx_before` is the newest transaction before it and never falls.
+    pub(crate) fn record(&mut self, request: &RequestId, tx_before: TxId, kept: Kept) {
+        if self.window.len() == self.capacity
+            && let Some(oldest) = self.window.pop_front()
+        {
+            self.numbers.remove(&(oldest.client, oldest.sequence));
+            self.first += 1;
+            self.forgotten = Some(oldest.tx_before);
+        }
+        let number = self.first + self.window.len() as u64;
+        self.numbers.insert((request.client, request.sequence), number);
+        self.window.push_back(Slot { client: request.client, sequence: request.sequence, tx_before, kept });
+    }
+
+    pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.forgotten.map_or(0, |tx| tx.0));
+        out.put_u8(u8::from(self.forgotten.is_some()));
+        out.put_varint(self.window.len() as u64);
+        for slot in &self.window {
+            out.put_bytes(&slot.client);
+            out.put_u64(slot.sequence);
+            out.put_varint(slot.tx_before.0);
+            match &slot.kept {
+                Kept::Committed(tx) => {
+                    out.put_u8(0);
+                    out.put_varint(tx.0);
+                }
+                Kept::Rejected(rejection) => {
+                    let (code, number) = rejection_code(rejection);
+                    out.put_u8(code);
+                    out.put_varint(u64::from(number));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>, capacity: usize) -> Result<Self, Malformed> {
+        let mut table = Self::new(capacity);
+        let forgotten = TxId(reader.u64()?);
+        let is_some = reader.u8()?;
+        let count = reader.count(27)?;
+        if is_some > 1 || count > capacity {
+            return Err(Malformed);
+        }
+        for _ in 0..count {
+            let (client, sequence) = (reader.array()?, reader.u64()?);
+            let tx_before = TxId(reader.varint()?);
+            let kept = match (reader.u8()?, reader.varint()?) {
+                (0, tx) => Kept::Committed(TxId(tx)),
+                (code, number) => Kept::Rejected(rejection_of(code, number)?),
+            };
+            table.record(&RequestId { client, sequence, floor: TxId(0) }, tx_before, kept);
+        }
+        table.forgotten = (is_some == 1).then_some(forgotten);
+        Ok(table)
+    }
+}
+
+fn rejection_code(rejection: &Rejection) -> (u8, u32) {
+    match rejection {
+        Rejection::Precondition { index } => (1, *index),
+        Rejection::NotInitialised => (2, 0),
+        Rejection::NoEntries => (3, 0),
+        Rejection::NullKey => (4, 0),
+        Rejection::KeyTooLong => (5, 0),
+        Rejection::ValueTooLong => (6, 0),
+        Rejection::TooManyEntries => (7, 0),
+        Rejection::DuplicateKey => (8, 0),
+        Rejection::MetadataUnsupported => (9, 0),
+        Rejection::MetadataInvalid => (10, 0),
+        Rejection::RequestTooOld => (11, 0),
+    }
+}
+
+fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
+    let index = u32::try_from(number).map_err(|_| Malformed)?;
+    Ok(match code {
+        1 => Rejection::Precondition { index },
+        2 => Rejection::NotInitialised,
+        3 => Rejection::NoEntries,
+        4 => Rejection::NullKey,
+        5 => Rejection::KeyTooLong,
+        6 => Rejection::ValueTooLong,
+        7 => Rejection::TooManyEntries,
+        8 => Rejection::DuplicateKey,
+        9 => Rejection::MetadataUnsupported,
+        10 => Rejection::MetadataInvalid,
+        11 => Rejection::RequestTooOld,
+        _ => return Err(Malformed),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(sequence: u64, floor: u64) -> RequestId {
+        RequestId { client: [1; 16], sequence, floor: TxId(floor) }
+    }
+
+    #[test]
+    fn a_retry_in_the_window_is_answered_and_an_older_floor_refused() {
+        let mut table = Requests::new(3);
+        for n in 1..=5u64 {
+            assert_eq!(table.look_up(&request(n, n - 1)), Seen::New);
+            table.record(&request(n, n - 1), TxId(n - 1), Kept::Committed(TxId(n)));
+        }
+        for n in 3..=5 {
+            assert_eq!(table.look_up(&request(n, 0)), Seen::Before(Kept::Committed(TxId(n))));
+        }
+        // Requests 1 and 2 are forgotten; 2 was decided when transaction 1 stood.
+        assert_eq!(table.look_up(&request(1, 0)), Seen::TooOld);
+        assert_eq!(table.look_up(&request(2, 1)), Seen::TooOld);
+        assert_eq!(table.look_up(&request(9, 1)), Seen::TooOld, "could have been among the forgotten");
+        assert_eq!(table.look_up(&request(9, 2)), Seen::New, "first sent after every forgotten outcome");
+    }
+
+    #[test]
+    fn the_table_survives_its_bytes() {
+        let mut table = Requests::new(4);
+        for n in 1..=6u64 {
+            let kept = if n % 2 == 0 {
+                Kept::Rejected(Rejection::Precondition { index: n as u32 })
+            } else {
+                Kept::Committed(TxId(n))
+            };
+            table.record(&request(n, 0), TxId(n - 1), kept);
+        }
+        let mut bytes = Vec::new();
+        table.encode_into(&mut bytes);
+        let mut reader = Reader::new(&bytes);
+        let read = Requests::read(&mut reader, 4).expect("whole");
+        assert_eq!(reader.finish(), Ok(()));
+        for n in 1..=8 {
+            for floor in 0..4 {
+                assert_eq!(read.look_up(&request(n, floor)), table.look_up(&request(n, floor)));
+            }
+        }
+        let mut again = Vec::new();
+        read.encode_into(&mut again);
+        assert_eq!(again, bytes);
+        for code in 1..=11 {
+            let rejection = rejection_of(code, 0).expect("known");
+            assert_eq!(rejection_code(&rejection).0, code);
+        }
+        assert_eq!(rejection_of(12, 0), Err(Malformed));
+    }
+}

@@ -1,0 +1,280 @@
+//! Seals: the digest of each closed segment, agreed through the log. What a replica needs to propose one, to remember those
+//! applied (`seal/`), and to compare them with its own bytes [R2].
+//!
+//! Which segment a frame stands in is a function of frame lengths, so the applier follows it by itself ([`Trail`]) and all
+//! replicas list the same transactions and rejected proposals for a segment. Comparing digests has no part in apply: it
+//! changes the health of this replica, never the replicated state.
+
+use std::collections::BTreeMap;
+
+use alhambra_ledger::Digest;
+use alhambra_ledger::ids::{LogIndex, TxId};
+use parking_lot::Mutex;
+
+use crate::chunklog::ChunkLog;
+use crate::command::Seal;
+use crate::database::Database;
+use crate::error::{Damage, Result};
+use crate::segment::Ledger;
+use crate::wire::{Malformed, Put, Reader};
+
+/// Whether this replica's bytes are what the group agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// Nothing is known to be wrong.
+    #[default]
+    Sound,
+    /// The digest of an own segment is not the one that was sealed.
+    SealMismatch {
+        /// The first such segment.
+        segment: u64,
+    },
+}
+
+/// A closed segment whose frames are all applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Closed {
+    pub segment: u64,
+    pub last_tx: TxId,
+    pub alh: Digest,
+    pub rejected: Vec<(u64, u32)>,
+}
+
+/// Where in the segments the applier is, and what it saw in those not sealed yet. Replicated state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trail {
+    /// Segment of the newest applied frame.
+    segment: u64,
+    /// Bytes of applied frames in it.
+    frame_bytes: u64,
+    rejected: Vec<(u64, u32)>,
+    /// Closed and not sealed, by segment.
+    closed: BTreeMap<u64, Closed>,
+}
+
+impl Trail {
+    /// The next frame is about to be applied; `tx` and `alh` are the newest transaction before it.
+    pub(crate) fn frame(&mut self, len: u64, segment_bytes: u64, tx: TxId, alh: Digest) {
+        if self.frame_bytes > 0 && self.frame_bytes + len > segment_bytes {
+            let rejected = std::mem::take(&mut self.rejected);
+            let closed = Closed { segment: self.segment, last_tx: tx, alh, rejected };
+            self.closed.insert(self.segment, closed);
+            self.segment += 1;
+            self.frame_bytes = 0;
+        }
+        self.frame_bytes += len;
+    }
+
+    /// A proposal of the newest frame was rejected.
+    pub(crate) fn rejected(&mut self, index: LogIndex, number: u32) {
+        self.rejected.push((index.0, number));
+    }
+
+    /// Segment of the newest applied frame, and the bytes of applied frames in it.
+    pub(crate) fn open_segment(&self) -> (u64, u64) {
+        (self.segment, self.frame_bytes)
+    }
+
+    pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.segment);
+        out.put_u64(self.frame_bytes);
+        put_rejected(out, &self.rejected);
+        out.put_varint(self.closed.len() as u64);
+        for closed in self.closed.values() {
+            out.put_u64(closed.segment);
+            out.put_u64(closed.last_tx.0);
+            out.put_bytes(&closed.alh.0);
+            put_rejected(out, &closed.rejected);
+        }
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> std::result::Result<Self, Malformed> {
+        let (segment, frame_bytes) = (reader.u64()?, reader.u64()?);
+        let rejected = read_rejected(reader)?;
+        let mut closed = BTreeMap::new();
+        for _ in 0..reader.count(49)? {
+            let segment = reader.u64()?;
+            let last_tx = TxId(reader.u64()?);
+            let alh = Digest(reader.array()?);
+            let rejected = read_rejected(reader)?;
+            closed.insert(segment, Closed { segment, last_tx, alh, rejected });
+        }
+        Ok(Self { segment, frame_bytes, rejected, closed })
+    }
+}
+
+fn put_rejected(out: &mut Vec<u8>, rejected: &[(u64, u32)]) {
+    out.put_varint(rejected.len() as u64);
+    for &(index, number) in rejected {
+        out.put_varint(index);
+        out.put_varint(u64::from(number));
+    }
+}
+
+fn read_rejected(reader: &mut Reader<'_>) -> std::result::Result<Vec<(u64, u32)>, Malformed> {
+    let count = reader.count(2)?;
+    (0..count).map(|_| Ok((reader.varint()?, reader.varint_u32()?))).collect()
+}
+
+/// What is kept in memory of an applied seal; the rest is in the log.
+#[derive(Clone, Copy, Debug)]
+struct Applied {
+    generation: u32,
+    digest: Digest,
+    at: u64,
+    len: usize,
+}
+
+/// The seals applied so far.
+#[derive(Debug)]
+pub(crate) struct SealLog {
+    pub log: ChunkLog,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    applied: BTreeMap<u64, Applied>,
+    /// Applied and not compared with the own digest yet.
+    uncompared: Vec<u64>,
+    health: Health,
+}
+
+impl SealLog {
+    /// Reads all seals of the log.
+    pub(crate) fn open(log: ChunkLog) -> Result<Self> {
+        let mut inner = Inner::default();
+        let mut at = 0;
+        while at < log.end() {
+            let (seal, len) = read_record(&log, at)?;
+            inner.uncompared.push(seal.segment);
+            let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len };
+            inner.applied.insert(seal.segment, applied);
+            at += len as u64;
+        }
+        Ok(Self { log, inner: Mutex::new(inner) })
+    }
+
+    /// Takes a seal from the log. Ignored when the segment is not closed here at this log position (no honest leader
+    /// proposes that), or when this generation is sealed already.
+    pub(crate) fn apply(&self, seal: Seal, trail: &mut Trail) {
+        let mut inner = self.inner.lock();
+        let known = inner.applied.get(&seal.segment).map(|applied| applied.generation);
+        if seal.segment >= trail.segment || known.is_some_and(|generation| generation >= seal.generation) {
+            return;
+        }
+        let own = trail.closed.remove(&seal.segment);
+        let record = encode_record(&seal);
+        let at = self.log.append(&record);
+        let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len: record.len() };
+        inner.applied.insert(seal.segment, applied);
+        inner.uncompared.push(seal.segment);
+        let same_content =
+            own.is_none_or(|own| own.last_tx == seal.last_tx && own.alh.0 == seal.alh && own.rejected == seal.rejected);
+        if !same_content {
+            inner.mismatch(seal.segment);
+        }
+    }
+
+    /// Compares seals applied since the last call with the digests that the ledger kept as it wrote. A segment whose last
+    /// frames are not flushed here yet waits for the next call.
+    pub(crate) fn compare(&self, ledger: &Ledger) -> Result<()> {
+        let uncompared = std::mem::take(&mut self.inner.lock().uncompared);
+        let mut rest = uncompared.into_iter();
+        let compared = rest.try_for_each(|segment| self.compare_one(ledger, segment));
+        // After an error the rest, and the one that failed, are tried again.
+        self.inner.lock().uncompared.extend(rest);
+        compared
+    }
+
+    fn compare_one(&self, ledger: &Ledger, segment: u64) -> Result<()> {
+        let own = own_digest(ledger, segment);
+        let mut inner = self.inner.lock();
+        match own {
+            Ok(None) => inner.uncompared.push(segment),
+            Ok(Some(own)) if own != inner.applied[&segment].digest.0 => {
+                tracing::error!(segment, "digest of an own segment is not the sealed one");
+                inner.mismatch(segment);
+            }
+            Ok(Some(_)) => {}
+            Err(error) => {
+                inner.uncompared.push(segment);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.inner.lock().health
+    }
+
+    /// Sealed digests by segment.
+    pub(crate) fn digests(&self) -> BTreeMap<u64, Digest> {
+        self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, applied.digest)).collect()
+    }
+
+    pub(crate) fn get(&self, segment: u64) -> Result<Option<Seal>> {
+        let Some(applied) = self.inner.lock().applied.get(&segment).copied() else { return Ok(None) };
+        let (seal, len) = read_record(&self.log, applied.at)?;
+        debug_assert_eq!(len, applied.len);
+        Ok(Some(seal))
+    }
+}
+
+/// The digest that the ledger kept of a segment; `None` while not all of its frames are flushed.
+fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<[u8; 32]>> {
+    let segments = ledger.segments();
+    let flushed = ledger.flushed();
+    let whole = (segments.iter().find(|info| info.number == segment))
+        .is_some_and(|info| info.closed && Some(info.last_log_id) <= flushed);
+    if whole { ledger.digest(segment).map(Some) } else { Ok(None) }
+}
+
+/// See [`Database::pending_seals`].
+pub(crate) fn pending(db: &Database) -> Result<Vec<Seal>> {
+    let core = db.core();
+    let unsealed: Vec<Closed> = db.applier.lock().state.trail.closed.values().cloned().collect();
+    let mut seals = Vec::with_capacity(unsealed.len());
+    for closed in unsealed {
+        let Some(digest) = own_digest(&core.ledger, closed.segment)? else { continue };
+        let Closed { segment, last_tx, alh, rejected } = closed;
+        seals.push(Seal { segment, generation: 0, digest, last_tx, alh: alh.0, rejected });
+    }
+    Ok(seals)
+}
+
+impl Inner {
+    fn mismatch(&mut self, segment: u64) {
+        self.health = match self.health {
+            Health::Sound => Health::SealMismatch { segment },
+            Health::SealMismatch { segment: first } => Health::SealMismatch { segment: first.min(segment) },
+        };
+    }
+}
+
+/// Length and checksum, then the seal.
+fn encode_record(seal: &Seal) -> Vec<u8> {
+    let mut body = Vec::new();
+    seal.encode_into(&mut body);
+    let mut out = Vec::with_capacity(8 + body.len());
+    out.put_u32(u32::try_from(body.len()).expect("a seal came in a frame"));
+    out.put_u32(crc32c::crc32c(&body));
+    out.put_bytes(&body);
+    out
+}
+
+/// The seal whose record stands at `at`, and the length of the record.
+fn read_record(log: &ChunkLog, at: u64) -> Result<(Seal, usize)> {
+    let mut head = [0; 8];
+    log.read_into(at, &mut head)?;
+    let (len, crc) = head.split_at(4);
+    let len = u32::from_be_bytes(len.try_into().expect("4 bytes")) as usize;
+    let body = log.read(at + 8, len)?;
+    if crc32c::crc32c(&body).to_be_bytes() != crc {
+        return Err(log.corrupted(at, Damage::Checksum));
+    }
+    let mut reader = Reader::new(&body);
+    let seal = Seal::read(&mut reader).and_then(|seal| reader.finish().map(|()| seal));
+    seal.map(|seal| (seal, 8 + len)).map_err(|Malformed| log.corrupted(at, Damage::Field))
+}
