@@ -53,10 +53,7 @@ pub(crate) fn judge(kind: Kind, status: &Status) -> Verdict {
         return Verdict::Elsewhere;
     }
     let from_transport = status.source().is_some()
-        || matches!(
-            status.code(),
-            tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Aborted
-        );
+        || matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::DeadlineExceeded);
     match (from_transport, kind) {
         (false, _) => Verdict::Answer,
         (true, Kind::Read) => Verdict::Elsewhere,

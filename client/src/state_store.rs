@@ -4,7 +4,7 @@
 //! share a store cannot accept two histories, each consistent with an old state but not with one another. Implementors
 //! are held to `conformance` in `tests/it/state_store.rs`.
 //!
-//! What the file implementation writes is documented in `docs/format.md`: one JSON object per state and one per piece of
+//! What the file implementation writes is documented in `docs/client-state.md`: one JSON object per state and one per piece of
 //! evidence.
 
 use std::collections::HashMap;
