@@ -2,7 +2,7 @@
 //!
 //! The order is that of the original's SDKs; what they do not compare is compared here as well: the entries of the
 //! answer hash to Eh, their number is the header's, the returned key is the requested one, the header of the transaction
-//! is the one that the proof ends in. Nothing here does IO; the state moves only when every check held [V2].
+//! is the one that the proof ends in. Nothing here does IO; the state moves only when every check held (V2).
 
 use alhambra_ledger::digest::{EMPTY, sha256};
 use alhambra_ledger::entry::{KvMetadata, entry_digest};

@@ -9,7 +9,7 @@
 //! | `client` | options, plain calls |
 //! | `verified` | verified calls, the trusted state |
 //! | `check` | what is demanded of an answer, as pure functions |
-//! | `state_store` | where trusted states and evidence are kept [V2] |
+//! | `state_store` | where trusted states and evidence are kept (V2) |
 //! | `connect`, `retry` | endpoints, sessions, deadlines; what may be sent again |
 //!
 //! What does not belong here: storage, formats of the server.

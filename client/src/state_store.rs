@@ -1,6 +1,6 @@
 //! Where a client keeps the state that it trusts, one per (server identity, database).
 //!
-//! A trusted state only moves forward [V2]: [`StateStore::advance`] compares before it sets, so that two clients that
+//! A trusted state only moves forward (V2): [`StateStore::advance`] compares before it sets, so that two clients that
 //! share a store cannot accept two histories, each consistent with an old state but not with one another. Implementors
 //! are held to `conformance` in `tests/it/state_store.rs`.
 //!
@@ -65,7 +65,7 @@ pub enum StateError {
         /// The file.
         path: PathBuf,
     },
-    /// The new state is older than the one it shall replace, or another one of the same transaction [V2].
+    /// The new state is older than the one it shall replace, or another one of the same transaction (V2).
     #[error("a trusted state at tx {from} cannot move to tx {to}")]
     Backward {
         /// Transaction of the state in place.
@@ -119,7 +119,7 @@ pub trait StateStore: Send + Sync {
     fn keep_evidence(&self, evidence: &Evidence) -> Result<Option<PathBuf>, StateError>;
 }
 
-/// [V2] for every store.
+/// (V2) for every store.
 fn check_forward(expected: Option<&TrustedState>, new: &TrustedState) -> Result<(), StateError> {
     let Some(expected) = expected else { return Ok(()) };
     let backward = StateError::Backward { from: expected.tx, to: new.tx };
