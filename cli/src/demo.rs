@@ -19,7 +19,7 @@ use crate::demo::record::{NodeRecord, Record};
 use crate::demo::supervise::{Event, RESTART_AFTER, Supervisor};
 use crate::failure::{Failure, OrFail};
 use crate::http;
-use crate::output::Table;
+use crate::output::{Table, print_raw};
 use crate::session::{Login, Session};
 use crate::signals::Signals;
 
@@ -202,8 +202,7 @@ async fn ask(node: &NodePlan) -> Result<String, String> {
 fn announce(args: &Args, record: &Record) -> Result<(), Failure> {
     if args.json {
         let json = serde_json::to_string(record).or_fail("encoding the demo's record", "report this")?;
-        println!("{json}");
-        return Ok(());
+        return print_raw(json + "\n");
     }
     let mut table = Table::new(&["node", "clients", "metrics", "process", "log"]);
     for NodeRecord { node, endpoint, metrics_port, pid, log, .. } in &record.nodes {
@@ -217,16 +216,15 @@ fn announce(args: &Args, record: &Record) -> Result<(), Failure> {
     }
     let endpoints: Vec<&str> = record.nodes.iter().map(|node| node.endpoint.as_str()).collect();
     let flag = if args.base_port == BASE_PORT { String::new() } else { format!(" --endpoint {}", endpoints.join(",")) };
-    println!(
+    print_raw(format!(
         "{} nodes serve cluster {}\n\n{}\nuser {}, password {}, database {}\n\nTry in another terminal:\n  \
          alhambra set hello world{flag}\n  alhambra verify hello{flag}\n  alhambra status{flag}\n\n\
-         Ctrl-C stops all nodes; the same command resumes them.",
+         Ctrl-C stops all nodes; the same command resumes them.\n",
         record.nodes.len(),
         record.uuid,
         table.render(),
         record.username,
         record.password,
         record.database,
-    );
-    Ok(())
+    ))
 }

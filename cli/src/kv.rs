@@ -1,15 +1,14 @@
 //! `alhambra set`, `get`, `history` and `scan`: verified unless told otherwise.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 
 use alhambra_client::{Entry, Scan};
 use serde_json::{Value, json};
 
 use crate::connect::{Connect, StateDir};
-use crate::failure::{Failure, OrFail};
-use crate::output::{Output, Table, text};
+use crate::failure::Failure;
+use crate::output::{Output, Table, print_json, print_raw, text};
 use crate::trusted::Trusted;
 
 /// The most that the server answers at once.
@@ -111,11 +110,11 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
     let tx = trusted.close(outcome).await?.id.get();
     match args.common.output {
         Output::Json => print_json(&json!({"key": text(&key), "value": text(&value), "tx": tx, "verified": verify})),
-        Output::Raw => print_raw(format!("{tx}\n").as_bytes()),
+        Output::Raw => print_raw(format!("{tx}\n")),
         Output::Table => {
             let mut table = Table::new(&["key", "value", "tx", "verified"]);
             table.row([text(&key), text(&value), tx.to_string(), yes(verify)]);
-            print_raw(table.render().as_bytes())
+            print_raw(table.render())
         }
     }
 }
@@ -146,7 +145,7 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
                 entry.revision.to_string(),
                 yes(verified),
             ]);
-            print_raw(table.render().as_bytes())
+            print_raw(table.render())
         }
     }
 }
@@ -194,7 +193,7 @@ pub async fn history(args: HistoryArgs) -> Result<(), Failure> {
                 .collect();
             print_json(&json!({"key": text(&key), "entries": entries}))
         }
-        Output::Raw => print_raw(&lines(&entries)),
+        Output::Raw => print_raw(lines(&entries)),
         Output::Table => {
             let mut table = Table::new(&["revision", "value", "tx", "verified", "remark"]);
             for (entry, verified) in &entries {
@@ -211,7 +210,7 @@ pub async fn history(args: HistoryArgs) -> Result<(), Failure> {
                     remark.to_owned(),
                 ]);
             }
-            print_raw(table.render().as_bytes())
+            print_raw(table.render())
         }
     }
 }
@@ -251,7 +250,7 @@ pub async fn scan(args: ScanArgs) -> Result<(), Failure> {
                 .collect();
             print_json(&json!({"prefix": text(&prefix), "entries": entries}))
         }
-        Output::Raw => print_raw(&lines(&entries)),
+        Output::Raw => print_raw(lines(&entries)),
         Output::Table => {
             let mut table = Table::new(&["key", "value", "tx", "revision", "verified"]);
             for (entry, verified) in &entries {
@@ -263,12 +262,12 @@ pub async fn scan(args: ScanArgs) -> Result<(), Failure> {
                     yes(*verified),
                 ]);
             }
-            print_raw(table.render().as_bytes())
+            print_raw(table.render())
         }
     }
 }
 
-/// Verifies each entry by itself. That the list is complete cannot be proven, and nobody is told so.
+/// Verifies each entry by itself. That a list is complete cannot be proven and is not claimed.
 async fn judge(trusted: &mut Trusted, entries: Vec<Entry>, no_verify: bool) -> Result<Vec<(Entry, bool)>, Failure> {
     let mut judged = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -290,15 +289,4 @@ fn lines(entries: &[(Entry, bool)]) -> Vec<u8> {
 
 fn yes(verified: bool) -> String {
     if verified { "yes" } else { "no" }.to_owned()
-}
-
-/// Prints a JSON document.
-pub fn print_json(value: &Value) -> Result<(), Failure> {
-    print_raw(format!("{value:#}\n").as_bytes())
-}
-
-/// Prints bytes as they are; a reader that went away is an error, not a panic.
-pub fn print_raw(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).or_fail("writing the answer", "check what reads it")
 }

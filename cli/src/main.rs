@@ -7,6 +7,7 @@ mod bench;
 mod connect;
 mod demo;
 mod failure;
+mod fsck;
 mod http;
 mod kv;
 mod output;
@@ -52,6 +53,8 @@ enum Command {
     Status(status::Args),
     /// Load a server and print what it reached
     Bench(bench::Args),
+    /// Check the data folder of a stopped node
+    Fsck(fsck::Args),
     /// Show the settings that `serve` would use
     Config(Box<serve::ConfigArgs>),
     /// Print the completions of a shell, to be sourced by it
@@ -76,10 +79,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             shell::completions(&args);
             Ok(())
         }
-        Command::Version => {
-            println!("alhambra {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Version => output::print_raw(concat!("alhambra ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Fsck(args) => fsck::run(&args),
         Command::Config(args) => serve::print_config(&args),
         Command::Serve(args) => block_on(serve::run(*args)),
         Command::Set(args) => block_on(kv::set(args)),

@@ -1,6 +1,11 @@
 //! How answers look: tables for people, JSON for programs, raw bytes for pipes.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::failure::{Failure, OrFail};
 
 /// The form of an answer on standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -29,6 +34,18 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(out, "{byte:02x}");
         out
     })
+}
+
+/// Prints a JSON document.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(value).or_fail("encoding the answer", "report this")?;
+    print_raw(json + "\n")
+}
+
+/// Prints bytes as they are. A reader that went away is an error, not a panic.
+pub fn print_raw(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes.as_ref()).and_then(|()| out.flush()).or_fail("writing the answer", "check what reads it")
 }
 
 /// Columns aligned by their widest cell, two spaces apart, no trailing blanks.

@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::demo::ports;
 use crate::failure::{Failure, Kind, chain};
+use crate::output::print_raw;
 use crate::signals::Signals;
 
 /// Flags of `alhambra serve`.
@@ -83,7 +84,7 @@ pub fn print_config(args: &ConfigArgs) -> Result<(), Failure> {
     for Origin { key, value, source } in load(&args.settings)?.origins() {
         // What is not set has no value to write; a masked secret must not be taken for one.
         let unset = value.is_empty() || value.chars().all(|char| char == '*');
-        println!("{}{key} = {value:?}  # {source}", if unset { "# " } else { "" });
+        print_raw(format!("{}{key} = {value:?}  # {source}\n", if unset { "# " } else { "" }))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::connect::{Connect, Target};
 use crate::demo::METRICS_ABOVE_GRPC;
 use crate::failure::{Failure, Kind, OrFail};
 use crate::http;
-use crate::output::{Output, Table, hex};
+use crate::output::{Output, Table, hex, print_json, print_raw};
 use crate::session::{Login, Session, say};
 
 /// A node that says nothing for this long counts as not reachable.
@@ -81,14 +81,11 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
     let status = Status { nodes };
     match args.output {
-        Output::Json => {
-            let json = serde_json::to_string_pretty(&status).or_fail("encoding the status", "report this")?;
-            println!("{json}");
-        }
-        Output::Table => print!("{}", status.table().render()),
+        Output::Json => print_json(&status)?,
+        Output::Table => print_raw(status.table().render())?,
         Output::Raw => {
             for node in &status.nodes {
-                println!("{} {}", node.endpoint, if node.ready { "ready" } else { "not ready" });
+                print_raw(format!("{} {}\n", node.endpoint, if node.ready { "ready" } else { "not ready" }))?;
             }
         }
     }

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::connect::{Connect, StateDir};
 use crate::failure::Failure;
-use crate::kv::{entry_json, print_json, print_raw};
-use crate::output::{Output, hex, text};
+use crate::kv::entry_json;
+use crate::output::{Output, hex, print_json, print_raw, text};
 use crate::trusted::Trusted;
 
 /// Flags of `alhambra verify`.
@@ -88,7 +88,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             "proven": proven,
             "not_proven": not_proven,
         })),
-        Output::Raw => print_raw(format!("{} {alh}\n", now.tx).as_bytes()),
+        Output::Raw => print_raw(format!("{} {alh}\n", now.tx)),
         Output::Table => {
             let mut out = format!("database {} of cluster {cluster}\ntx {}  alh {alh}\n", now.database, now.tx);
             for line in &proven {
@@ -97,7 +97,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             for line in &not_proven {
                 out.push_str(&format!("not proven: {line}\n"));
             }
-            print_raw(out.as_bytes())
+            print_raw(out)
         }
     }
 }

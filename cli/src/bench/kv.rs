@@ -13,7 +13,7 @@ use crate::bench::machine::Machine;
 use crate::bench::stats::{Row, Samples};
 use crate::connect::{Connect, Target};
 use crate::failure::{Failure, Kind, OrFail};
-use crate::output::Table;
+use crate::output::{Table, print_json, print_raw};
 
 /// The server's limit of entries per transaction.
 const BATCH_MAX: u32 = 1024;
@@ -92,10 +92,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         rows,
     };
     if args.json {
-        let json = serde_json::to_string_pretty(&report).or_fail("encoding the report", "report this")?;
-        println!("{json}");
+        print_json(&report)?;
     } else {
-        print!("{}", report.markdown());
+        print_raw(report.markdown())?;
     }
     if report.rows.iter().any(|row| row.tx_per_second == 0.0) {
         return Err(Failure::failed("a row has no successful call at all", "read the errors above"));
