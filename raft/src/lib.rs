@@ -12,6 +12,7 @@
 //! | [`snapshot`] | raft snapshots as files |
 //! | [`error`] | errors by what the caller can do |
 
+pub mod codec;
 pub mod env;
 pub mod error;
 pub mod forming;
