@@ -1,23 +1,49 @@
 //! One replica of one database: starts and stops the consensus core on top of the database, proposes and reads.
+//!
+//! ```text
+//!              propose, barrier                        raft messages of peers
+//!                     |                                          |
+//! Group ---- proposer, rounds ----> consensus core (openraft) <--'
+//!   |                                   |               |
+//!   '-- duties of a leader         LogStore        StateMachine
+//!       (genesis, seals, seeding)       |               |
+//!                                       '-- Database ---'
+//! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
 use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::{Settings, TxProposal};
+use alhambra_storage::command::{Command, Settings, TxProposal};
+use alhambra_storage::database::{Database, DatabaseSpec};
 use bytes::Bytes;
+use futures::Stream;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
-use openraft::{BasicNode, Raft};
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
+use openraft_rt::deterministic_rng::DeterministicRng;
+use openraft_rt_tokio::TokioRuntime;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::env::Env;
 use crate::error::{GroupError, MembershipError, ProposeError, ReadError, SnapshotError};
 use crate::forward::{Forward, ReadIndex};
+use crate::log_store::LogStore;
+use crate::read::Rounds;
 use crate::snapshot::{SnapshotData, SnapshotSink, SnapshotSource};
-use crate::state_machine::StateMachine;
-use crate::types::TypeConfig;
+use crate::state_machine::{Applied, StateMachine};
+use crate::strand::{FailureCell, Strand};
+use crate::types::{TypeConfig, from_raft_log_id};
+use crate::write::Proposer;
 
 /// The consensus core of a group.
 pub type GroupRaft = Raft<TypeConfig, StateMachine>;
@@ -155,12 +181,129 @@ pub struct GroupStatus {
     pub learners: BTreeMap<u64, BasicNode>,
 }
 
-/// One replica of one database.
-#[derive(Debug)]
-pub struct Group {}
+impl Tuning {
+    fn config(&self, name: &str) -> Result<Config, GroupError> {
+        let config = Config {
+            cluster_name: name.to_owned(),
+            heartbeat_interval: self.heartbeat_ms,
+            election_timeout_min: self.election_min_ms,
+            election_timeout_max: self.election_max_ms,
+            // The time for a whole snapshot, not for a part: files are large. The network ends a stalled one itself.
+            install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
+            max_payload_entries: self.payload_entries_max,
+            max_append_entries: Some(self.payload_entries_max),
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
+            enable_pre_vote: Some(true),
+            enable_leader_restore: Some(false),
+            broadcast_submitted_on_append: Some(true),
+            ..Config::default()
+        };
+        config.validate().map_err(GroupError::Tuning)
+    }
+}
 
-fn not_connected() -> Box<dyn std::error::Error + Send + Sync> {
-    "the database is not connected yet".into()
+/// A snapshot that takes longer than this is begun anew, milliseconds.
+const SNAPSHOT_TIMEOUT_MS: u64 = 3_600_000;
+
+/// One replica of one database.
+pub struct Group {
+    replica: Arc<Replica>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the tasks of a group share.
+pub(crate) struct Replica {
+    pub(crate) group: GroupId,
+    pub(crate) node_id: u64,
+    pub(crate) env: Env,
+    pub(crate) tuning: Tuning,
+    pub(crate) spec: GroupSpec,
+    pub(crate) database: Arc<Database>,
+    pub(crate) state_machine: StateMachine,
+    pub(crate) raft: GroupRaft,
+    pub(crate) forward: Arc<dyn Forward>,
+    pub(crate) applied: watch::Receiver<Applied>,
+    pub(crate) proposer: Arc<Proposer>,
+    pub(crate) rounds: Rounds,
+    pub(crate) background: Strand,
+    pub(crate) seals_due: Arc<Notify>,
+    log: Strand,
+    failure: FailureCell,
+    stopping: AtomicBool,
+    server: WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>,
+    metrics: WatchReceiverOf<TypeConfig, openraft::RaftMetrics<TypeConfig>>,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group {} ({}) on node {}", self.replica.group, self.replica.spec.name, self.replica.node_id)
+    }
+}
+
+impl Replica {
+    pub(crate) fn applied(&self) -> Applied {
+        *self.applied.borrow()
+    }
+
+    pub(crate) fn leader(&self) -> Option<u64> {
+        self.server.borrow_watched().current_leader
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.server.borrow_watched().state.is_leader()
+    }
+
+    /// Ends when this replica knows another leader than `seen`, or none.
+    pub(crate) async fn leader_other_than(&self, seen: Option<u64>) {
+        let mut server = self.server.clone();
+        while server.borrow_watched().current_leader == seen {
+            if server.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Ends when the role, the leader or the members may have changed.
+    pub(crate) async fn server_changed(&self) {
+        let mut server = self.server.clone();
+        if server.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(crate) fn raft_metrics(&self) -> openraft::RaftMetrics<TypeConfig> {
+        self.metrics.borrow_watched().clone()
+    }
+
+    fn health(&self) -> Health {
+        if let Some(reason) = self.failure.get() {
+            return Health::Failed { reason };
+        }
+        if self.stopping.load(Ordering::Acquire) {
+            return Health::Stopped;
+        }
+        match &self.metrics.borrow_watched().running_state {
+            Ok(()) => Health::Running,
+            Err(fatal) => Health::Failed { reason: fatal.to_string().into() },
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.health() != Health::Running
+    }
+
+    pub(crate) fn is_initialised(&self) -> bool {
+        self.database.settings().is_some()
+    }
+
+    pub(crate) fn genesis(&self) -> Command {
+        Command::Genesis {
+            database: self.spec.database,
+            segment_bytes: self.spec.segment_bytes,
+            settings: self.spec.settings.clone(),
+        }
+    }
 }
 
 impl Group {
@@ -168,104 +311,257 @@ impl Group {
     ///
     /// `network` carries raft messages to the members; `forward` carries calls to the leader.
     pub async fn start<N>(
-        _env: Env,
-        _spec: GroupSpec,
-        _tuning: Tuning,
-        _network: N,
-        _forward: Arc<dyn Forward>,
+        env: Env,
+        spec: GroupSpec,
+        tuning: Tuning,
+        network: N,
+        forward: Arc<dyn Forward>,
     ) -> Result<Arc<Self>, GroupError>
     where
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
     {
-        Err(GroupError::Raft(not_connected()))
+        let config = Arc::new(tuning.config(&spec.name)?);
+        let log = Strand::log(env.executor.clone(), spec.group);
+        let background = Strand::background(env.executor.clone(), spec.group);
+        let reads = Strand::reads(env.executor.clone(), spec.group);
+        let failure = FailureCell::default();
+
+        let storage_error = |source: Box<dyn std::error::Error + Send + Sync>| GroupError::Storage {
+            dir: spec.dir.clone(),
+            source,
+        };
+        let database = {
+            let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
+            let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
+            log.run(move || Database::open(vfs, &dir, database, Default::default())).await
+        };
+        let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| storage_error(e.into()))?;
+        let database = Arc::new(database);
+
+        let seals_due = Arc::new(Notify::new());
+        let log_store =
+            LogStore::open(database.clone(), log.clone(), reads, failure.clone(), tuning.read_batch_bytes)
+                .map_err(|e| storage_error(e.into()))?;
+        let state_machine = StateMachine::new(
+            database.clone(),
+            log.clone(),
+            background.clone(),
+            failure.clone(),
+            seals_due.clone(),
+        );
+        let applied = state_machine.watch();
+        let seed = random_u64(&env);
+        let raft = Raft::new(spec.node_id, config, network, log_store, state_machine.clone());
+        let raft = DeterministicRng::<TokioRuntime>::scope(seed, raft).await;
+        let raft = raft.map_err(|e| GroupError::Raft(Box::new(e)))?;
+
+        let mut client = [0; 16];
+        env.rng.fill(&mut client);
+        let replica = Arc::new(Replica {
+            group: spec.group,
+            node_id: spec.node_id,
+            proposer: Arc::new(Proposer::new(client, &tuning)),
+            rounds: Rounds::default(),
+            server: raft.server_metrics(),
+            metrics: raft.metrics(),
+            env,
+            tuning,
+            spec,
+            database,
+            state_machine,
+            raft,
+            forward,
+            applied,
+            background,
+            seals_due,
+            log,
+            failure,
+            stopping: AtomicBool::new(false),
+        });
+        let tasks = vec![
+            tokio::spawn(replica.clone().run_proposer()),
+            tokio::spawn(replica.clone().run_rounds()),
+            tokio::spawn(replica.clone().run_duties()),
+        ];
+        Ok(Arc::new(Self { replica, tasks: Mutex::new(tasks) }))
     }
 
     /// Makes these nodes the group's voters. Called on one node of a new group, once.
-    pub async fn initialize(&self, _members: BTreeMap<u64, BasicNode>) -> Result<(), MembershipError> {
-        Err(MembershipError::Stopped)
+    pub async fn initialize(&self, members: BTreeMap<u64, BasicNode>) -> Result<(), MembershipError> {
+        self.replica.initialize(members).await
+    }
+
+    /// Whether the group has members: it was initialised here, or this replica has heard of a leader.
+    pub async fn is_initialized(&self) -> bool {
+        self.replica.raft.is_initialized().await.unwrap_or(false)
     }
 
     /// Number of the group.
     pub fn id(&self) -> GroupId {
-        GroupId(0)
+        self.replica.group
     }
 
-    /// The consensus core: inbound raft messages go here.
-    pub fn raft(&self) -> Option<&GroupRaft> {
-        None
+    /// Name of the database.
+    pub fn name(&self) -> &str {
+        &self.replica.spec.name
+    }
+
+    /// The database, for reads. Writing goes through [`Group::propose`] alone.
+    pub fn database(&self) -> &Arc<Database> {
+        &self.replica.database
+    }
+
+    /// The consensus core: inbound raft messages go here, except for streams of entries ([`Group::stream_append`]).
+    pub fn raft(&self) -> &GroupRaft {
+        &self.replica.raft
+    }
+
+    /// Inbound entries of a leader, as a stream. Answers come in the order of the requests.
+    ///
+    /// Prefer this to `raft().stream_append`, which starts a task and so needs the group's randomness around it.
+    pub async fn stream_append<S>(
+        &self,
+        requests: S,
+    ) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, openraft::errors::Fatal<TypeConfig>>> + Send + 'static
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static,
+    {
+        let seed = random_u64(&self.replica.env);
+        let raft = self.replica.raft.clone();
+        DeterministicRng::<TokioRuntime>::scope(seed, async move { raft.stream_append(requests) }).await
     }
 
     /// The leader, as far as this replica knows.
     pub fn leader(&self) -> Option<u64> {
-        None
+        self.replica.leader()
     }
 
     /// Whether this replica leads, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        false
+        self.replica.is_leader()
+    }
+
+    /// Follows how far this replica has applied.
+    pub fn watch_applied(&self) -> watch::Receiver<Applied> {
+        self.replica.applied.clone()
     }
 
     /// What this replica knows about itself and its group.
     pub fn status(&self) -> GroupStatus {
+        let metrics = self.replica.raft_metrics();
+        let applied = self.replica.applied();
+        let health = self.replica.health();
+        let members = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = members.voter_ids().collect();
+        let (voters, learners) =
+            members.nodes().map(|(id, node)| (*id, node.clone())).partition(|(id, _)| voters.contains(id));
         GroupStatus {
-            health: Health::Stopped,
-            role: Role::Stopped,
-            leader: None,
-            term: 0,
-            last_log: None,
-            committed: None,
-            applied: None,
-            applied_tx: TxId(0),
-            voters: BTreeMap::new(),
-            learners: BTreeMap::new(),
+            role: if health == Health::Running { role_of(metrics.state) } else { Role::Stopped },
+            health,
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            last_log: self.replica.database.ledger().last_log_id(),
+            committed: metrics.local_committed.as_ref().map(from_raft_log_id),
+            applied: applied.log_id,
+            applied_tx: applied.tx,
+            voters,
+            learners,
         }
     }
 
     /// Commits one proposal; in one hop when another node leads. Ends by the deadline.
-    pub async fn propose(&self, _proposal: TxProposal, _deadline: Instant) -> Result<Outcome, ProposeError> {
-        Err(ProposeError::Stopped)
+    ///
+    /// A proposal without a request id gets one of this node's. It is tried again with the same id, which never commits
+    /// it twice, until the deadline; [`ProposeError::may_be_applied`] tells what is known then.
+    pub async fn propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+        self.replica.propose(proposal, deadline).await
     }
 
     /// Waits until a read of this level may begin here. Ends by the deadline.
-    pub async fn barrier(&self, _level: Level, _deadline: Instant) -> Result<ReadPoint, ReadError> {
-        Err(ReadError::Stopped)
+    pub async fn barrier(&self, level: Level, deadline: Instant) -> Result<ReadPoint, ReadError> {
+        self.replica.barrier(level, deadline).await
     }
 
     /// A proposal that came from another node: never forwarded again.
-    pub async fn serve_propose(&self, _proposal: TxProposal, _deadline: Instant) -> Result<Outcome, ProposeError> {
-        Err(ProposeError::Stopped)
+    pub async fn serve_propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+        self.replica.serve_propose(proposal, deadline).await
     }
 
     /// Another node's question for the read index: never forwarded again.
-    pub async fn serve_read_index(&self, _deadline: Instant) -> Result<ReadIndex, ReadError> {
-        Err(ReadError::Stopped)
+    pub async fn serve_read_index(&self, deadline: Instant) -> Result<ReadIndex, ReadError> {
+        self.replica.serve_read_index(deadline).await
     }
 
     /// The snapshot with this manifest, for a node that pulls its files; none when it is not the current one.
-    pub fn snapshot_source(&self, _manifest: &Bytes) -> Option<Arc<dyn SnapshotSource>> {
-        None
+    pub fn snapshot_source(&self, manifest: &Bytes) -> Option<Arc<dyn SnapshotSource>> {
+        let current = self.replica.state_machine.current_snapshot()?;
+        (current.manifest() == *manifest).then_some(current as Arc<dyn SnapshotSource>)
     }
 
     /// A place for the files of a snapshot that another node sends. Any earlier unfinished one is dropped.
-    pub fn snapshot_sink(&self, _manifest: Bytes) -> Result<Box<dyn SnapshotSink>, SnapshotError> {
-        Err(SnapshotError::Manifest(not_connected()))
+    ///
+    /// Touches the disk: call it on an executor.
+    pub fn snapshot_sink(&self, manifest: Bytes) -> Result<Box<dyn SnapshotSink>, SnapshotError> {
+        crate::snapshot::sink(&self.replica.env.vfs, &self.replica.database, manifest)
     }
 
     /// Adds a member without a vote and waits until it has caught up. Leader only.
-    pub async fn add_learner(&self, _id: u64, _node: BasicNode, _deadline: Instant) -> Result<(), MembershipError> {
-        Err(MembershipError::Stopped)
+    pub async fn add_learner(&self, id: u64, node: BasicNode, deadline: Instant) -> Result<(), MembershipError> {
+        self.replica.add_learner(id, node, deadline).await
     }
 
-    /// Makes exactly these members voters; each must be a member already. Leader only.
-    pub async fn change_voters(
-        &self,
-        _voters: std::collections::BTreeSet<u64>,
-        _deadline: Instant,
-    ) -> Result<(), MembershipError> {
-        Err(MembershipError::Stopped)
+    /// Makes exactly these members voters; each must be a member already. Who was a voter and is not any more stays as a
+    /// member without a vote. Leader only.
+    pub async fn change_voters(&self, voters: BTreeSet<u64>, deadline: Instant) -> Result<(), MembershipError> {
+        self.replica.change_voters(voters, deadline).await
     }
 
-    /// Stops in order: no new calls, the core, the disk. Waiting calls end.
-    pub async fn shutdown(&self) {}
+    /// Hands the leadership to another voter. Leader only; returns when the wish is taken, not when it is fulfilled.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), MembershipError> {
+        self.replica.raft.trigger().transfer_leader(to).await.map_err(|_| MembershipError::Stopped)
+    }
+
+    /// Stops in order: no new calls, the core, the tasks, the disk. Waiting calls end.
+    pub async fn shutdown(&self) {
+        if self.replica.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // The core may have failed before; it is stopped either way.
+        let _ = self.replica.raft.shutdown().await;
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        let database = self.replica.database.clone();
+        let _ = self.replica.log.run(move || database.ledger().flush().map(drop)).await;
+        let database = self.replica.database.clone();
+        let last = self.replica.background.run(move || database.checkpoint()).await;
+        if let Ok(Err(e)) = last {
+            tracing::warn!(group = %self.replica.group, error = %crate::strand::Chain(&e), "no last checkpoint");
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+    }
+}
+
+fn role_of(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner => Role::Learner,
+        ServerState::Shutdown => Role::Stopped,
+    }
+}
+
+fn random_u64(env: &Env) -> u64 {
+    let mut bytes = [0; 8];
+    env.rng.fill(&mut bytes);
+    u64::from_be_bytes(bytes)
 }

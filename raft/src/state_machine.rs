@@ -1,27 +1,182 @@
-//! Applies committed entries to the database, in order.
+//! Applies committed entries to the database, in log order, each once (R1), and answers those who proposed them.
+//!
+//! No decision of its own: what becomes of a command is the database's, the same on every replica. What the database
+//! cannot apply stops this replica; it never guesses.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::Stream;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use openraft::type_config::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_storage::database::Database;
+use alhambra_storage::segment::FrameKind;
+use futures::{Stream, StreamExt};
+use openraft::EntryPayload;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta};
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
-use crate::snapshot::SnapshotData;
-use crate::types::TypeConfig;
+use crate::codec;
+use crate::log_store::frame_of_entry;
+use crate::snapshot::{DatabaseSource, SnapshotData, SnapshotSource as _, copy_into};
+use crate::strand::{FailureCell, Strand};
+use crate::types::{RaftLogId, RaftStoredMembership, TypeConfig, from_raft_log_id, to_raft_log_id};
 
-/// What openraft drives: applies committed entries to the database.
+/// How far this replica has applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Newest log entry.
+    pub log_id: Option<LogId>,
+    /// Newest transaction.
+    pub tx: TxId,
+}
+
+/// What openraft drives: applies committed entries to the database. Clones share it.
 #[derive(Clone, Debug)]
-pub struct StateMachine {}
+pub struct StateMachine(Arc<Shared>);
 
-fn not_connected() -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, "the database is not connected yet")
+#[derive(Debug)]
+struct Shared {
+    database: Arc<Database>,
+    applied: watch::Sender<Applied>,
+    log: Strand,
+    background: Strand,
+    failure: FailureCell,
+    checkpoint_queued: AtomicBool,
+    seals_due: Arc<Notify>,
+    current: Mutex<Option<Arc<DatabaseSource>>>,
+}
+
+impl StateMachine {
+    /// On top of `database`; `seals_due` is notified when a segment may have become ready to be sealed.
+    pub(crate) fn new(
+        database: Arc<Database>,
+        log: Strand,
+        background: Strand,
+        failure: FailureCell,
+        seals_due: Arc<Notify>,
+    ) -> Self {
+        let applied = watch::Sender::new(applied_of(&database));
+        let checkpoint_queued = AtomicBool::new(false);
+        let current = Mutex::new(None);
+        Self(Arc::new(Shared {
+            database,
+            applied,
+            log,
+            background,
+            failure,
+            checkpoint_queued,
+            seals_due,
+            current,
+        }))
+    }
+
+    /// Follows what is applied.
+    pub(crate) fn watch(&self) -> watch::Receiver<Applied> {
+        self.0.applied.subscribe()
+    }
+
+    /// The snapshot that openraft knows as the current one.
+    pub(crate) fn current_snapshot(&self) -> Option<Arc<DatabaseSource>> {
+        self.0.current.lock().clone()
+    }
+
+    /// Applies one entry, lets readers see it, then answers.
+    fn apply_one(&self, (entry, responder): EntryResponder<TypeConfig>) -> io::Result<()> {
+        let shared = &*self.0;
+        let frame = frame_of_entry(entry);
+        let ledger = shared.database.ledger();
+        let outcomes = match ledger.position(frame.log_id.index) {
+            Ok(Some(position)) => shared.database.apply(frame.log_id, position, frame.kind, &frame.payload),
+            Ok(None) => Err(alhambra_storage::error::Error::NoSuchEntry { index: frame.log_id.index }),
+            Err(e) => Err(e),
+        };
+        let outcomes = outcomes.map_err(|e| shared.failure.fail("a committed entry cannot be applied", &e))?;
+        shared.applied.send_replace(applied_of(&shared.database));
+        if let Some(responder) = responder {
+            responder.send(outcomes);
+        }
+        if shared.database.checkpoint_due() {
+            self.queue_checkpoint();
+        }
+        Ok(())
+    }
+
+    fn queue_checkpoint(&self) {
+        if self.0.checkpoint_queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let shared = self.0.clone();
+        self.0.background.submit(move || {
+            shared.checkpoint_queued.store(false, Ordering::Release);
+            if let Err(e) = shared.database.checkpoint() {
+                shared.failure.fail("a checkpoint cannot be written", &e);
+            }
+        });
+    }
+
+    /// Takes a manifest of the database as it is and makes it the current snapshot.
+    async fn take_snapshot(&self) -> io::Result<Arc<DatabaseSource>> {
+        let shared = self.0.clone();
+        let taken = self.0.background.run(move || DatabaseSource::take(shared.database.clone())).await?;
+        let source = Arc::new(taken.map_err(|e| self.0.failure.fail("a snapshot cannot be taken", &e))?);
+        let mut current = self.0.current.lock();
+        if current.as_ref().is_none_or(|old| old.last_log_id() <= source.last_log_id()) {
+            *current = Some(source.clone());
+        }
+        Ok(source)
+    }
+
+    /// Applies entries of the own log up to and including `last`, all known to be committed.
+    async fn apply_own_log(&self, last: LogId) -> io::Result<()> {
+        let database = &self.0.database;
+        loop {
+            let next = applied_of(database).log_id.map_or(0, |id| id.index.get() + 1);
+            if next > last.index.get() {
+                return Ok(());
+            }
+            let entries = database
+                .ledger()
+                .read(alhambra_ledger::ids::LogIndex(next), alhambra_ledger::ids::LogIndex(last.index.get() + 1), 1 << 20)
+                .map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
+            for (position, frame) in entries {
+                database
+                    .apply(frame.log_id, position, frame.kind, &frame.payload)
+                    .map_err(|e| self.0.failure.fail("a committed entry cannot be applied", &e))?;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn applied_of(database: &Database) -> Applied {
+    let applied = database.applied();
+    Applied { log_id: applied.log_id, tx: applied.tx }
+}
+
+/// The meta of a snapshot, as openraft wants it.
+fn meta_of(source: &DatabaseSource) -> io::Result<SnapshotMetaOf<TypeConfig>> {
+    let last_membership = stored_membership(source.membership())?;
+    Ok(SnapshotMeta { last_log_id: source.last_log_id().map(to_raft_log_id), last_membership })
+}
+
+fn stored_membership(stored: Option<(LogId, bytes::Bytes)>) -> io::Result<RaftStoredMembership> {
+    match stored {
+        None => Ok(RaftStoredMembership::default()),
+        Some((log_id, bytes)) => {
+            let members = codec::decode_membership(&bytes).map_err(io::Error::other)?;
+            Ok(RaftStoredMembership::new(Some(to_raft_log_id(log_id)), members))
+        }
+    }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotData>, io::Error> {
-        Err(not_connected())
+        let source = self.take_snapshot().await?;
+        Ok(Snapshot { meta: meta_of(&source)?, snapshot: SnapshotData::Here(source) })
     }
 }
 
@@ -29,17 +184,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotData;
     type SnapshotBuilder = Self;
 
-    async fn applied_state(
-        &mut self,
-    ) -> Result<(Option<LogIdOf<TypeConfig>>, StoredMembershipOf<TypeConfig>), io::Error> {
-        Err(not_connected())
+    async fn applied_state(&mut self) -> Result<(Option<RaftLogId>, RaftStoredMembership), io::Error> {
+        let applied = self.0.database.applied();
+        Ok((applied.log_id.map(to_raft_log_id), stored_membership(applied.membership)?))
     }
 
-    async fn apply<S>(&mut self, _entries: S) -> Result<(), io::Error>
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
     {
-        Err(not_connected())
+        while let Some(entry) = entries.next().await {
+            self.apply_one(entry?)?;
+        }
+        if self.0.database.seals_due() {
+            self.0.seals_due.notify_one();
+        }
+        Ok(())
     }
 
     async fn get_snapshot_builder(&mut self) -> Self {
@@ -48,13 +208,35 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(
         &mut self,
-        _meta: &SnapshotMetaOf<TypeConfig>,
-        _snapshot: SnapshotData,
+        meta: &SnapshotMetaOf<TypeConfig>,
+        snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        Err(not_connected())
+        let last = meta.last_log_id.as_ref().map(from_raft_log_id);
+        let Some(last) = last else { return Ok(()) };
+        let own = self.0.database.ledger().log_id(last.index);
+        let own = own.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
+        if own == Some(last) {
+            // The own log has it all, and perhaps entries after it that must stay: nothing to install but to apply.
+            self.apply_own_log(last).await?;
+            snapshot.discard(&*self.0.database);
+        } else {
+            let shared = self.0.clone();
+            let installed = self.0.log.run(move || {
+                let dir = match snapshot {
+                    SnapshotData::Staged { dir, .. } => dir,
+                    SnapshotData::Here(source) => copy_into(&shared.database, &*source)?,
+                };
+                shared.database.install(&dir).map_err(crate::error::SnapshotError::from)
+            });
+            installed.await?.map_err(|e| self.0.failure.fail("a received snapshot cannot be installed", &e))?;
+        }
+        self.0.applied.send_replace(applied_of(&self.0.database));
+        self.take_snapshot().await?;
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
-        Err(not_connected())
+        let Some(source) = self.current_snapshot() else { return Ok(None) };
+        Ok(Some(Snapshot { meta: meta_of(&source)?, snapshot: SnapshotData::Here(source) }))
     }
 }

@@ -1,0 +1,122 @@
+//! What a leader does without being asked: the first command of a database, seals of closed segments, and files for
+//! followers that are far behind.
+//!
+//! A follower that misses many closed segments gets them as files. openraft sends a snapshot only to a follower that
+//! needs entries below the purge mark, so the leader takes a snapshot and moves the mark to the end of the newest closed
+//! segment. Nothing is lost by that: purging keeps the bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_ledger::ids::{LogId, LogIndex};
+use alhambra_storage::command::Command;
+use openraft::async_runtime::watch::WatchReceiver as _;
+
+use crate::group::Replica;
+use crate::strand::Chain;
+use crate::types::from_raft_log_id;
+
+/// How often a leader looks after followers that are behind.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// After this long without a snapshot the leader gives up and looks again later.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
+
+impl Replica {
+    /// Runs for as long as the replica.
+    pub(crate) async fn run_duties(self: Arc<Self>) {
+        let mut led_from = None;
+        loop {
+            if !self.is_leader() {
+                led_from = None;
+                self.server_changed().await;
+                continue;
+            }
+            let end = self.database.ledger().last_log_id().map_or(LogIndex(0), |id| id.index);
+            let led_from = *led_from.get_or_insert(end);
+            if self.ensure_genesis().await.is_err() {
+                return;
+            }
+            self.propose_seals().await;
+            if self.someone_lags(led_from) {
+                self.move_purge_mark().await;
+            }
+            tokio::select! {
+                biased;
+                () = self.server_changed() => {}
+                () = self.seals_due.notified() => {}
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn propose_seals(&self) {
+        if !self.database.seals_due() {
+            return;
+        }
+        let database = self.database.clone();
+        let seals = match self.background.run(move || database.pending_seals()).await {
+            Ok(Ok(seals)) => seals,
+            Ok(Err(e)) => {
+                tracing::error!(group = %self.group, error = %Chain(&e), "closed segments cannot be sealed");
+                return;
+            }
+            Err(_) => return,
+        };
+        for seal in seals {
+            let segment = seal.segment;
+            if !self.write_own(&Command::Seal(seal)).await {
+                return;
+            }
+            tracing::debug!(group = %self.group, segment, "segment sealed");
+        }
+    }
+
+    /// Whether a follower misses so many closed segments that files are better, and would not get them yet.
+    fn someone_lags(&self, led_from: LogIndex) -> bool {
+        let Some(followers) = self.raft_metrics().replication else { return false };
+        let closed: Vec<LogId> = self.closed_segments();
+        let purged = self.database.purge_mark().map(|id| id.index);
+        followers.iter().filter(|(id, _)| **id != self.node_id).any(|(_, matched)| {
+            // A follower that has not answered yet has no entries of this leader: it may have all before.
+            let has = matched.as_ref().map_or(led_from, |id| LogIndex(id.index));
+            let missing = closed.iter().filter(|last| last.index > has).count() as u64;
+            missing > self.tuning.seed_lag_segments && purged < Some(has)
+        })
+    }
+
+    /// Last log ids of the segments that are closed and wholly applied, oldest first.
+    fn closed_segments(&self) -> Vec<LogId> {
+        let applied = self.applied().log_id;
+        let segments = self.database.ledger().segments();
+        segments.iter().filter(|s| s.closed && Some(s.last_log_id) <= applied).map(|s| s.last_log_id).collect()
+    }
+
+    /// Takes a snapshot and moves the purge mark to the end of the newest closed segment that it covers.
+    pub(crate) async fn move_purge_mark(&self) {
+        let Some(boundary) = self.closed_segments().last().copied() else { return };
+        if self.database.purge_mark() >= Some(boundary) {
+            return;
+        }
+        if self.raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        let mut metrics = self.raft.metrics();
+        let taken = async {
+            loop {
+                let snapshot = metrics.borrow_watched().snapshot.as_ref().map(from_raft_log_id);
+                if snapshot >= Some(boundary) {
+                    return true;
+                }
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        if tokio::time::timeout(SNAPSHOT_WAIT, taken).await == Ok(true) {
+            tracing::info!(group = %self.group, %boundary, "followers that are behind get files");
+            // The core is gone: nothing to do any more.
+            let _ = self.raft.trigger().purge_log(boundary.index.get()).await;
+        }
+    }
+}

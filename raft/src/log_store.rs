@@ -1,0 +1,288 @@
+//! The replicated log and the vote, kept in the database's ledger; never applies anything.
+//!
+//! ```text
+//! append   -> frames staged: readable at once, in memory
+//!               |
+//! log strand:   one job writes everything staged with one sync, then reports every append it covers, in order
+//! ```
+//!
+//! While a job syncs, further appends gather for the next one: group commit without a timer. Votes and cuts go through
+//! the same strand, so they keep their order with appends. Purging only moves a mark: entries below it are not answered
+//! any more, their bytes stay; the mark never passes the checkpoint (R3).
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use alhambra_ledger::ids::{LogId, LogIndex};
+use alhambra_storage::database::Database;
+use alhambra_storage::segment::{Frame, FrameKind, Position};
+use futures::{Stream, stream};
+use openraft::EntryPayload;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
+
+use crate::codec;
+use crate::strand::{FailureCell, Strand};
+use crate::types::{CommandBytes, RaftEntry, RaftLogId, RaftVote, TypeConfig, from_raft_log_id, to_raft_log_id};
+
+/// A read that begins this many entries before the end is probably not in memory.
+const WARM_ENTRIES: u64 = 1024;
+
+/// The log of one group. Clones share it.
+#[derive(Clone)]
+pub struct LogStore(Arc<Shared>);
+
+struct Shared {
+    database: Arc<Database>,
+    log: Strand,
+    reads: Strand,
+    failure: FailureCell,
+    read_batch_bytes: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    vote: Option<RaftVote>,
+    /// Appends that no job has reported yet, oldest first.
+    unreported: Vec<IOFlushed<TypeConfig>>,
+    job_queued: bool,
+}
+
+impl Debug for LogStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "log that ends at {:?}", self.0.database.ledger().last_log_id())
+    }
+}
+
+impl LogStore {
+    /// The log of `database`, with the vote as it was saved.
+    pub(crate) fn open(
+        database: Arc<Database>,
+        log: Strand,
+        reads: Strand,
+        failure: FailureCell,
+        read_batch_bytes: usize,
+    ) -> io::Result<Self> {
+        let vote = match database.load_vote().map_err(io::Error::other)? {
+            Some(bytes) => Some(codec::decode_vote(&bytes).map_err(io::Error::other)?),
+            None => None,
+        };
+        let state = Mutex::new(State { vote, unreported: Vec::new(), job_queued: false });
+        Ok(Self(Arc::new(Shared { database, log, reads, failure, read_batch_bytes, state })))
+    }
+
+    fn purged(&self) -> Option<LogId> {
+        self.0.database.purge_mark()
+    }
+
+    /// Entries of `from..to`, as many as fit into `bytes_max`, at least one when there is one.
+    async fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
+        let from = from.max(self.purged().map_or(0, |id| id.index.get() + 1));
+        let end = self.0.database.ledger().last_log_id().map_or(0, |id| id.index.get() + 1);
+        let to = to.min(end);
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let shared = self.0.clone();
+        let read = move || shared.database.ledger().read(LogIndex(from), LogIndex(to), bytes_max);
+        let frames = if from + WARM_ENTRIES >= end { read() } else { self.0.reads.run(read).await? };
+        let frames = frames.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
+        frames.into_iter().map(entry_of_frame).collect()
+    }
+
+    async fn read_all(&self, from: u64, to: u64) -> io::Result<Vec<RaftEntry>> {
+        let mut entries = self.read(from, to, self.0.read_batch_bytes).await?;
+        loop {
+            let Some(last) = entries.last() else { return Ok(entries) };
+            let mut more = self.read(last.log_id.index + 1, to, self.0.read_batch_bytes).await?;
+            if more.is_empty() {
+                return Ok(entries);
+            }
+            entries.append(&mut more);
+        }
+    }
+}
+
+impl Shared {
+    /// Writes everything staged with one sync and reports every append that is covered.
+    fn drain(&self) {
+        let covered = {
+            let mut state = self.state.lock();
+            state.job_queued = false;
+            std::mem::take(&mut state.unreported)
+        };
+        match self.database.ledger().flush() {
+            Ok(_) => {
+                for append in covered {
+                    append.io_completed(Ok(()));
+                }
+            }
+            Err(e) => {
+                let reason = self.failure.fail("the log cannot be written", &e).to_string();
+                for append in covered {
+                    append.io_completed(Err(io::Error::other(reason.clone())));
+                }
+                return;
+            }
+        }
+        if let Err(e) = self.database.ledger().settle() {
+            self.failure.fail("the log cannot be prepared for further writes", &e);
+        }
+    }
+}
+
+fn entry_of_frame((_, frame): (Position, Frame)) -> io::Result<RaftEntry> {
+    let payload = match frame.kind {
+        FrameKind::Blank => EntryPayload::Blank,
+        FrameKind::Command => EntryPayload::Normal(CommandBytes(frame.payload)),
+        FrameKind::Membership => {
+            EntryPayload::Membership(codec::decode_membership(&frame.payload).map_err(io::Error::other)?)
+        }
+    };
+    Ok(RaftEntry { log_id: to_raft_log_id(frame.log_id), payload })
+}
+
+/// The frame that holds an entry; what every replica has byte for byte.
+pub(crate) fn frame_of_entry(entry: RaftEntry) -> Frame {
+    let log_id = from_raft_log_id(&entry.log_id);
+    let (kind, payload) = match entry.payload {
+        EntryPayload::Blank => (FrameKind::Blank, bytes::Bytes::new()),
+        EntryPayload::Normal(command) => (FrameKind::Command, command.0),
+        EntryPayload::Membership(members) => (FrameKind::Membership, codec::encode_membership(&members)),
+    };
+    Frame { log_id, kind, payload }
+}
+
+/// Half-open bounds of a range.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(n) => *n,
+        Bound::Excluded(n) => n.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(n) => n.saturating_add(1),
+        Bound::Excluded(n) => *n,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: R,
+    ) -> Result<Vec<RaftEntry>, io::Error> {
+        let (from, to) = bounds(&range);
+        self.read_all(from, to).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
+        self.read(start, end, self.0.read_batch_bytes).await
+    }
+
+    /// What apply reads: a bounded batch at a time.
+    async fn entries_stream<R>(&mut self, range: R) -> impl Stream<Item = Result<RaftEntry, io::Error>> + Send
+    where
+        R: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let (from, to) = bounds(&range);
+        let store = self.clone();
+        stream::unfold((store, from, Vec::new().into_iter()), move |(store, mut next, mut batch)| async move {
+            loop {
+                if let Some(entry) = batch.next() {
+                    return Some((Ok(entry), (store, next, batch)));
+                }
+                match store.read(next, to, store.0.read_batch_bytes).await {
+                    Ok(entries) => {
+                        next = entries.last()?.log_id.index + 1;
+                        batch = entries.into_iter();
+                    }
+                    Err(e) => return Some((Err(e), (store, to, Vec::new().into_iter()))),
+                }
+            }
+        })
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<RaftVote>, io::Error> {
+        Ok(self.0.state.lock().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let purged = self.purged();
+        let last = self.0.database.ledger().last_log_id().max(purged);
+        Ok(LogState { last_purged_log_id: purged.map(to_raft_log_id), last_log_id: last.map(to_raft_log_id) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
+        let bytes = codec::encode_vote(vote);
+        let shared = self.0.clone();
+        let saved = self.0.log.run(move || shared.database.save_vote(&bytes)).await?;
+        saved.map_err(|e| self.0.failure.fail("the vote cannot be saved", &e))?;
+        self.0.state.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<RaftLogId>) -> Result<(), io::Error> {
+        let Some(committed) = committed else { return Ok(()) };
+        self.0
+            .database
+            .save_committed(from_raft_log_id(&committed))
+            .map_err(|e| self.0.failure.fail("the committed mark cannot be saved", &e))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<RaftLogId>, io::Error> {
+        let committed = self.0.database.load_committed();
+        Ok(committed.map(to_raft_log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = RaftEntry> + Send,
+        I::IntoIter: Send,
+    {
+        let frames: Vec<Frame> = entries.into_iter().map(frame_of_entry).collect();
+        if let Err(e) = self.0.database.ledger().stage(&frames) {
+            return Err(self.0.failure.fail("entries do not fit the log", &e));
+        }
+        {
+            let mut state = self.0.state.lock();
+            state.unreported.push(callback);
+            if std::mem::replace(&mut state.job_queued, true) {
+                return Ok(());
+            }
+        }
+        let shared = self.0.clone();
+        self.0.log.submit(move || shared.drain());
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<RaftLogId>) -> Result<(), io::Error> {
+        let last_kept = last_log_id.map(|id| LogIndex(id.index));
+        let shared = self.0.clone();
+        let cut = self.0.log.run(move || shared.database.truncate_after(last_kept)).await?;
+        cut.map_err(|e| self.0.failure.fail("the log cannot be cut", &e))
+    }
+
+    async fn purge(&mut self, log_id: RaftLogId) -> Result<(), io::Error> {
+        let upto = from_raft_log_id(&log_id);
+        let shared = self.0.clone();
+        let moved = self.0.log.run(move || {
+            if shared.database.checkpoint_position() < Some(upto) {
+                shared.database.checkpoint()?;
+            }
+            shared.database.set_purge_mark(upto)
+        });
+        moved.await?.map_err(|e| self.0.failure.fail("the purge mark cannot be moved", &e))
+    }
+}

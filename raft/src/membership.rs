@@ -1,0 +1,73 @@
+//! Who belongs to the group: first members, learners, voters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openraft::BasicNode;
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::MembershipError;
+use crate::group::Replica;
+use crate::types::TypeConfig;
+
+impl Replica {
+    /// See [`crate::group::Group::initialize`].
+    pub(crate) async fn initialize(&self, members: BTreeMap<u64, BasicNode>) -> Result<(), MembershipError> {
+        match self.raft.initialize(members).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Err(MembershipError::AlreadyInitialised),
+            Err(RaftError::APIError(error @ InitializeError::NotInMembers(_))) => {
+                Err(MembershipError::Refused(Box::new(error)))
+            }
+            Err(RaftError::Fatal(_)) => Err(MembershipError::Stopped),
+        }
+    }
+
+    /// See [`crate::group::Group::add_learner`].
+    pub(crate) async fn add_learner(
+        &self,
+        id: u64,
+        node: BasicNode,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        if !self.is_leader() {
+            return Err(MembershipError::NotLeader { leader: self.leader() });
+        }
+        // A new member has nothing: closed segments go to it as files.
+        let seeded = timeout_at(deadline, self.move_purge_mark()).await;
+        if seeded.is_err() {
+            return Err(MembershipError::OutcomeUnknown);
+        }
+        match timeout_at(deadline, self.raft.add_learner(id, node, true)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(refused(error)),
+            Err(_) => Err(MembershipError::OutcomeUnknown),
+        }
+    }
+
+    /// See [`crate::group::Group::change_voters`].
+    pub(crate) async fn change_voters(
+        &self,
+        voters: BTreeSet<u64>,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        match timeout_at(deadline, self.raft.change_membership(voters, true)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(refused(error)),
+            Err(_) => Err(MembershipError::OutcomeUnknown),
+        }
+    }
+}
+
+fn refused(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+            MembershipError::NotLeader { leader: to.leader_id }
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => MembershipError::OutcomeUnknown,
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+            MembershipError::Refused(Box::new(error))
+        }
+        RaftError::Fatal(_) => MembershipError::Stopped,
+    }
+}

@@ -1,0 +1,92 @@
+//! Blocking work of one group, in order, off the async threads.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use alhambra_ledger::ids::GroupId;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::env::Executor;
+
+/// One strand of the executor.
+#[derive(Clone, Debug)]
+pub(crate) struct Strand {
+    executor: Arc<dyn Executor>,
+    number: u64,
+}
+
+impl Strand {
+    /// Writes and syncs of the log and votes: whatever must stay in order.
+    pub(crate) fn log(executor: Arc<dyn Executor>, group: GroupId) -> Self {
+        Self { executor, number: group.get() << 2 }
+    }
+
+    /// Checkpoints and manifests: long, and not in the way of the log.
+    pub(crate) fn background(executor: Arc<dyn Executor>, group: GroupId) -> Self {
+        Self { executor, number: group.get() << 2 | 1 }
+    }
+
+    /// Reads of the log that probably are not in memory.
+    pub(crate) fn reads(executor: Arc<dyn Executor>, group: GroupId) -> Self {
+        Self { executor, number: group.get() << 2 | 2 }
+    }
+
+    /// Queues a job.
+    pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) {
+        self.executor.submit(self.number, Box::new(job));
+    }
+
+    /// Queues a job and waits for what it answers. The job runs even when the caller goes away.
+    pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (answer, receiver) = oneshot::channel();
+        self.submit(move || {
+            let _ = answer.send(job());
+        });
+        receiver.await.map_err(|_| io::Error::other("the executor has stopped"))
+    }
+}
+
+/// The first reason for which a replica stopped itself.
+#[derive(Clone, Default)]
+pub(crate) struct FailureCell(Arc<Mutex<Option<Arc<str>>>>);
+
+impl FailureCell {
+    /// Keeps the reason unless there is one already, and says it in the log.
+    pub(crate) fn fail(&self, what: &'static str, error: &(dyn std::error::Error + 'static)) -> io::Error {
+        let reason: Arc<str> = format!("{what}: {}", Chain(error)).into();
+        let mut first = self.0.lock();
+        if first.is_none() {
+            tracing::error!(%reason, "this replica stops");
+            *first = Some(reason.clone());
+        }
+        io::Error::other(reason.to_string())
+    }
+
+    /// The reason, if the replica stopped itself.
+    pub(crate) fn get(&self) -> Option<Arc<str>> {
+        self.0.lock().clone()
+    }
+}
+
+impl fmt::Debug for FailureCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.get(), f)
+    }
+}
+
+/// An error with all its causes.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.0, f)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,469 @@
+//! Writing: the proposer of a leader, and the way of a proposal to it.
+//!
+//! ```text
+//! propose() --- leads here ---> queue --- one batch ---> consensus core ---> apply ---> each caller
+//!     |                         bounded                  a few in flight
+//!     '--- another leads -----> one hop (Forward) -----> serve_propose() there, never forwarded again
+//! ```
+//!
+//! No timers: a batch leaves as soon as fewer than `batches_in_flight_max` are on their way and takes with it whatever
+//! waits. While a batch is written and replicated the next one gathers.
+//!
+//! A proposal is tried again, with the same request id, until its deadline; that never commits it twice, because the
+//! outcomes of request ids are replicated state. Each attempt ends as surely not applied or as possibly applied, and the
+//! answer at the deadline says which (R4).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::command::{Command, RequestId, TxProposal};
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, ForwardReason};
+use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::error::ProposeError;
+use crate::forward::ForwardError;
+use crate::group::Replica;
+use crate::types::{CommandBytes, Completion, TypeConfig};
+
+/// Pause before the next attempt when nothing tells that it would end otherwise.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How one attempt on this node ended without an outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Missed {
+    /// Surely not applied: another node leads, if any.
+    NotLeader(Option<u64>),
+    /// Surely not applied: this node leads but has not heard from a quorum lately.
+    LeaseExpired,
+    /// Surely not applied: it still waited when its time was over.
+    Waited,
+    /// Surely not applied.
+    Refused(ProposeError),
+    /// Possibly applied: the log entry was cut here, but another leader may have it.
+    Discarded,
+    /// Possibly applied: it was on its way when its time was over or the leader changed.
+    OnItsWay,
+    /// Possibly applied: the consensus core stopped.
+    CoreStopped,
+}
+
+type Answer = Result<Outcome, Missed>;
+
+/// A proposal in the queue. Whoever takes the content out answers for it: the proposer or the caller who gives up.
+struct Slot(Mutex<Option<Waiting>>);
+
+struct Waiting {
+    proposal: TxProposal,
+    len: u64,
+    deadline: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Default)]
+struct Queue {
+    slots: VecDeque<Arc<Slot>>,
+    bytes: u64,
+    in_flight: usize,
+}
+
+/// Gathers proposals into batches and hands them to the consensus core.
+pub(crate) struct Proposer {
+    queue: Mutex<Queue>,
+    wake: Notify,
+    last_ts: AtomicI64,
+    genesis_on_its_way: AtomicBool,
+    client: [u8; 16],
+    sequence: AtomicU64,
+    bytes_max: u64,
+    batch_bytes: u64,
+    batch_proposals_max: usize,
+    in_flight_max: usize,
+    proposal_bytes_max: u64,
+}
+
+impl fmt::Debug for Proposer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queue = self.queue.lock();
+        f.debug_struct("Proposer")
+            .field("waiting", &queue.slots.len())
+            .field("bytes", &queue.bytes)
+            .field("in_flight", &queue.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The callers of one batch. Dropped without an answer, all of them learn that the core stopped.
+struct BatchCallers {
+    proposer: Arc<Proposer>,
+    callers: Vec<oneshot::Sender<Answer>>,
+}
+
+impl BatchCallers {
+    fn complete(mut self, result: ClientWriteResult<TypeConfig>) {
+        let callers = std::mem::take(&mut self.callers);
+        match result {
+            Ok(done) => {
+                assert_eq!(done.data.len(), callers.len(), "apply answers every proposal of a batch");
+                for (caller, outcome) in callers.into_iter().zip(done.data) {
+                    // A caller that gave up has dropped its receiver.
+                    let _ = caller.send(Ok(outcome));
+                }
+            }
+            Err(error) => {
+                let missed = missed_by_core(error);
+                for caller in callers {
+                    let _ = caller.send(Err(missed.clone()));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for BatchCallers {
+    fn drop(&mut self) {
+        for caller in self.callers.drain(..) {
+            let _ = caller.send(Err(Missed::CoreStopped));
+        }
+        self.proposer.queue.lock().in_flight -= 1;
+        self.proposer.wake.notify_one();
+    }
+}
+
+fn missed_by_core(error: ClientWriteError<TypeConfig>) -> Missed {
+    match error {
+        ClientWriteError::ForwardToLeader(to) if to.reason == ForwardReason::LeaseExpired => Missed::LeaseExpired,
+        ClientWriteError::ForwardToLeader(to) => Missed::NotLeader(to.leader_id),
+        // Only membership entries end this way; a batch is none.
+        ClientWriteError::ChangeMembershipError(_) => Missed::Discarded,
+        ClientWriteError::LogEntryDiscarded(_) => Missed::Discarded,
+    }
+}
+
+impl Proposer {
+    pub(crate) fn new(client: [u8; 16], tuning: &crate::group::Tuning, proposal_bytes_max: u64) -> Self {
+        Self {
+            queue: Mutex::new(Queue::default()),
+            wake: Notify::new(),
+            last_ts: AtomicI64::new(0),
+            genesis_on_its_way: AtomicBool::new(false),
+            client,
+            sequence: AtomicU64::new(0),
+            bytes_max: tuning.queue_bytes_max,
+            batch_bytes: tuning.batch_bytes,
+            batch_proposals_max: tuning.batch_proposals_max.max(1),
+            in_flight_max: tuning.batches_in_flight_max.max(1),
+            proposal_bytes_max,
+        }
+    }
+
+    /// A request id that no other request of any client has.
+    fn next_request(&self, floor: TxId) -> RequestId {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        RequestId { client: self.client, sequence, floor }
+    }
+
+    fn enqueue(
+        &self,
+        proposal: TxProposal,
+        deadline: Instant,
+    ) -> Result<(Arc<Slot>, oneshot::Receiver<Answer>), ProposeError> {
+        let len = proposal.encoded_len_max() as u64;
+        if len > self.proposal_bytes_max {
+            return Err(ProposeError::TooLarge { len_bytes: len, len_bytes_max: self.proposal_bytes_max });
+        }
+        let (answer, receiver) = oneshot::channel();
+        let slot = Arc::new(Slot(Mutex::new(Some(Waiting { proposal, len, deadline, answer }))));
+        {
+            let mut queue = self.queue.lock();
+            while queue.slots.front().is_some_and(|slot| slot.0.lock().is_none()) {
+                queue.slots.pop_front();
+            }
+            if queue.bytes > 0 && queue.bytes + len > self.bytes_max {
+                return Err(ProposeError::Overloaded { queued_bytes: queue.bytes, queued_bytes_max: self.bytes_max });
+            }
+            queue.bytes += len;
+            queue.slots.push_back(slot.clone());
+        }
+        self.wake.notify_one();
+        Ok((slot, receiver))
+    }
+
+    /// Takes a proposal back out of the queue; false when the proposer has it already.
+    fn withdraw(&self, slot: &Slot) -> bool {
+        let Some(waiting) = slot.0.lock().take() else { return false };
+        self.queue.lock().bytes -= waiting.len;
+        true
+    }
+
+    /// What waits, up to the bounds of a batch; nothing when enough batches are on their way.
+    fn take_batch(&self, now: Instant) -> Option<Vec<Waiting>> {
+        let mut queue = self.queue.lock();
+        if queue.in_flight >= self.in_flight_max {
+            return None;
+        }
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(slot) = queue.slots.front() {
+            let mut content = slot.0.lock();
+            let Some(waiting) = content.as_ref() else {
+                drop(content);
+                queue.slots.pop_front();
+                continue;
+            };
+            if !batch.is_empty() && (bytes + waiting.len > self.batch_bytes || batch.len() == self.batch_proposals_max)
+            {
+                break;
+            }
+            let waiting = content.take().expect("checked above");
+            drop(content);
+            queue.slots.pop_front();
+            queue.bytes -= waiting.len;
+            if waiting.deadline <= now {
+                let _ = waiting.answer.send(Err(Missed::Waited));
+                continue;
+            }
+            bytes += waiting.len;
+            batch.push(waiting);
+        }
+        if batch.is_empty() {
+            return None;
+        }
+        queue.in_flight += 1;
+        Some(batch)
+    }
+
+    /// Unix seconds, never below an earlier answer of this node.
+    fn stamp(&self, now_unix_ms: i64) -> i64 {
+        let now = now_unix_ms.div_euclid(1000);
+        self.last_ts.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+}
+
+impl Replica {
+    /// Runs for as long as the replica: one batch after the other.
+    pub(crate) async fn run_proposer(self: Arc<Self>) {
+        loop {
+            self.proposer.wake.notified().await;
+            while let Some(batch) = self.proposer.take_batch(Instant::now()) {
+                if self.hand_over(batch).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&self, batch: Vec<Waiting>) -> Result<(), Stopped> {
+        let proposer = self.proposer.clone();
+        let (proposals, callers) = batch.into_iter().map(|w| (w.proposal, w.answer)).unzip();
+        let callers = BatchCallers { proposer, callers };
+        let command = Command::Batch { ts: self.proposer.stamp(self.env.clock.now_unix_ms()), proposals };
+        self.ensure_genesis().await?;
+        self.write(command.encode(), Some(Completion::new(move |result| callers.complete(result)))).await
+    }
+
+    /// Proposes `Genesis` when none is applied and none on its way. A second one is ignored at apply.
+    pub(crate) async fn ensure_genesis(&self) -> Result<(), Stopped> {
+        if self.is_initialised() || self.proposer.genesis_on_its_way.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let proposer = self.proposer.clone();
+        let guard = ClearOnDrop(proposer);
+        let done = Completion::new(move |_| drop(guard));
+        self.write(self.genesis().encode(), Some(done)).await
+    }
+
+    async fn write(
+        &self,
+        command: Bytes,
+        done: Option<Completion<ClientWriteResult<TypeConfig>>>,
+    ) -> Result<(), Stopped> {
+        self.raft.client_write_ff(CommandBytes(command), done).await.map_err(|_| Stopped)
+    }
+
+    /// Commits a command that is not a client's (a seal); ends with the entry, with leadership or with the core.
+    pub(crate) async fn write_own(&self, command: &Command) -> bool {
+        let (answer, receiver) = oneshot::channel();
+        let done = Completion::new(move |result: ClientWriteResult<TypeConfig>| {
+            let _ = answer.send(result.is_ok());
+        });
+        match self.write(command.encode(), Some(done)).await {
+            Ok(()) => receiver.await.unwrap_or(false),
+            Err(Stopped) => false,
+        }
+    }
+
+    /// See [`crate::group::Group::propose`].
+    pub(crate) async fn propose(&self, mut proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+        let own_request = proposal.request.is_none();
+        if own_request {
+            proposal.request = Some(self.proposer.next_request(self.applied().tx));
+        }
+        let mut may_be_applied = false;
+        // What is answered at the deadline when nothing may be applied.
+        let mut reason = ProposeError::NoQuorum;
+        let mut hint = None;
+        loop {
+            if self.is_stopped() {
+                return Err(if may_be_applied { ProposeError::OutcomeUnknown } else { ProposeError::Stopped });
+            }
+            if Instant::now() >= deadline {
+                return Err(if may_be_applied { ProposeError::OutcomeUnknown } else { reason });
+            }
+            let leader = hint.take().or_else(|| self.leader());
+            let answer = match leader {
+                None => {
+                    reason = ProposeError::NoQuorum;
+                    let _ = timeout_at(deadline, self.leader_other_than(None)).await;
+                    continue;
+                }
+                Some(id) if id == self.node_id => self.propose_here(proposal.clone(), deadline).await,
+                Some(id) => self.propose_there(id, proposal.clone(), deadline).await,
+            };
+            match answer {
+                Ok(Outcome::Rejected(Rejection::RequestTooOld)) if may_be_applied => {
+                    return Err(ProposeError::OutcomeUnknown);
+                }
+                Ok(Outcome::Rejected(Rejection::RequestTooOld)) if own_request => {
+                    // This replica is far behind, so its floor was too old; the id was never used for anything else.
+                    let Ok(Ok(point)) = timeout_at(deadline, self.read_index(deadline)).await else { continue };
+                    proposal.request = Some(self.proposer.next_request(point.tx));
+                }
+                Ok(outcome) => return Ok(outcome),
+                Err(Missed::NotLeader(other)) => {
+                    reason = ProposeError::NoQuorum;
+                    hint = other.filter(|id| Some(*id) != leader);
+                    if hint.is_none() {
+                        self.pause(leader, deadline).await;
+                    }
+                }
+                Err(Missed::LeaseExpired) => {
+                    reason = ProposeError::NoQuorum;
+                    self.pause(leader, deadline).await;
+                }
+                Err(Missed::Waited) => reason = ProposeError::NoQuorum,
+                Err(Missed::Refused(ProposeError::Unavailable { leader: id })) => {
+                    reason = ProposeError::Unavailable { leader: id };
+                    self.pause(leader, deadline).await;
+                }
+                Err(Missed::Refused(error)) if may_be_applied => {
+                    reason = error;
+                    self.pause(leader, deadline).await;
+                }
+                Err(Missed::Refused(error)) => return Err(error),
+                Err(Missed::Discarded | Missed::OnItsWay) => {
+                    may_be_applied = true;
+                    self.pause(leader, deadline).await;
+                }
+                Err(Missed::CoreStopped) => return Err(ProposeError::OutcomeUnknown),
+            }
+        }
+    }
+
+    /// One attempt on this node.
+    async fn propose_here(&self, proposal: TxProposal, deadline: Instant) -> Answer {
+        let (slot, mut receiver) = self.proposer.enqueue(proposal, deadline).map_err(Missed::Refused)?;
+        let given_up = GiveUp { proposer: &self.proposer, slot: &slot };
+        tokio::select! {
+            biased;
+            answer = &mut receiver => return answer.unwrap_or(Err(Missed::CoreStopped)),
+            () = self.leader_other_than(Some(self.node_id)) => {}
+            () = sleep_until(deadline) => {}
+        }
+        if given_up.withdraw() {
+            return Err(match self.leader() {
+                Some(id) if id == self.node_id => Missed::Waited,
+                other => Missed::NotLeader(other),
+            });
+        }
+        // It was handed over; perhaps the answer came in between.
+        receiver.try_recv().unwrap_or(Err(Missed::OnItsWay))
+    }
+
+    /// One attempt on the leader, which is another node.
+    async fn propose_there(&self, leader: u64, proposal: TxProposal, deadline: Instant) -> Answer {
+        let answer = tokio::select! {
+            biased;
+            answer = self.forward.forward_propose(self.group, leader, proposal, deadline) => answer,
+            // The old leader may never answer; a new one can tell what became of the request.
+            () = self.leader_other_than(Some(leader)) => Err(ForwardError::AnswerLost),
+            () = sleep_until(deadline) => Err(ForwardError::AnswerLost),
+        };
+        answer.map_err(|error| match error {
+            ForwardError::NotSent => Missed::Refused(ProposeError::Unavailable { leader }),
+            ForwardError::AnswerLost | ForwardError::Remote(ProposeError::OutcomeUnknown) => Missed::OnItsWay,
+            ForwardError::Remote(ProposeError::NotLeader { leader }) => Missed::NotLeader(leader),
+            ForwardError::Remote(ProposeError::NoQuorum) => Missed::LeaseExpired,
+            ForwardError::Remote(ProposeError::Stopped) => Missed::Refused(ProposeError::Unavailable { leader }),
+            ForwardError::Remote(error) => Missed::Refused(error),
+        })
+    }
+
+    /// See [`crate::group::Group::serve_propose`].
+    pub(crate) async fn serve_propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+        if self.is_stopped() {
+            return Err(ProposeError::Stopped);
+        }
+        loop {
+            let leader = self.leader();
+            if leader != Some(self.node_id) {
+                return Err(ProposeError::NotLeader { leader });
+            }
+            return match self.propose_here(proposal.clone(), deadline).await {
+                Ok(outcome) => Ok(outcome),
+                Err(Missed::NotLeader(leader)) => Err(ProposeError::NotLeader { leader }),
+                Err(Missed::LeaseExpired) if Instant::now() < deadline => {
+                    self.pause(leader, deadline).await;
+                    continue;
+                }
+                Err(Missed::LeaseExpired | Missed::Waited) => Err(ProposeError::NoQuorum),
+                Err(Missed::Refused(error)) => Err(error),
+                Err(Missed::Discarded | Missed::OnItsWay | Missed::CoreStopped) => Err(ProposeError::OutcomeUnknown),
+            };
+        }
+    }
+
+    /// Lets a little time pass before the next attempt; less when the leader changes.
+    pub(crate) async fn pause(&self, leader: Option<u64>, deadline: Instant) {
+        let until = deadline.min(Instant::now() + RETRY_PAUSE);
+        let _ = timeout_at(until, self.leader_other_than(leader)).await;
+    }
+}
+
+/// The consensus core does not take calls any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stopped;
+
+struct ClearOnDrop(Arc<Proposer>);
+
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        self.0.genesis_on_its_way.store(false, Ordering::Release);
+    }
+}
+
+/// Takes a proposal out of the queue when its caller goes away.
+struct GiveUp<'a> {
+    proposer: &'a Proposer,
+    slot: &'a Slot,
+}
+
+impl GiveUp<'_> {
+    fn withdraw(&self) -> bool {
+        self.proposer.withdraw(self.slot)
+    }
+}
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        self.proposer.withdraw(self.slot);
+    }
+}
