@@ -25,11 +25,16 @@ const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
 impl Replica {
     /// Runs for as long as the replica.
     pub(crate) async fn run_duties(self: Arc<Self>) {
+        let mut server = self.watch_server();
         let mut led_from = None;
+        let mut looked_at = None;
         loop {
-            if !self.is_leader() {
+            let leads = server.borrow_and_update().state.is_leader();
+            if !leads {
                 led_from = None;
-                self.server_changed().await;
+                if server.changed().await.is_err() {
+                    return;
+                }
                 continue;
             }
             let end = self.database.ledger().last_log_id().map_or(LogIndex(0), |id| id.index);
@@ -37,13 +42,21 @@ impl Replica {
             if self.ensure_genesis().await.is_err() {
                 return;
             }
-            self.propose_seals().await;
+            let applied = self.applied().log_id;
+            if applied != looked_at {
+                looked_at = applied;
+                self.propose_seals().await;
+            }
             if self.someone_lags(led_from) {
                 self.move_purge_mark().await;
             }
             tokio::select! {
                 biased;
-                () = self.server_changed() => {}
+                changed = server.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
                 () = self.seals_due.notified() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
@@ -51,11 +64,8 @@ impl Replica {
     }
 
     async fn propose_seals(&self) {
-        if !self.database.seals_due() {
-            return;
-        }
         let database = self.database.clone();
-        let seals = match self.background.run(move || database.pending_seals()).await {
+        let seals = match self.strands.background.run(move || database.pending_seals()).await {
             Ok(Ok(seals)) => seals,
             Ok(Err(e)) => {
                 tracing::error!(group = %self.group, error = %Chain(&e), "closed segments cannot be sealed");
@@ -81,7 +91,7 @@ impl Replica {
             // A follower that has not answered yet has no entries of this leader: it may have all before.
             let has = matched.as_ref().map_or(led_from, |id| LogIndex(id.index));
             let missing = closed.iter().filter(|last| last.index > has).count() as u64;
-            missing > self.tuning.seed_lag_segments && purged < Some(has)
+            missing > self.tuning.seed_lag_segments && purged <= Some(has)
         })
     }
 

@@ -174,9 +174,15 @@ pub enum SnapshotError {
         /// Bytes announced.
         expected: u64,
     },
-    /// The manifest does not parse.
-    #[error("the snapshot's manifest is not valid")]
-    Manifest(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A file is not the one that the manifest names: it is damaged where it came from, or was on the way.
+    #[error("{name} does not have the digest that the manifest names")]
+    Digest {
+        /// The file.
+        name: String,
+    },
+    /// The manifest does not parse, or the database refuses.
+    #[error("the database refuses the snapshot")]
+    Storage(#[from] alhambra_storage::error::Error),
     /// The disk failed.
     #[error("the snapshot was not read or written")]
     Io(#[from] std::io::Error),

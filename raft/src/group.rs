@@ -30,7 +30,7 @@ use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
 use openraft_rt::deterministic_rng::DeterministicRng;
 use openraft_rt_tokio::TokioRuntime;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -41,7 +41,7 @@ use crate::log_store::LogStore;
 use crate::read::Rounds;
 use crate::snapshot::{SnapshotData, SnapshotSink, SnapshotSource};
 use crate::state_machine::{Applied, StateMachine};
-use crate::strand::{FailureCell, Strand};
+use crate::strand::{FailureCell, Strands};
 use crate::types::{TypeConfig, from_raft_log_id};
 use crate::write::Proposer;
 
@@ -203,6 +203,8 @@ impl Tuning {
     }
 }
 
+pub(crate) type ServerWatch = WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>;
+
 /// A snapshot that takes longer than this is begun anew, milliseconds.
 const SNAPSHOT_TIMEOUT_MS: u64 = 3_600_000;
 
@@ -226,12 +228,11 @@ pub(crate) struct Replica {
     pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) rounds: Rounds,
-    pub(crate) background: Strand,
+    pub(crate) strands: Strands,
     pub(crate) seals_due: Arc<Notify>,
-    log: Strand,
     failure: FailureCell,
     stopping: AtomicBool,
-    server: WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>,
+    server: ServerWatch,
     metrics: WatchReceiverOf<TypeConfig, openraft::RaftMetrics<TypeConfig>>,
 }
 
@@ -264,12 +265,9 @@ impl Replica {
         }
     }
 
-    /// Ends when the role, the leader or the members may have changed.
-    pub(crate) async fn server_changed(&self) {
-        let mut server = self.server.clone();
-        if server.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    /// Follows role and leader.
+    pub(crate) fn watch_server(&self) -> ServerWatch {
+        self.server.clone()
     }
 
     pub(crate) fn raft_metrics(&self) -> openraft::RaftMetrics<TypeConfig> {
@@ -322,9 +320,7 @@ impl Group {
         N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
     {
         let config = Arc::new(tuning.config(&spec.name)?);
-        let log = Strand::log(env.executor.clone(), spec.group);
-        let background = Strand::background(env.executor.clone(), spec.group);
-        let reads = Strand::reads(env.executor.clone(), spec.group);
+        let strands = Strands::new(&env.executor, spec.group);
         let failure = FailureCell::default();
 
         let storage_error = |source: Box<dyn std::error::Error + Send + Sync>| GroupError::Storage {
@@ -334,22 +330,26 @@ impl Group {
         let database = {
             let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
             let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
-            log.run(move || Database::open(vfs, &dir, database, Default::default())).await
+            strands.log.run(move || Database::open(vfs, &dir, database, Default::default())).await
         };
         let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| storage_error(e.into()))?;
         let database = Arc::new(database);
 
         let seals_due = Arc::new(Notify::new());
+        let gate = Arc::new(RwLock::new(()));
         let log_store =
-            LogStore::open(database.clone(), log.clone(), reads, failure.clone(), tuning.read_batch_bytes)
+            LogStore::open(database.clone(), strands.clone(), gate.clone(), failure.clone(), tuning.read_batch_bytes)
                 .map_err(|e| storage_error(e.into()))?;
-        let state_machine = StateMachine::new(
-            database.clone(),
-            log.clone(),
-            background.clone(),
-            failure.clone(),
-            seals_due.clone(),
-        );
+        let state_machine =
+            StateMachine::new(
+                env.vfs.clone(),
+                spec.dir.clone(),
+                database.clone(),
+                strands.clone(),
+                gate,
+                failure.clone(),
+                seals_due.clone(),
+            );
         let applied = state_machine.watch();
         let seed = random_u64(&env);
         let raft = Raft::new(spec.node_id, config, network, log_store, state_machine.clone());
@@ -373,9 +373,8 @@ impl Group {
             raft,
             forward,
             applied,
-            background,
+            strands,
             seals_due,
-            log,
             failure,
             stopping: AtomicBool::new(false),
         });
@@ -423,13 +422,12 @@ impl Group {
     pub async fn stream_append<S>(
         &self,
         requests: S,
-    ) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, openraft::errors::Fatal<TypeConfig>>> + Send + 'static
+    ) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, openraft::errors::Fatal<TypeConfig>>> + Send
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static,
     {
         let seed = random_u64(&self.replica.env);
-        let raft = self.replica.raft.clone();
-        DeterministicRng::<TokioRuntime>::scope(seed, async move { raft.stream_append(requests) }).await
+        DeterministicRng::<TokioRuntime>::scope(seed, async { self.replica.raft.stream_append(requests) }).await
     }
 
     /// The leader, as far as this replica knows.
@@ -503,7 +501,7 @@ impl Group {
     ///
     /// Touches the disk: call it on an executor.
     pub fn snapshot_sink(&self, manifest: Bytes) -> Result<Box<dyn SnapshotSink>, SnapshotError> {
-        crate::snapshot::sink(&self.replica.env.vfs, &self.replica.database, manifest)
+        crate::snapshot::sink(&self.replica.env.vfs, &self.replica.spec.dir, &self.replica.database, manifest)
     }
 
     /// Adds a member without a vote and waits until it has caught up. Leader only.
@@ -533,9 +531,9 @@ impl Group {
             task.abort();
         }
         let database = self.replica.database.clone();
-        let _ = self.replica.log.run(move || database.ledger().flush().map(drop)).await;
+        let _ = self.replica.strands.log.run(move || database.ledger().flush().map(drop)).await;
         let database = self.replica.database.clone();
-        let last = self.replica.background.run(move || database.checkpoint()).await;
+        let last = self.replica.strands.background.run(move || database.checkpoint()).await;
         if let Ok(Err(e)) = last {
             tracing::warn!(group = %self.replica.group, error = %crate::strand::Chain(&e), "no last checkpoint");
         }

@@ -8,11 +8,16 @@
 //! | [`groups`], [`meta`] | all groups of a node; `systemdb`, which says what there is |
 //! | [`forming`] | how a cluster comes to be, once |
 //! | [`forward`] | the one hop to the leader |
+//! | `write`, `read` | the proposer, batches and retries; read index and waiting |
+//! | `membership`, `duties` | who belongs to a group; what its leader does unasked: genesis, seals, seeding |
+//! | [`log_store`] | log and vote on the database's ledger, in fsync order |
 //! | [`state_machine`] | applies committed entries |
 //! | [`snapshot`] | raft snapshots as files |
+//! | [`codec`] | bytes of membership frames and votes |
 //! | [`error`] | errors by what the caller can do |
 
 pub mod codec;
+mod duties;
 pub mod env;
 pub mod error;
 pub mod forming;
@@ -20,7 +25,14 @@ pub mod forward;
 pub mod group;
 pub mod groups;
 pub mod link;
+pub mod log_store;
+mod membership;
 pub mod meta;
+mod read;
 pub mod snapshot;
 pub mod state_machine;
+mod strand;
+#[cfg(test)]
+mod suite;
 pub mod types;
+mod write;

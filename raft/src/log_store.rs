@@ -22,9 +22,10 @@ use futures::{Stream, stream};
 use openraft::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
+use tokio::sync::RwLock;
 
 use crate::codec;
-use crate::strand::{FailureCell, Strand};
+use crate::strand::{FailureCell, Strands};
 use crate::types::{CommandBytes, RaftEntry, RaftLogId, RaftVote, TypeConfig, from_raft_log_id, to_raft_log_id};
 
 /// A read that begins this many entries before the end is probably not in memory.
@@ -36,18 +37,22 @@ pub struct LogStore(Arc<Shared>);
 
 struct Shared {
     database: Arc<Database>,
-    log: Strand,
-    reads: Strand,
+    strands: Strands,
     failure: FailureCell,
     read_batch_bytes: usize,
     state: Mutex<State>,
+    /// Appends share it; an install, which replaces the ledger, holds it alone.
+    gate: Arc<RwLock<()>>,
 }
 
 struct State {
     vote: Option<RaftVote>,
+    purged: Option<LogId>,
     /// Appends that no job has reported yet, oldest first.
     unreported: Vec<IOFlushed<TypeConfig>>,
-    job_queued: bool,
+    drain_queued: bool,
+    /// Committed mark that no job has written yet.
+    committed: Option<LogId>,
 }
 
 impl Debug for LogStore {
@@ -58,10 +63,12 @@ impl Debug for LogStore {
 
 impl LogStore {
     /// The log of `database`, with the vote as it was saved.
+    ///
+    /// `gate` is held alone while an install replaces the ledger.
     pub(crate) fn open(
         database: Arc<Database>,
-        log: Strand,
-        reads: Strand,
+        strands: Strands,
+        gate: Arc<RwLock<()>>,
         failure: FailureCell,
         read_batch_bytes: usize,
     ) -> io::Result<Self> {
@@ -69,12 +76,14 @@ impl LogStore {
             Some(bytes) => Some(codec::decode_vote(&bytes).map_err(io::Error::other)?),
             None => None,
         };
-        let state = Mutex::new(State { vote, unreported: Vec::new(), job_queued: false });
-        Ok(Self(Arc::new(Shared { database, log, reads, failure, read_batch_bytes, state })))
+        let purged = database.purge_mark();
+        let state =
+            Mutex::new(State { vote, purged, unreported: Vec::new(), drain_queued: false, committed: None });
+        Ok(Self(Arc::new(Shared { database, strands, failure, read_batch_bytes, state, gate })))
     }
 
     fn purged(&self) -> Option<LogId> {
-        self.0.database.purge_mark()
+        self.0.state.lock().purged
     }
 
     /// Entries of `from..to`, as many as fit into `bytes_max`, at least one when there is one.
@@ -87,7 +96,7 @@ impl LogStore {
         }
         let shared = self.0.clone();
         let read = move || shared.database.ledger().read(LogIndex(from), LogIndex(to), bytes_max);
-        let frames = if from + WARM_ENTRIES >= end { read() } else { self.0.reads.run(read).await? };
+        let frames = if from + WARM_ENTRIES >= end { read() } else { self.0.strands.reads.run(read).await? };
         let frames = frames.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
         frames.into_iter().map(entry_of_frame).collect()
     }
@@ -106,11 +115,18 @@ impl LogStore {
 }
 
 impl Shared {
+    fn write_committed(&self) {
+        let Some(committed) = self.state.lock().committed.take() else { return };
+        if let Err(e) = self.database.save_committed(committed) {
+            self.failure.fail("the committed mark cannot be saved", &e);
+        }
+    }
+
     /// Writes everything staged with one sync and reports every append that is covered.
     fn drain(&self) {
         let covered = {
             let mut state = self.state.lock();
-            state.job_queued = false;
+            state.drain_queued = false;
             std::mem::take(&mut state.unreported)
         };
         match self.database.ledger().flush() {
@@ -227,7 +243,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
         let bytes = codec::encode_vote(vote);
         let shared = self.0.clone();
-        let saved = self.0.log.run(move || shared.database.save_vote(&bytes)).await?;
+        let saved = self.0.strands.log.run(move || shared.database.save_vote(&bytes)).await?;
         saved.map_err(|e| self.0.failure.fail("the vote cannot be saved", &e))?;
         self.0.state.lock().vote = Some(*vote);
         Ok(())
@@ -235,14 +251,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<RaftLogId>) -> Result<(), io::Error> {
         let Some(committed) = committed else { return Ok(()) };
-        self.0
-            .database
-            .save_committed(from_raft_log_id(&committed))
-            .map_err(|e| self.0.failure.fail("the committed mark cannot be saved", &e))
+        // Not here: a checkpoint may hold the marks. What gathers behind it is written once.
+        if self.0.state.lock().committed.replace(from_raft_log_id(&committed)).is_none() {
+            let shared = self.0.clone();
+            self.0.strands.background.submit(move || shared.write_committed());
+        }
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<RaftLogId>, io::Error> {
-        let committed = self.0.database.load_committed();
+        let waiting = self.0.state.lock().committed;
+        let committed = waiting.max(self.0.database.load_committed());
         Ok(committed.map(to_raft_log_id))
     }
 
@@ -252,37 +271,41 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         let frames: Vec<Frame> = entries.into_iter().map(frame_of_entry).collect();
+        let _no_install = self.0.gate.read().await;
         if let Err(e) = self.0.database.ledger().stage(&frames) {
             return Err(self.0.failure.fail("entries do not fit the log", &e));
         }
         {
             let mut state = self.0.state.lock();
             state.unreported.push(callback);
-            if std::mem::replace(&mut state.job_queued, true) {
+            if std::mem::replace(&mut state.drain_queued, true) {
                 return Ok(());
             }
         }
         let shared = self.0.clone();
-        self.0.log.submit(move || shared.drain());
+        self.0.strands.log.submit(move || shared.drain());
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<RaftLogId>) -> Result<(), io::Error> {
-        let last_kept = last_log_id.map(|id| LogIndex(id.index));
+        let last_kept = last_log_id.as_ref().map(from_raft_log_id);
         let shared = self.0.clone();
-        let cut = self.0.log.run(move || shared.database.truncate_after(last_kept)).await?;
+        let cut = self.0.strands.log.run(move || shared.database.truncate_after(last_kept)).await?;
         cut.map_err(|e| self.0.failure.fail("the log cannot be cut", &e))
     }
 
     async fn purge(&mut self, log_id: RaftLogId) -> Result<(), io::Error> {
         let upto = from_raft_log_id(&log_id);
         let shared = self.0.clone();
-        let moved = self.0.log.run(move || {
+        let moved = self.0.strands.background.run(move || {
             if shared.database.checkpoint_position() < Some(upto) {
                 shared.database.checkpoint()?;
             }
             shared.database.set_purge_mark(upto)
         });
-        moved.await?.map_err(|e| self.0.failure.fail("the purge mark cannot be moved", &e))
+        moved.await?.map_err(|e| self.0.failure.fail("the purge mark cannot be moved", &e))?;
+        let mut state = self.0.state.lock();
+        state.purged = state.purged.max(Some(upto));
+        Ok(())
     }
 }

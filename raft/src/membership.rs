@@ -65,9 +65,9 @@ fn refused(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Member
             MembershipError::NotLeader { leader: to.leader_id }
         }
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => MembershipError::OutcomeUnknown,
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
-            MembershipError::Refused(Box::new(error))
-        }
+        RaftError::APIError(
+            error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+        ) => MembershipError::Refused(Box::new(error)),
         RaftError::Fatal(_) => MembershipError::Stopped,
     }
 }

@@ -4,23 +4,24 @@
 //! cannot apply stops this replica; it never guesses.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::database::Database;
-use alhambra_storage::segment::FrameKind;
+use alhambra_storage::segment::Position;
+use alhambra_storage::vfs::Vfs;
 use futures::{Stream, StreamExt};
-use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, watch};
 
 use crate::codec;
 use crate::log_store::frame_of_entry;
-use crate::snapshot::{DatabaseSource, SnapshotData, SnapshotSource as _, copy_into};
-use crate::strand::{FailureCell, Strand};
+use crate::snapshot::{DatabaseSource, SnapshotData};
+use crate::strand::{FailureCell, Strands};
 use crate::types::{RaftLogId, RaftStoredMembership, TypeConfig, from_raft_log_id, to_raft_log_id};
 
 /// How far this replica has applied.
@@ -38,22 +39,27 @@ pub struct StateMachine(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
     database: Arc<Database>,
     applied: watch::Sender<Applied>,
-    log: Strand,
-    background: Strand,
+    strands: Strands,
+    gate: Arc<RwLock<()>>,
     failure: FailureCell,
     checkpoint_queued: AtomicBool,
     seals_due: Arc<Notify>,
+    seals_told: AtomicU64,
     current: Mutex<Option<Arc<DatabaseSource>>>,
 }
 
 impl StateMachine {
     /// On top of `database`; `seals_due` is notified when a segment may have become ready to be sealed.
     pub(crate) fn new(
+        vfs: Arc<dyn Vfs>,
+        dir: PathBuf,
         database: Arc<Database>,
-        log: Strand,
-        background: Strand,
+        strands: Strands,
+        gate: Arc<RwLock<()>>,
         failure: FailureCell,
         seals_due: Arc<Notify>,
     ) -> Self {
@@ -61,13 +67,16 @@ impl StateMachine {
         let checkpoint_queued = AtomicBool::new(false);
         let current = Mutex::new(None);
         Self(Arc::new(Shared {
+            vfs,
+            dir,
             database,
             applied,
-            log,
-            background,
+            strands,
+            gate,
             failure,
             checkpoint_queued,
             seals_due,
+            seals_told: AtomicU64::new(0),
             current,
         }))
     }
@@ -87,7 +96,11 @@ impl StateMachine {
         let shared = &*self.0;
         let frame = frame_of_entry(entry);
         let ledger = shared.database.ledger();
-        let outcomes = match ledger.position(frame.log_id.index) {
+        let position = ledger.position(frame.log_id.index);
+        if let Ok(Some(at)) = position {
+            self.look_for_seals(at);
+        }
+        let outcomes = match position {
             Ok(Some(position)) => shared.database.apply(frame.log_id, position, frame.kind, &frame.payload),
             Ok(None) => Err(alhambra_storage::error::Error::NoSuchEntry { index: frame.log_id.index }),
             Err(e) => Err(e),
@@ -103,12 +116,21 @@ impl StateMachine {
         Ok(())
     }
 
+    /// Tells the leader's duties when about a segment was applied since it was told last. It looks for itself from time to
+    /// time, so that this may miss the moment.
+    fn look_for_seals(&self, at: Position) {
+        let segment_bytes = self.0.database.spec().segment_bytes;
+        if self.0.seals_told.swap(at.0 / segment_bytes, Ordering::Relaxed) != at.0 / segment_bytes {
+            self.0.seals_due.notify_one();
+        }
+    }
+
     fn queue_checkpoint(&self) {
         if self.0.checkpoint_queued.swap(true, Ordering::AcqRel) {
             return;
         }
         let shared = self.0.clone();
-        self.0.background.submit(move || {
+        self.0.strands.background.submit(move || {
             shared.checkpoint_queued.store(false, Ordering::Release);
             if let Err(e) = shared.database.checkpoint() {
                 shared.failure.fail("a checkpoint cannot be written", &e);
@@ -119,13 +141,20 @@ impl StateMachine {
     /// Takes a manifest of the database as it is and makes it the current snapshot.
     async fn take_snapshot(&self) -> io::Result<Arc<DatabaseSource>> {
         let shared = self.0.clone();
-        let taken = self.0.background.run(move || DatabaseSource::take(shared.database.clone())).await?;
+        let taken = self.0.strands.background.run(move || DatabaseSource::take(shared.database.clone())).await?;
         let source = Arc::new(taken.map_err(|e| self.0.failure.fail("a snapshot cannot be taken", &e))?);
         let mut current = self.0.current.lock();
         if current.as_ref().is_none_or(|old| old.last_log_id() <= source.last_log_id()) {
             *current = Some(source.clone());
         }
         Ok(source)
+    }
+
+    /// Whether a segment was closed, and applied to its end, after this entry.
+    fn closed_since(&self, log_id: Option<LogId>) -> bool {
+        let applied = self.0.database.applied().log_id;
+        let segments = self.0.database.ledger().segments();
+        segments.iter().any(|s| s.closed && Some(s.last_log_id) > log_id && Some(s.last_log_id) <= applied)
     }
 
     /// Applies entries of the own log up to and including `last`, all known to be committed.
@@ -138,7 +167,7 @@ impl StateMachine {
             }
             let entries = database
                 .ledger()
-                .read(alhambra_ledger::ids::LogIndex(next), alhambra_ledger::ids::LogIndex(last.index.get() + 1), 1 << 20)
+                .read(LogIndex(next), LogIndex(last.index.get() + 1), 1 << 20)
                 .map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
             for (position, frame) in entries {
                 database
@@ -196,9 +225,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(entry) = entries.next().await {
             self.apply_one(entry?)?;
         }
-        if self.0.database.seals_due() {
-            self.0.seals_due.notify_one();
-        }
         Ok(())
     }
 
@@ -218,15 +244,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if own == Some(last) {
             // The own log has it all, and perhaps entries after it that must stay: nothing to install but to apply.
             self.apply_own_log(last).await?;
-            snapshot.discard(&*self.0.database);
         } else {
+            let _no_appends = self.0.gate.write().await;
             let shared = self.0.clone();
-            let installed = self.0.log.run(move || {
-                let dir = match snapshot {
-                    SnapshotData::Staged { dir, .. } => dir,
-                    SnapshotData::Here(source) => copy_into(&shared.database, &*source)?,
-                };
-                shared.database.install(&dir).map_err(crate::error::SnapshotError::from)
+            let installed = self.0.strands.log.run(move || {
+                crate::snapshot::install(&shared.vfs, &shared.dir, &shared.database, snapshot)
             });
             installed.await?.map_err(|e| self.0.failure.fail("a received snapshot cannot be installed", &e))?;
         }
@@ -236,7 +258,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
-        let Some(source) = self.current_snapshot() else { return Ok(None) };
+        let Some(mut source) = self.current_snapshot() else { return Ok(None) };
+        // It is read when it is sent: a follower that was away for long gets a newer one.
+        if self.closed_since(source.last_log_id()) {
+            source = self.take_snapshot().await?;
+        }
         Ok(Some(Snapshot { meta: meta_of(&source)?, snapshot: SnapshotData::Here(source) }))
     }
 }

@@ -17,22 +17,26 @@ pub(crate) struct Strand {
     number: u64,
 }
 
-impl Strand {
+/// The strands of one group.
+#[derive(Clone, Debug)]
+pub(crate) struct Strands {
     /// Writes and syncs of the log and votes: whatever must stay in order.
-    pub(crate) fn log(executor: Arc<dyn Executor>, group: GroupId) -> Self {
-        Self { executor, number: group.get() << 2 }
-    }
-
-    /// Checkpoints and manifests: long, and not in the way of the log.
-    pub(crate) fn background(executor: Arc<dyn Executor>, group: GroupId) -> Self {
-        Self { executor, number: group.get() << 2 | 1 }
-    }
-
+    pub(crate) log: Strand,
+    /// Checkpoints, manifests and marks: long, and not in the way of the log.
+    pub(crate) background: Strand,
     /// Reads of the log that probably are not in memory.
-    pub(crate) fn reads(executor: Arc<dyn Executor>, group: GroupId) -> Self {
-        Self { executor, number: group.get() << 2 | 2 }
-    }
+    pub(crate) reads: Strand,
+}
 
+impl Strands {
+    /// The strands of a group.
+    pub(crate) fn new(executor: &Arc<dyn Executor>, group: GroupId) -> Self {
+        let strand = |n: u64| Strand { executor: executor.clone(), number: group.get() << 2 | n };
+        Self { log: strand(0), background: strand(1), reads: strand(2) }
+    }
+}
+
+impl Strand {
     /// Queues a job.
     pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) {
         self.executor.submit(self.number, Box::new(job));

@@ -22,6 +22,7 @@ use std::time::Duration;
 use alhambra_ledger::ids::TxId;
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Command, RequestId, TxProposal};
+use alhambra_storage::limits::FRAME_PAYLOAD_BYTES_MAX;
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::raft::ClientWriteResult;
@@ -36,6 +37,9 @@ use crate::types::{CommandBytes, Completion, TypeConfig};
 
 /// Pause before the next attempt when nothing tells that it would end otherwise.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What an encoded batch takes besides its proposals, bytes, at most.
+const BATCH_HEAD_BYTES: usize = 64;
 
 /// How one attempt on this node ended without an outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,14 +146,15 @@ fn missed_by_core(error: ClientWriteError<TypeConfig>) -> Missed {
     match error {
         ClientWriteError::ForwardToLeader(to) if to.reason == ForwardReason::LeaseExpired => Missed::LeaseExpired,
         ClientWriteError::ForwardToLeader(to) => Missed::NotLeader(to.leader_id),
-        // Only membership entries end this way; a batch is none.
-        ClientWriteError::ChangeMembershipError(_) => Missed::Discarded,
-        ClientWriteError::LogEntryDiscarded(_) => Missed::Discarded,
+        // Only changes of members end in the first two ways; a batch is none.
+        ClientWriteError::ChangeMembershipError(_)
+        | ClientWriteError::PreconditionFailed(_)
+        | ClientWriteError::LogEntryDiscarded(_) => Missed::Discarded,
     }
 }
 
 impl Proposer {
-    pub(crate) fn new(client: [u8; 16], tuning: &crate::group::Tuning, proposal_bytes_max: u64) -> Self {
+    pub(crate) fn new(client: [u8; 16], tuning: &crate::group::Tuning) -> Self {
         Self {
             queue: Mutex::new(Queue::default()),
             wake: Notify::new(),
@@ -161,7 +166,7 @@ impl Proposer {
             batch_bytes: tuning.batch_bytes,
             batch_proposals_max: tuning.batch_proposals_max.max(1),
             in_flight_max: tuning.batches_in_flight_max.max(1),
-            proposal_bytes_max,
+            proposal_bytes_max: (FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
         }
     }
 

@@ -2,4 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // A test may fail loudly anywhere.
 
+mod cluster;
+mod faults;
 mod forming;
+mod replicas;
+mod seeding;

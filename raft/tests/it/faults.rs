@@ -1,0 +1,235 @@
+//! Nodes that go down: nothing acknowledged is lost (R4), nobody waits for ever, and nothing is written twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_raft::error::{ProposeError, ReadError};
+use alhambra_raft::group::{Group, Level};
+use alhambra_storage::apply::Outcome;
+use alhambra_storage::command::RequestId;
+use alhambra_storage::vfs::mem::Crash;
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use crate::cluster::{Cluster, after, get, peek, put, revisions, run, set, until};
+
+/// Writers that never stop, and what they were told.
+struct Load {
+    acknowledged: Arc<Mutex<BTreeMap<String, TxId>>>,
+    unknown: Arc<Mutex<Vec<String>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(groups: &[Arc<Group>], tag: &str) -> Self {
+        let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
+        let unknown = Arc::new(Mutex::new(Vec::new()));
+        let tasks = groups.iter().enumerate().flat_map(|(g, group)| {
+            (0..4).map({
+                let (acknowledged, unknown, tag) = (acknowledged.clone(), unknown.clone(), tag.to_owned());
+                move |w| {
+                    let (group, acknowledged, unknown, tag) =
+                        (group.clone(), acknowledged.clone(), unknown.clone(), tag.clone());
+                    tokio::spawn(async move {
+                        for n in 0.. {
+                            let key = format!("{tag}-{g}-{w}-{n}");
+                            match group.propose(set(&key, "v"), after(3_000)).await {
+                                Ok(Outcome::Committed { tx, .. }) => drop(acknowledged.lock().insert(key, tx)),
+                                Ok(Outcome::Rejected(why)) => panic!("rejected: {why:?}"),
+                                Err(e) if e.may_be_applied() => unknown.lock().push(key),
+                                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+                            }
+                        }
+                    })
+                }
+            })
+        });
+        Self { acknowledged, unknown, tasks: tasks.collect() }
+    }
+
+    fn count(&self) -> usize {
+        self.acknowledged.lock().len()
+    }
+
+    fn stop(self) -> (BTreeMap<String, TxId>, Vec<String>) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        (self.acknowledged.lock().clone(), self.unknown.lock().clone())
+    }
+}
+
+/// Every acknowledged key is there exactly once, in the transaction that was acknowledged; an unknown one at most once.
+async fn assert_kept(cluster: &Cluster, acknowledged: &BTreeMap<String, TxId>, unknown: &[String]) {
+    cluster.assert_equal().await;
+    for id in cluster.up() {
+        let group = cluster.group(id);
+        let snapshot = group.database().snapshot();
+        for (key, tx) in acknowledged {
+            let stored: bytes::Bytes = [b"\0".as_slice(), key.as_bytes()].concat().into();
+            let version = snapshot.get(&stored).unwrap_or_else(|| panic!("node {id} lost {key} of transaction {tx}"));
+            assert_eq!((version.tx, snapshot.revisions(&stored)), (*tx, 1), "{key} on node {id}");
+        }
+        for key in unknown {
+            assert!(revisions(&group, key) <= 1, "{key} is written twice on node {id}");
+        }
+    }
+}
+
+#[test]
+fn the_leader_is_killed_under_load() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let old = cluster.leader().await;
+        let others: Vec<_> = (1..=3).filter(|id| *id != old).map(|id| cluster.group(id)).collect();
+        let load = Load::start(&others, "w");
+        until("some writes", || load.count() > 50).await;
+        cluster.crash(old, Crash::Process).await;
+        let began = tokio::time::Instant::now();
+        let before = load.count();
+        until("writes go on", || load.count() > before + 20).await;
+        assert!(began.elapsed().as_millis() < 3_000, "writes went on after {:?}", began.elapsed());
+        let (acknowledged, unknown) = load.stop();
+        cluster.start(old).await;
+        assert_kept(&cluster, &acknowledged, &unknown).await;
+    });
+}
+
+#[test]
+fn power_fails_everywhere_at_once() {
+    run(async {
+        let mut cluster = Cluster::formed(3, 4_096, true).await;
+        let mut all = BTreeMap::new();
+        let mut all_unknown = Vec::new();
+        for round in 0..4_u64 {
+            let groups: Vec<_> = (1..=3).map(|id| cluster.group(id)).collect();
+            let load = Load::start(&groups, &format!("round{round}"));
+            until("some writes", || load.count() > 60).await;
+            let how = if round % 2 == 0 { Crash::PowerLoss } else { Crash::PowerLossTorn { seed: round } };
+            // What was acknowledged before the first of the three went down, and not later.
+            let acknowledged = load.acknowledged.lock().clone();
+            for id in 1..=3 {
+                cluster.crash(id, how).await;
+            }
+            let (_, unknown) = load.stop();
+            all.extend(acknowledged);
+            all_unknown.extend(unknown);
+            for id in 1..=3 {
+                cluster.start(id).await;
+            }
+            cluster.leader().await;
+        }
+        assert!(all.len() > 240);
+        assert_kept(&cluster, &all, &all_unknown).await;
+    });
+}
+
+#[test]
+fn two_of_three_nodes_are_down() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        put(&cluster.group(1), "k", "v").await.unwrap();
+        let leader = cluster.leader().await;
+        let down: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
+        for id in &down {
+            cluster.crash(*id, Crash::PowerLoss).await;
+        }
+        let group = cluster.group(leader);
+        let began = tokio::time::Instant::now();
+        // The first is taken by a leader that does not know yet; the others come when it does.
+        let first = group.propose(set("first", "v"), after(2_000)).await;
+        assert!(matches!(first, Err(ProposeError::OutcomeUnknown)), "{first:?}");
+        let late = group.propose(set("late", "v"), after(1_000)).await;
+        assert_eq!(late, Err(ProposeError::NoQuorum));
+        let read = group.barrier(Level::Linearizable, after(1_000)).await;
+        assert_eq!(read, Err(ReadError::NoQuorum));
+        let at_least = group.barrier(Level::AtLeast(TxId(1_000)), after(1_000)).await;
+        assert_eq!(at_least, Err(ReadError::NoQuorum));
+        assert_eq!(began.elapsed().as_millis(), 5_000, "every call ends by its deadline, none earlier without an answer");
+        assert!(group.barrier(Level::Local, after(1)).await.is_ok());
+
+        cluster.start(down[0]).await;
+        put(&group, "again", "v").await.unwrap();
+        assert_eq!(peek(&group, "late"), None, "what surely was not applied never is");
+        assert!(revisions(&group, "first") <= 1);
+        cluster.assert_equal().await;
+    });
+}
+
+#[test]
+fn a_retry_across_a_leader_change_never_commits_twice() {
+    run(async {
+        let cluster = Cluster::three().await;
+        for round in 0..6_u64 {
+            let old = cluster.leader().await;
+            let key = format!("k{round}");
+            let mut proposal = set(&key, "v");
+            proposal.request = Some(RequestId { client: [9; 16], sequence: round + 1, floor: TxId(0) });
+            // The leader hands it to its followers and is cut off at some moment on the way.
+            let first = tokio::spawn({
+                let (group, proposal) = (cluster.group(old), proposal.clone());
+                async move { group.propose(proposal, after(1_000)).await }
+            });
+            tokio::time::sleep(std::time::Duration::from_millis(round)).await;
+            cluster.isolate(old, true);
+            let new = cluster.leader_other_than(old).await;
+            let outcome = cluster.group(new).propose(proposal.clone(), after(5_000)).await.unwrap();
+            cluster.isolate(old, false);
+            if let Ok(early) = first.await.unwrap() {
+                assert_eq!(early, outcome, "round {round}");
+            }
+            let retried = cluster.group(old).propose(proposal, after(10_000)).await.unwrap();
+            assert_eq!(retried, outcome, "round {round}");
+            cluster.assert_equal().await;
+            for id in 1..=3 {
+                assert_eq!(revisions(&cluster.group(id), &key), 1, "round {round}, node {id}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_node_alone_keeps_what_it_acknowledged() {
+    run(async {
+        let mut cluster = Cluster::formed(1, 1_024, true).await;
+        for round in 0..5_u64 {
+            let group = cluster.group(1);
+            let writes = (0..20).map(|n| {
+                let group = group.clone();
+                async move { put(&group, &format!("r{round}-{n}"), "v").await.unwrap() }
+            });
+            join_all(writes).await;
+            cluster.crash(1, if round % 2 == 0 { Crash::PowerLoss } else { Crash::Process }).await;
+            cluster.start(1).await;
+            cluster.leader().await;
+        }
+        for key in (0..5).flat_map(|r| (0..20).map(move |n| format!("r{r}-{n}"))) {
+            assert_eq!(get(&cluster.group(1), &key).await.unwrap().as_deref(), Some("v"), "{key}");
+        }
+    });
+}
+
+#[test]
+fn a_disk_that_fails_stops_the_replica_and_not_the_group() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let old = cluster.leader().await;
+        put(&cluster.group(old), "k", "1").await.unwrap();
+        cluster.break_disk(old);
+        let stopped = cluster.group(old);
+        let lost = stopped.propose(set("k", "2"), after(5_000)).await;
+        assert!(lost.is_err(), "{lost:?}");
+        until("the replica says that it failed", || {
+            matches!(stopped.status().health, alhambra_raft::group::Health::Failed { .. })
+        })
+        .await;
+        assert_eq!(stopped.propose(set("k", "3"), after(5_000)).await, Err(ProposeError::Stopped));
+        assert_eq!(stopped.barrier(Level::Linearizable, after(5_000)).await, Err(ReadError::Stopped));
+        let new = cluster.leader_other_than(old).await;
+        put(&cluster.group(new), "k", "4").await.unwrap();
+        cluster.crash(old, Crash::PowerLoss).await;
+        cluster.start(old).await;
+        assert_eq!(get(&cluster.group(old), "k").await.unwrap().as_deref(), Some("4"));
+        cluster.assert_equal().await;
+    });
+}
