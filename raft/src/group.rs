@@ -323,10 +323,8 @@ impl Group {
         let strands = Strands::new(&env.executor, spec.group);
         let failure = FailureCell::default();
 
-        let storage_error = |source: Box<dyn std::error::Error + Send + Sync>| GroupError::Storage {
-            dir: spec.dir.clone(),
-            source,
-        };
+        let storage_error =
+            |source: Box<dyn std::error::Error + Send + Sync>| GroupError::Storage { dir: spec.dir.clone(), source };
         let database = {
             let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
             let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
@@ -340,16 +338,15 @@ impl Group {
         let log_store =
             LogStore::open(database.clone(), strands.clone(), gate.clone(), failure.clone(), tuning.read_batch_bytes)
                 .map_err(|e| storage_error(e.into()))?;
-        let state_machine =
-            StateMachine::new(
-                env.vfs.clone(),
-                spec.dir.clone(),
-                database.clone(),
-                strands.clone(),
-                gate,
-                failure.clone(),
-                seals_due.clone(),
-            );
+        let state_machine = StateMachine::new(
+            env.vfs.clone(),
+            spec.dir.clone(),
+            database.clone(),
+            strands.clone(),
+            gate,
+            failure.clone(),
+            seals_due.clone(),
+        );
         let applied = state_machine.watch();
         let seed = random_u64(&env);
         let raft = Raft::new(spec.node_id, config, network, log_store, state_machine.clone());

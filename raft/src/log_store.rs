@@ -77,8 +77,7 @@ impl LogStore {
             None => None,
         };
         let purged = database.purge_mark();
-        let state =
-            Mutex::new(State { vote, purged, unreported: Vec::new(), drain_queued: false, committed: None });
+        let state = Mutex::new(State { vote, purged, unreported: Vec::new(), drain_queued: false, committed: None });
         Ok(Self(Arc::new(Shared { database, strands, failure, read_batch_bytes, state, gate })))
     }
 

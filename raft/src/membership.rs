@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::BasicNode;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use tokio::time::{Instant, timeout_at};
 
@@ -24,12 +25,7 @@ impl Replica {
     }
 
     /// See [`crate::group::Group::add_learner`].
-    pub(crate) async fn add_learner(
-        &self,
-        id: u64,
-        node: BasicNode,
-        deadline: Instant,
-    ) -> Result<(), MembershipError> {
+    pub(crate) async fn add_learner(&self, id: u64, node: BasicNode, deadline: Instant) -> Result<(), MembershipError> {
         if !self.is_leader() {
             return Err(MembershipError::NotLeader { leader: self.leader() });
         }
@@ -38,19 +34,31 @@ impl Replica {
         if seeded.is_err() {
             return Err(MembershipError::OutcomeUnknown);
         }
-        match timeout_at(deadline, self.raft.add_learner(id, node, true)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(refused(error)),
-            Err(_) => Err(MembershipError::OutcomeUnknown),
-        }
+        let added = match timeout_at(deadline, self.raft.add_learner(id, node, false)).await {
+            Ok(Ok(added)) => added.log_id,
+            Ok(Err(error)) => return Err(refused(error)),
+            Err(_) => return Err(MembershipError::OutcomeUnknown),
+        };
+        // openraft's own waiting is content with a lag of some thousand entries.
+        let mut metrics = self.raft.metrics();
+        let caught_up = async {
+            loop {
+                let matched = metrics.borrow_and_update().replication.as_ref().map(|all| all.get(&id).cloned());
+                match matched {
+                    None => return Err(MembershipError::OutcomeUnknown),
+                    Some(Some(Some(matched))) if matched >= added => return Ok(()),
+                    Some(_) => {}
+                }
+                if metrics.changed().await.is_err() {
+                    return Err(MembershipError::Stopped);
+                }
+            }
+        };
+        timeout_at(deadline, caught_up).await.unwrap_or(Err(MembershipError::OutcomeUnknown))
     }
 
     /// See [`crate::group::Group::change_voters`].
-    pub(crate) async fn change_voters(
-        &self,
-        voters: BTreeSet<u64>,
-        deadline: Instant,
-    ) -> Result<(), MembershipError> {
+    pub(crate) async fn change_voters(&self, voters: BTreeSet<u64>, deadline: Instant) -> Result<(), MembershipError> {
         match timeout_at(deadline, self.raft.change_membership(voters, true)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(refused(error)),

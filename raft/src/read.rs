@@ -190,10 +190,14 @@ impl Replica {
             }
             Level::AtLeast(asked) => {
                 if self.applied().tx < asked {
+                    let arrives = async {
+                        let mut applied = self.applied.clone();
+                        applied.wait_for(|applied| applied.tx >= asked).await.is_ok()
+                    };
                     tokio::select! {
                         biased;
-                        waited = self.wait_applied_tx(asked, deadline) => waited?,
-                        refused = self.exists(asked, deadline) => return Err(refused),
+                        true = arrives => {}
+                        exists = self.exists(asked, deadline) => exists?,
                     }
                 }
             }
@@ -201,21 +205,17 @@ impl Replica {
         Ok(ReadPoint { tx: self.applied().tx })
     }
 
-    /// Ends when a quorum denies the transaction, or nobody can be asked; otherwise never.
-    async fn exists(&self, asked: TxId, deadline: Instant) -> ReadError {
-        match self.read_index(deadline).await {
-            Ok(point) if point.tx < asked => ReadError::BeyondLedger { asked, latest: point.tx },
-            Ok(_) => std::future::pending().await,
-            Err(error) => error,
+    /// Waits for a transaction, unless a quorum denies that it exists or nobody can be asked.
+    async fn exists(&self, asked: TxId, deadline: Instant) -> Result<(), ReadError> {
+        let latest = self.read_index(deadline).await?.tx;
+        if latest < asked {
+            return Err(ReadError::BeyondLedger { asked, latest });
         }
+        self.wait_applied(deadline, |applied| applied.tx >= asked).await
     }
 
     async fn wait_applied_index(&self, index: LogIndex, deadline: Instant) -> Result<(), ReadError> {
         self.wait_applied(deadline, |applied| applied.log_id.is_some_and(|id| id.index >= index)).await
-    }
-
-    async fn wait_applied_tx(&self, tx: TxId, deadline: Instant) -> Result<(), ReadError> {
-        self.wait_applied(deadline, |applied| applied.tx >= tx).await
     }
 
     async fn wait_applied(

@@ -247,9 +247,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         } else {
             let _no_appends = self.0.gate.write().await;
             let shared = self.0.clone();
-            let installed = self.0.strands.log.run(move || {
-                crate::snapshot::install(&shared.vfs, &shared.dir, &shared.database, snapshot)
-            });
+            let installed = self
+                .0
+                .strands
+                .log
+                .run(move || crate::snapshot::install(&shared.vfs, &shared.dir, &shared.database, snapshot));
             installed.await?.map_err(|e| self.0.failure.fail("a received snapshot cannot be installed", &e))?;
         }
         self.0.applied.send_replace(applied_of(&self.0.database));

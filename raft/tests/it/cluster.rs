@@ -396,7 +396,7 @@ pub struct Cluster {
     began: Instant,
     segment_bytes: u64,
     slow: bool,
-    pub tuning: Tuning,
+    tuning: Tuning,
 }
 
 impl Cluster {
@@ -407,13 +407,18 @@ impl Cluster {
 
     /// Voters that have elected a leader.
     pub async fn formed(voters: u64, segment_bytes: u64, slow: bool) -> Self {
+        Self::tuned(voters, segment_bytes, slow, Tuning::default()).await
+    }
+
+    /// The same, with other bounds.
+    pub async fn tuned(voters: u64, segment_bytes: u64, slow: bool, tuning: Tuning) -> Self {
         let mut cluster = Self {
             switch: Switch::default(),
             machines: BTreeMap::new(),
             began: Instant::now(),
             segment_bytes,
             slow,
-            tuning: Tuning::default(),
+            tuning,
         };
         for id in 1..=voters {
             cluster.start(id).await;
@@ -469,6 +474,10 @@ impl Cluster {
         let (_, group) = self.machines.get_mut(&id).unwrap().boot.take().expect("the node is up");
         self.switch.0.lock().nodes.remove(&id);
         group.shutdown().await;
+        // The lock on the folder goes with the last handle.
+        let database = Arc::downgrade(group.database());
+        drop(group);
+        until("the database is closed", || database.strong_count() == 0).await;
     }
 
     /// Cuts a node off from all others, or connects it again.
@@ -476,9 +485,18 @@ impl Cluster {
         let mut board = self.switch.0.lock();
         for other in self.machines.keys().copied().filter(|other| *other != id) {
             for link in [(id, other), (other, id)] {
-                if cut { board.cut.insert(link) } else { board.cut.remove(&link) };
+                if cut {
+                    board.cut.insert(link)
+                } else {
+                    board.cut.remove(&link)
+                };
             }
         }
+    }
+
+    /// From now on the node's disk refuses every call.
+    pub fn break_disk(&self, id: u64) {
+        self.machines[&id].boot.as_ref().expect("the node is up").0.down.store(true, Ordering::Relaxed);
     }
 
     /// The answer to the next forwarded proposal gets lost after it was served.
@@ -488,10 +506,6 @@ impl Cluster {
 
     pub fn group(&self, id: u64) -> Arc<Group> {
         self.machines[&id].boot.as_ref().expect("the node is up").1.clone()
-    }
-
-    pub fn disk(&self, id: u64) -> MemVfs {
-        self.machines[&id].disk.clone()
     }
 
     pub fn up(&self) -> Vec<u64> {

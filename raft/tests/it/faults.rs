@@ -26,27 +26,25 @@ impl Load {
     fn start(groups: &[Arc<Group>], tag: &str) -> Self {
         let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
         let unknown = Arc::new(Mutex::new(Vec::new()));
-        let tasks = groups.iter().enumerate().flat_map(|(g, group)| {
-            (0..4).map({
-                let (acknowledged, unknown, tag) = (acknowledged.clone(), unknown.clone(), tag.to_owned());
-                move |w| {
-                    let (group, acknowledged, unknown, tag) =
-                        (group.clone(), acknowledged.clone(), unknown.clone(), tag.clone());
-                    tokio::spawn(async move {
-                        for n in 0.. {
-                            let key = format!("{tag}-{g}-{w}-{n}");
-                            match group.propose(set(&key, "v"), after(3_000)).await {
-                                Ok(Outcome::Committed { tx, .. }) => drop(acknowledged.lock().insert(key, tx)),
-                                Ok(Outcome::Rejected(why)) => panic!("rejected: {why:?}"),
-                                Err(e) if e.may_be_applied() => unknown.lock().push(key),
-                                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-                            }
+        let mut tasks = Vec::new();
+        for (g, group) in groups.iter().enumerate() {
+            for w in 0..4 {
+                let (group, acknowledged, unknown) = (group.clone(), acknowledged.clone(), unknown.clone());
+                let tag = format!("{tag}-{g}-{w}");
+                tasks.push(tokio::spawn(async move {
+                    for n in 0.. {
+                        let key = format!("{tag}-{n}");
+                        match group.propose(set(&key, "v"), after(3_000)).await {
+                            Ok(Outcome::Committed { tx, .. }) => drop(acknowledged.lock().insert(key, tx)),
+                            Ok(Outcome::Rejected(why)) => panic!("rejected: {why:?}"),
+                            Err(e) if e.may_be_applied() => unknown.lock().push(key),
+                            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
                         }
-                    })
-                }
-            })
-        });
-        Self { acknowledged, unknown, tasks: tasks.collect() }
+                    }
+                }));
+            }
+        }
+        Self { acknowledged, unknown, tasks }
     }
 
     fn count(&self) -> usize {
@@ -145,7 +143,11 @@ fn two_of_three_nodes_are_down() {
         assert_eq!(read, Err(ReadError::NoQuorum));
         let at_least = group.barrier(Level::AtLeast(TxId(1_000)), after(1_000)).await;
         assert_eq!(at_least, Err(ReadError::NoQuorum));
-        assert_eq!(began.elapsed().as_millis(), 5_000, "every call ends by its deadline, none earlier without an answer");
+        assert_eq!(
+            began.elapsed().as_millis(),
+            5_000,
+            "every call ends by its deadline, none earlier without an answer"
+        );
         assert!(group.barrier(Level::Local, after(1)).await.is_ok());
 
         cluster.start(down[0]).await;

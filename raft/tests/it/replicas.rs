@@ -19,7 +19,11 @@ fn a_write_through_any_node_is_seen_through_every_node() {
             let key = format!("from-{writer}");
             let tx = put(&cluster.group(writer), &key, "v").await.unwrap();
             for reader in 1..=3 {
-                assert_eq!(get(&cluster.group(reader), &key).await.unwrap().as_deref(), Some("v"), "{writer} -> {reader}");
+                assert_eq!(
+                    get(&cluster.group(reader), &key).await.unwrap().as_deref(),
+                    Some("v"),
+                    "{writer} -> {reader}"
+                );
                 let point = cluster.group(reader).barrier(Level::AtLeast(tx), after(1)).await.unwrap();
                 assert!(point.tx >= tx);
             }
@@ -163,17 +167,11 @@ fn reads_that_come_together_share_a_round() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_a_proposal_larger_than_a_log_entry_too() {
+fn a_full_queue_refuses_and_what_it_refuses_is_not_written() {
     run(async {
-        let mut cluster = Cluster::three().await;
+        let small = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
+        let cluster = Cluster::tuned(3, 64 << 20, true, small).await;
         let leader = cluster.leader().await;
-        let follower = cluster.follower().await;
-        cluster.stop(leader).await;
-        cluster.tuning = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
-        cluster.stop(follower).await;
-        cluster.start(follower).await;
-        cluster.start(leader).await;
-        let leader = cluster.leader_with_small_queue().await;
         let group = cluster.group(leader);
         let writes = (0..20).map(|n| {
             let group = group.clone();
