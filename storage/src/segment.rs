@@ -1,13 +1,59 @@
-//! The ledger of one database: frames in segment files, the only thing that is synced on the commit path.
+//! The ledger of one database: frames in segment files. It is the value log and the replicated log in one, and the only
+//! thing that is synced on the commit path. Frames carry opaque payloads: nothing here knows transactions or commands.
+//!
+//! ```text
+//!  segment 0                     segment 1 (open)
+//!  [header][frame][frame][frame] [header][frame][frame][frame]0000000000
+//!          ^logical offset 0             ^offset = bytes of frames before, over all segments
+//! ```
+//!
+//! A frame goes through three stages: staged (has its position, readable, lost in a crash), flushed (on disk and synced),
+//! committed (the business of the layer above). What is not committed can be cut.
+//!
+//! Properties, in any order of calls and after any crash:
+//! - what `flush` has reported is there, byte for byte, until it is cut;
+//! - what `truncate_after` has cut, once it returned, never comes back;
+//! - the frames on disk are a prefix of those staged, and no others; a damaged one is never returned;
+//! - equal frames make equal files, whatever the batches in which they were flushed: rolling depends on offsets only.
+//!
+//! Three locks: the state (in memory, never held across IO), the writer (held for the whole of a flush or a cut) and the
+//! readers' caches. `stage` and `read` take only the first and the last, so they never wait for a sync. Order: writer, state;
+//! the caches are taken alone.
+//!
+//! Bytes: `docs/format.md`, sections "Segments" to "Recovery of the log".
+
+mod readers;
+mod recover;
+mod scan;
+mod state;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use alhambra_ledger::digest::{Digest, Hasher};
 use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex};
 use bytes::Bytes;
+use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{Damage, Error, FileOp, Result};
+use crate::format::{self, SEGMENT_HEADER_BYTES};
 use crate::vfs::Vfs;
+
+use readers::Readers;
+use state::{CutSegment, OnDisk, State, Stretch};
+use writer::OpenSegment;
+
+const SEGMENT_SUFFIX: &str = ".seg";
+const SIDECAR_SUFFIX: &str = ".idx";
+const NEW_SEGMENT_SUFFIX: &str = ".new";
+
+/// Digits of a segment number in a file name.
+const NAME_DIGITS: usize = 10;
+
+/// How much is read at once where a whole segment is hashed, bytes.
+const HASH_READ_BYTES: u64 = 1 << 20;
 
 /// Logical ledger offset: bytes of frames before it, over all segments; headers and padding do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,8 +93,8 @@ pub struct LedgerSpec {
 /// What is known to be durable, from outside the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryFloor {
-    /// A frame at or below this index must be there and whole. Before `truncate_after` cuts below it, it must be lowered
-    /// where it is kept, durably.
+    /// A frame at or below this index must be there and whole: if not, that is corruption and not a torn tail. Before
+    /// [`Ledger::truncate_after`] cuts below it, whoever keeps it must lower it durably.
     pub durable_through: Option<LogIndex>,
 }
 
@@ -91,12 +137,68 @@ pub struct SegmentInfo {
     pub closed: bool,
 }
 
-/// The ledger of one database.
+/// Where the files are and whose they are.
 #[derive(Debug)]
-pub struct Ledger {}
+struct Layout {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    spec: LedgerSpec,
+}
 
-#[allow(unused_variables, missing_docs, reason = "signatures first, so that the layer above can be built on them")]
+impl Layout {
+    fn path(&self, number: u64, suffix: &str) -> PathBuf {
+        self.dir.join(format!("{number:0NAME_DIGITS$}{suffix}"))
+    }
+
+    fn segment_path(&self, number: u64) -> PathBuf {
+        self.path(number, SEGMENT_SUFFIX)
+    }
+
+    fn new_segment_path(&self, number: u64) -> PathBuf {
+        self.path(number, NEW_SEGMENT_SUFFIX)
+    }
+
+    fn sidecar_path(&self, number: u64) -> PathBuf {
+        self.path(number, SIDECAR_SUFFIX)
+    }
+
+    fn sync_dir(&self) -> Result<()> {
+        self.vfs.sync_dir(&self.dir).map_err(|e| Error::io(FileOp::SyncDir, &self.dir, e))
+    }
+
+    fn corrupted(&self, number: u64, offset: u64, damage: Damage) -> Error {
+        Error::Corrupted { path: self.segment_path(number), segment: Some(number), offset, damage }
+    }
+}
+
+/// The number in a file name with this suffix.
+fn parse_name(name: &str, suffix: &str) -> Option<u64> {
+    let digits = name.strip_suffix(suffix)?;
+    let plain = digits.len() >= NAME_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { digits.parse().ok() } else { None }
+}
+
+/// The ledger of one database. All methods may be called from any thread; those that write are meant for one.
+#[derive(Debug)]
+pub struct Ledger {
+    layout: Layout,
+    state: Mutex<State>,
+    writer: Mutex<Option<OpenSegment>>,
+    readers: Readers,
+    /// Set by the first write or sync that fails, for ever: after it nobody knows what is on disk.
+    poisoned: AtomicBool,
+}
+
 impl Ledger {
+    /// Opens the ledger in `dir`, which is made when absent; an empty folder is an empty ledger. When it returns, every
+    /// frame in the ledger is durable. Reads the newest segment whole and, of each other one, two headers.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] for a bad or missing frame at or below the floor or in a segment that is not the newest, for a
+    /// bad segment header, and for segments that do not continue each other; [`Error::SegmentMissing`],
+    /// [`Error::ForeignDatabase`], [`Error::UnsupportedVersion`], [`Error::SegmentSizeMismatch`],
+    /// [`Error::SegmentSizeInvalid`]; IO. A ledger that is refused has not been changed, but that a sidecar may have been
+    /// made anew.
     pub fn open(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
@@ -104,61 +206,407 @@ impl Ledger {
         floor: RecoveryFloor,
         options: LedgerOptions,
     ) -> Result<(Self, LedgerReport)> {
-        unimplemented!()
+        recover::check_segment_bytes(spec.segment_bytes)?;
+        let layout = Layout { vfs, dir: dir.to_path_buf(), spec };
+        let recovered = recover::recover(&layout, floor)?;
+        let state = State::new(spec.segment_bytes, options.tail_cache_bytes, recovered.segments);
+        let ledger = Self {
+            layout,
+            state: Mutex::new(state),
+            writer: Mutex::new(recovered.open),
+            readers: Readers::new(),
+            poisoned: AtomicBool::new(false),
+        };
+        Ok((ledger, recovered.report))
     }
+
+    /// Adds frames to the end and returns the position of each. They can be read at once and are lost in a crash until
+    /// they are flushed. Never waits for the disk.
+    ///
+    /// # Errors
+    /// [`Error::NotNext`] when an index leaves a gap or a term falls (the first frame of a ledger may have any log id),
+    /// [`Error::FrameTooLong`]: then none of the frames is added. [`Error::Poisoned`].
     pub fn stage(&self, frames: &[Frame]) -> Result<Vec<Position>> {
-        unimplemented!()
+        self.check_poison()?;
+        self.state.lock().stage(frames)
     }
-    /// Returns what is flushed now.
+
+    /// Writes all staged frames, one write per segment, syncs once, and returns through where the ledger is durable now.
+    /// When a segment is full it is also cut, synced and given a sidecar, and the next one is made.
+    ///
+    /// # Errors
+    /// IO, [`Error::NoSpace`]; the ledger is poisoned then. [`Error::Poisoned`].
     pub fn flush(&self) -> Result<Option<LogId>> {
-        unimplemented!()
+        let mut writer = self.writer.lock();
+        self.check_poison()?;
+        let batches = self.state.lock().unflushed();
+        let written = writer::write_out(&self.layout, &self.state, &self.readers, &mut writer, &batches);
+        self.poison_if_failed(written)?;
+        let mut state = self.state.lock();
+        state.set_flushed(&batches);
+        Ok(state.flushed)
     }
-    /// `None` cuts everything.
+
+    /// Hashes what the last flushes wrote, so that neither a flush nor `digest` has to. The log thread calls it when it has
+    /// answered whoever waited for the flush; without it, hashing is done when a few MiB wait.
+    pub fn settle(&self) {
+        if let Some(open) = self.writer.lock().as_mut() {
+            open.hash();
+        }
+    }
+
+    /// Removes all frames after `last_kept`, or all frames for `None`, from memory and durably from disk: whole segments
+    /// after the cut are removed, and the cut region is zeroed. Nothing happens when there are none.
+    ///
+    /// A [`RecoveryFloor`] above `last_kept` must have been lowered durably before, or the next open takes what is cut here
+    /// for missing.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when a frame to be kept in the segment that is cut is damaged; nothing has changed then. IO;
+    /// the ledger is poisoned then. [`Error::Poisoned`].
     pub fn truncate_after(&self, last_kept: Option<LogIndex>) -> Result<()> {
-        unimplemented!()
+        let mut writer = self.writer.lock();
+        self.check_poison()?;
+        let cut = {
+            let mut state = self.state.lock();
+            if last_kept >= state.flushed.map(|flushed| flushed.index) {
+                state.cut_staged(last_kept);
+                return Ok(());
+            }
+            // A segment holds the last kept frame, or nothing is kept.
+            let kept = last_kept.and_then(|kept| state.segment_of(kept).map(|segment| (segment.info(), kept)));
+            let files = state.segments.iter().filter(|segment| segment.flushed_bytes > 0).count() as u64;
+            (kept, files)
+        };
+        let (kept, files) = cut;
+        let reopened = match kept {
+            Some((segment, last_kept)) => Some(self.prepare_cut(&segment, last_kept)?),
+            None => None,
+        };
+        let first_removed = reopened.as_ref().map_or(0, |(cut, _)| cut.number + 1);
+        let reopened = {
+            let mut state = self.state.lock();
+            let (cut, open) = reopened.unzip();
+            state.cut_flushed(cut);
+            open
+        };
+        *writer = None;
+        // Newest first, each durably: a crash in between leaves no gap.
+        let removed = (first_removed..files).rev().try_for_each(|number| recover::remove_segment(&self.layout, number));
+        self.poison_if_failed(removed)?;
+        if let Some(open) = reopened {
+            let from = SEGMENT_HEADER_BYTES + open.frame_bytes;
+            let zeroed = recover::remove_sidecar(&self.layout, open.number).and_then(|()| open.zero_from(from));
+            self.poison_if_failed(zeroed)?;
+            *writer = Some(open);
+        }
+        Ok(())
     }
+
+    /// Reads the frames of a segment up to `last_kept`, which is in it, and changes nothing.
+    fn prepare_cut(&self, segment: &SegmentInfo, last_kept: LogIndex) -> Result<(CutSegment, OpenSegment)> {
+        let number = segment.number;
+        let end = match self.position(LogIndex(last_kept.0 + 1))? {
+            Some(end) if last_kept < segment.last_log_id.index => end.0 - segment.first_offset.0,
+            _ => segment.frame_bytes,
+        };
+        let path = self.layout.segment_path(number);
+        let file = self
+            .layout
+            .vfs
+            .open(&path, crate::vfs::OpenMode::ReadWrite)
+            .map_err(|e| Error::io(FileOp::Open, &path, e))?;
+        let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+        let scan = scan::scan(&*file, &path, segment.first_log_id, (SEGMENT_HEADER_BYTES + end).min(file_bytes))?;
+        let Some(last_log_id) = scan.last_log_id.filter(|last| last.index == last_kept && scan.frame_bytes == end)
+        else {
+            let damage = scan.damage.unwrap_or(Damage::Missing);
+            return Err(self.layout.corrupted(number, SEGMENT_HEADER_BYTES + scan.frame_bytes, damage));
+        };
+        let cut = CutSegment { number, last_log_id, frame_bytes: end, offsets: scan.offsets };
+        let open = OpenSegment {
+            number,
+            path,
+            file,
+            frame_bytes: end,
+            file_bytes,
+            hasher: scan.hasher,
+            unhashed: Vec::new(),
+            unhashed_bytes: 0,
+        };
+        Ok((cut, open))
+    }
+
+    /// Frames from `from` on, in order, up to `to_exclusive` or the end of the ledger, as many as fit into `bytes_max` (head
+    /// and payload counted), but at least one when there is one. Empty when the ledger does not hold `from`. Never waits
+    /// for a sync.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when a frame's checksum or log id is wrong; IO.
     pub fn read(&self, from: LogIndex, to_exclusive: LogIndex, bytes_max: usize) -> Result<Vec<(Position, Frame)>> {
-        unimplemented!()
+        loop {
+            let epoch = self.state.lock().cut_epoch;
+            let frames = self.try_read(epoch, from, to_exclusive, bytes_max);
+            // A cut while reading: what was read may be gone or half zeroed. It is not the disk's fault.
+            if self.state.lock().cut_epoch == epoch {
+                return frames;
+            }
+        }
     }
+
+    fn try_read(
+        &self,
+        epoch: u64,
+        from: LogIndex,
+        to_exclusive: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<(Position, Frame)>> {
+        let mut out = Vec::new();
+        let mut next = from;
+        let mut bytes_left = bytes_max;
+        while next < to_exclusive {
+            let on_disk = {
+                let state = self.state.lock();
+                if state.cut_epoch != epoch {
+                    return Ok(out);
+                }
+                if state.in_tail(next) {
+                    state.read_tail(next, to_exclusive, bytes_left, &mut out);
+                    return Ok(out);
+                }
+                match state.locate(next, to_exclusive, bytes_left) {
+                    None => return Ok(out),
+                    Some(on_disk) => on_disk,
+                }
+            };
+            let Stretch { start, end, frame_count, segment } = match on_disk {
+                OnDisk::Bytes(stretch) => stretch,
+                OnDisk::InSidecar { segment } => {
+                    let offsets = self.readers.offsets(&self.layout, &segment, epoch)?;
+                    state::within(&segment, segment.frame_bytes, &offsets, next, to_exclusive, bytes_left)
+                }
+            };
+            let bytes = usize::try_from(end - start).expect("a read is bounded by a budget or a frame");
+            if bytes > bytes_left && !out.is_empty() {
+                return Ok(out);
+            }
+            let chunk = self.read_segment(&segment, start, bytes, epoch)?;
+            self.decode(&segment, start, &chunk, next, frame_count, &mut out)?;
+            next = LogIndex(next.0 + frame_count as u64);
+            bytes_left = bytes_left.saturating_sub(bytes);
+        }
+        Ok(out)
+    }
+
+    fn read_segment(&self, segment: &SegmentInfo, start: u64, len: usize, epoch: u64) -> Result<Bytes> {
+        let file = self.readers.file(&self.layout, segment.number, epoch)?;
+        file.read_at(SEGMENT_HEADER_BYTES + start, len).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                self.layout.corrupted(segment.number, SEGMENT_HEADER_BYTES + start, Damage::Missing)
+            }
+            _ => Error::io(FileOp::Read, &self.layout.segment_path(segment.number), e),
+        })
+    }
+
+    /// Takes `frame_count` frames out of bytes read at `start` of a segment.
+    fn decode(
+        &self,
+        segment: &SegmentInfo,
+        start: u64,
+        chunk: &Bytes,
+        first: LogIndex,
+        frame_count: usize,
+        out: &mut Vec<(Position, Frame)>,
+    ) -> Result<()> {
+        let mut at = 0;
+        for index in (first.0..).map(LogIndex).take(frame_count) {
+            let offset = start + at as u64;
+            let decoded = match format::decode_frame(&chunk.slice(at..)) {
+                Ok((frame, _)) if frame.log_id.index != index => Err(Damage::Sequence),
+                decoded => decoded,
+            };
+            let (frame, bytes) = decoded
+                .map_err(|damage| self.layout.corrupted(segment.number, SEGMENT_HEADER_BYTES + offset, damage))?;
+            out.push((Position(segment.first_offset.0 + offset), frame));
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// `len` bytes at a position within one frame, as they stand on disk or in memory: the frame's checksum is not looked
+    /// at, so whoever reads a value compares its hash [S4].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchBytes`] when the ledger does not hold them within one segment, IO.
     pub fn read_bytes(&self, position: Position, len: usize) -> Result<Bytes> {
-        unimplemented!()
+        let no_such_bytes = || Error::NoSuchBytes { position: position.0, len: len as u64 };
+        loop {
+            let (segment, epoch) = {
+                let state = self.state.lock();
+                if let Some(found) = state.read_tail_bytes(position, len) {
+                    return found;
+                }
+                let after = state.segments.partition_point(|segment| segment.first_offset <= position.0);
+                let segment = after.checked_sub(1).and_then(|at| state.segments.get(at)).ok_or_else(no_such_bytes)?;
+                let end = position.0.checked_add(len as u64).ok_or_else(no_such_bytes)?;
+                if end > segment.first_offset + segment.flushed_bytes {
+                    return Err(no_such_bytes());
+                }
+                (segment.info(), state.cut_epoch)
+            };
+            let bytes = self.read_segment(&segment, position.0 - segment.first_offset.0, len, epoch);
+            if self.state.lock().cut_epoch == epoch {
+                return bytes;
+            }
+        }
     }
-    /// `None` when the ledger does not hold the index.
+
+    /// Log id of the frame at `index`; `None` when the ledger does not hold it. May read from disk.
+    ///
+    /// # Errors
+    /// As `read`.
     pub fn log_id(&self, index: LogIndex) -> Result<Option<LogId>> {
-        unimplemented!()
+        {
+            let state = self.state.lock();
+            let ends = state.segments.iter().rev().take(1).flat_map(|s| [s.first_log_id, s.last_log_id]);
+            if let Some(log_id) = ends.into_iter().find(|log_id| log_id.index == index) {
+                return Ok(Some(log_id));
+            }
+        }
+        let Some(next) = index.next() else { return Ok(None) };
+        Ok(self.read(index, next, 0)?.first().map(|(_, frame)| frame.log_id))
     }
-    /// `None` when the ledger does not hold the index.
+
+    /// Position of the frame at `index`; `None` when the ledger does not hold it. May read a sidecar.
+    ///
+    /// # Errors
+    /// As `read`.
     pub fn position(&self, index: LogIndex) -> Result<Option<Position>> {
-        unimplemented!()
+        loop {
+            let (segment, epoch) = {
+                let state = self.state.lock();
+                let Some(segment) = state.segment_of(index) else { return Ok(None) };
+                let info = segment.info();
+                if let Some(offsets) = &segment.offsets {
+                    return Ok(nth_position(&info, offsets, index));
+                }
+                (info, state.cut_epoch)
+            };
+            let offsets = self.readers.offsets(&self.layout, &segment, epoch);
+            if self.state.lock().cut_epoch == epoch {
+                return Ok(nth_position(&segment, &offsets?, index));
+            }
+        }
     }
+
+    /// Index of the first frame; `None` when the ledger is empty.
     pub fn first_index(&self) -> Option<LogIndex> {
-        unimplemented!()
+        self.state.lock().first_index()
     }
+
+    /// Log id of the last staged frame; `None` when the ledger is empty.
     pub fn last_log_id(&self) -> Option<LogId> {
-        unimplemented!()
+        self.state.lock().last_log_id()
     }
+
+    /// Log id of the last durable frame. Falls only by a cut.
     pub fn flushed(&self) -> Option<LogId> {
-        unimplemented!()
+        self.state.lock().flushed
     }
+
     /// Logical offset behind the last staged frame.
     pub fn end(&self) -> Position {
-        unimplemented!()
+        Position(self.state.lock().end_offset())
     }
+
+    /// All segments, in order, those included whose frames are staged but have no file yet.
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        unimplemented!()
+        self.state.lock().segments.iter().map(state::Segment::info).collect()
     }
-    /// Of the flushed frames of the segment.
-    pub fn digest(&self, number: u64) -> Result<[u8; 32]> {
-        unimplemented!()
+
+    /// SHA-256 of the frames of a segment as they were appended. Of a closed segment it is remembered. Of the open one it
+    /// covers what has been flushed, and may have to wait for a flush.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when the segment has no file.
+    pub fn digest(&self, number: u64) -> Result<Digest> {
+        let remembered = || self.segment(number).and_then(|(_, digest)| digest);
+        if let Some(digest) = remembered() {
+            return Ok(digest);
+        }
+        let mut writer = self.writer.lock();
+        match writer.as_mut() {
+            Some(open) if open.number == number => Ok(open.digest()),
+            // Closed while this waited.
+            _ => remembered().ok_or(Error::NoSuchSegment { number }),
+        }
     }
-    pub fn recompute_digest(&self, number: u64) -> Result<[u8; 32]> {
-        unimplemented!()
+
+    /// SHA-256 of the flushed frames of a segment as they stand on disk now; checksums are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when the segment has no file, [`Error::Corrupted`] when it is too short, IO.
+    pub fn recompute_digest(&self, number: u64) -> Result<Digest> {
+        loop {
+            let (segment, flushed_bytes, epoch) = {
+                let state = self.state.lock();
+                let at = usize::try_from(number).ok();
+                let segment = at.and_then(|at| state.segments.get(at)).filter(|segment| segment.flushed_bytes > 0);
+                let segment = segment.ok_or(Error::NoSuchSegment { number })?;
+                (segment.info(), segment.flushed_bytes, state.cut_epoch)
+            };
+            let digest = self.hash_segment(&segment, flushed_bytes, epoch);
+            if self.state.lock().cut_epoch == epoch {
+                return digest;
+            }
+        }
     }
-    /// Work kept off the commit path (hashing, filling ahead); the log thread calls it when a flush has been answered.
-    pub fn settle(&self) -> Result<()> {
-        unimplemented!()
+
+    fn hash_segment(&self, segment: &SegmentInfo, bytes: u64, epoch: u64) -> Result<Digest> {
+        let mut hasher = Hasher::new();
+        let mut at = 0;
+        while at < bytes {
+            let piece = usize::try_from(HASH_READ_BYTES.min(bytes - at)).expect("a small constant");
+            hasher.update(&self.read_segment(segment, at, piece, epoch)?);
+            at += piece as u64;
+        }
+        Ok(hasher.finish())
     }
+
+    fn segment(&self, number: u64) -> Option<(SegmentInfo, Option<Digest>)> {
+        let state = self.state.lock();
+        let segment = state.segments.get(usize::try_from(number).ok()?)?;
+        Some((segment.info(), segment.digest))
+    }
+
+    /// Path of a segment's file, there or not. Its frames start behind `format::SEGMENT_HEADER_BYTES`.
     pub fn segment_path(&self, number: u64) -> PathBuf {
-        unimplemented!()
+        self.layout.segment_path(number)
     }
+
+    /// Path of a segment's sidecar, there or not: only closed segments have one.
+    pub fn sidecar_path(&self, number: u64) -> PathBuf {
+        self.layout.sidecar_path(number)
+    }
+
+    /// Whether a write or sync has failed; then only reads work until the ledger is opened again.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        if self.is_poisoned() { Err(Error::Poisoned) } else { Ok(()) }
+    }
+
+    fn poison_if_failed<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.poisoned.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+fn nth_position(segment: &SegmentInfo, offsets: &[u32], index: LogIndex) -> Option<Position> {
+    let n = usize::try_from(index.0.checked_sub(segment.first_log_id.index.0)?).ok()?;
+    Some(Position(segment.first_offset.0 + u64::from(*offsets.get(n)?)))
 }

@@ -1,0 +1,294 @@
+//! Opening: what is in the folder, does it belong together, where does it end.
+//!
+//! Only the newest segment can have a torn tail, because a segment is durable before the next one has a name. Older ones
+//! are taken at the word of their sidecars; a sidecar that is missing or does not fit is made again from the segment,
+//! where every frame is then checked.
+
+use std::path::Path;
+
+use alhambra_ledger::ids::LogIndex;
+
+use super::readers::read_sidecar_header;
+use super::scan::{self, Scan};
+use super::state::Segment;
+use super::writer::{OpenSegment, write_sidecar};
+use super::{Layout, LedgerReport, RecoveryFloor, SegmentInfo, parse_name};
+use crate::error::{Damage, Error, FileOp, Result};
+use crate::format::{self, HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
+use crate::limits;
+use crate::vfs::{File, FileKind, OpenMode};
+
+/// How much of a tail is written again at once, bytes.
+const REWRITE_BYTES: u64 = 1 << 20;
+
+/// What opening a folder ends with.
+pub(super) struct Recovered {
+    pub segments: Vec<Segment>,
+    pub open: Option<OpenSegment>,
+    pub report: LedgerReport,
+}
+
+/// Whether the sidecar is the one of this segment, as complete as the segment is.
+pub(super) fn describes(sidecar: &SidecarHeader, layout: &Layout, segment: &SegmentInfo) -> bool {
+    sidecar.database == layout.spec.database
+        && sidecar.number == segment.number
+        && sidecar.first_offset == segment.first_offset.0
+        && sidecar.first_log_id == segment.first_log_id
+        && sidecar.last_log_id == segment.last_log_id
+        && sidecar.frame_bytes == segment.frame_bytes
+}
+
+pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered> {
+    let mut report = LedgerReport::default();
+    let count = sort_folder(layout)?;
+    let mut headers = Vec::new();
+    for number in 0..count {
+        headers.push(read_header(layout, number)?);
+    }
+    let mut segments: Vec<Segment> = Vec::new();
+    for (at, header) in headers.iter().enumerate() {
+        check_chain(layout, segments.last(), header)?;
+        if let Some(next) = headers.get(at + 1) {
+            segments.push(closed_segment(layout, header, next, &mut report)?);
+        }
+    }
+    let mut open = match headers.last() {
+        None => None,
+        Some(header) => open_newest(layout, header, segments.last(), floor, &mut report)?,
+    };
+    if let (None, Some(header)) = (&open, headers.last()) {
+        // The newest segment never got a frame, so the log id in its header means nothing. The one before it takes over.
+        remove_segment(layout, header.number)?;
+        if let Some(last) = segments.pop() {
+            let before = headers[headers.len() - 2];
+            debug_assert_eq!(before.number, last.number);
+            open = open_newest(layout, &before, segments.last(), floor, &mut report)?;
+        }
+    }
+    let open = open.map(|(segment, open)| {
+        segments.push(segment);
+        open
+    });
+    let last = segments.last().map(|segment| segment.last_log_id.index);
+    if floor.durable_through > last {
+        return Err(layout.corrupted(count.saturating_sub(1), SEGMENT_HEADER_BYTES, Damage::Missing));
+    }
+    if !segments.is_empty() {
+        // Names that a killed process left unsynced.
+        layout.sync_dir()?;
+    }
+    Ok(Recovered { segments, open, report })
+}
+
+/// Removes what was never given a name and counts segments, which have no gaps.
+fn sort_folder(layout: &Layout) -> Result<u64> {
+    layout.vfs.create_dir_all(&layout.dir).map_err(|e| Error::io(FileOp::CreateDir, &layout.dir, e))?;
+    let names = layout.vfs.read_dir(&layout.dir).map_err(|e| Error::io(FileOp::ReadDir, &layout.dir, e))?;
+    let mut numbers = Vec::new();
+    for (name, _) in names.iter().filter(|(_, kind)| *kind == FileKind::File) {
+        if let Some(number) = parse_name(name, super::SEGMENT_SUFFIX) {
+            numbers.push(number);
+        } else if parse_name(name, super::NEW_SEGMENT_SUFFIX).is_some() {
+            remove(layout, &layout.dir.join(name))?;
+        }
+    }
+    numbers.sort_unstable();
+    match (0..).zip(&numbers).find(|(expected, number)| expected != *number) {
+        Some((number, _)) => Err(Error::SegmentMissing { dir: layout.dir.clone(), number }),
+        None => Ok(numbers.len() as u64),
+    }
+}
+
+fn read_header(layout: &Layout, number: u64) -> Result<SegmentHeader> {
+    let path = layout.segment_path(number);
+    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+    let bytes = match file.read_at(0, usize::try_from(SEGMENT_HEADER_BYTES).expect("a small constant")) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            return Err(layout.corrupted(number, 0, Damage::Missing));
+        }
+        Err(e) => return Err(Error::io(FileOp::Read, &path, e)),
+    };
+    let header = match SegmentHeader::decode(&bytes) {
+        Ok(header) => header,
+        Err(HeaderFault::Damaged(damage)) => return Err(layout.corrupted(number, 0, damage)),
+        Err(HeaderFault::Version(found)) => {
+            return Err(Error::UnsupportedVersion { path, found, supported: format::SEGMENT_VERSION });
+        }
+    };
+    if header.database != layout.spec.database {
+        return Err(Error::ForeignDatabase { path, expected: layout.spec.database, found: header.database });
+    }
+    if header.segment_bytes != layout.spec.segment_bytes {
+        let (expected, found) = (layout.spec.segment_bytes, header.segment_bytes);
+        return Err(Error::SegmentSizeMismatch { path, expected, found });
+    }
+    Ok(header)
+}
+
+/// A segment starts where the one before ends.
+fn check_chain(layout: &Layout, before: Option<&Segment>, header: &SegmentHeader) -> Result<()> {
+    let (number, continues) = match before {
+        None => (0, header.first_offset == 0),
+        Some(before) => (
+            before.number + 1,
+            header.first_offset == before.end_offset()
+                && Some(header.first_log_id.index) == before.last_log_id.index.next()
+                && header.first_log_id.term >= before.last_log_id.term,
+        ),
+    };
+    if header.number == number && continues {
+        return Ok(());
+    }
+    Err(layout.corrupted(number, 0, Damage::Chain))
+}
+
+/// A segment that has a successor: from its sidecar if that fits both, else from its frames.
+fn closed_segment(
+    layout: &Layout,
+    header: &SegmentHeader,
+    next: &SegmentHeader,
+    report: &mut LedgerReport,
+) -> Result<Segment> {
+    let number = header.number;
+    let path = layout.segment_path(number);
+    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+    let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    let mut segment = Segment {
+        number,
+        first_offset: header.first_offset,
+        first_log_id: header.first_log_id,
+        last_log_id: header.first_log_id,
+        frame_bytes: file_bytes - SEGMENT_HEADER_BYTES,
+        flushed_bytes: file_bytes - SEGMENT_HEADER_BYTES,
+        offsets: None,
+        digest: None,
+    };
+    if let Some((_, sidecar)) = read_sidecar_header(layout, &layout.sidecar_path(number))? {
+        segment.last_log_id = sidecar.last_log_id;
+        let fits = describes(&sidecar, layout, &segment.info())
+            && Some(next.first_log_id.index) == sidecar.last_log_id.index.next()
+            && next.first_offset == segment.end_offset();
+        if fits {
+            segment.digest = Some(sidecar.digest);
+            return Ok(segment);
+        }
+    }
+    let scan = scan::scan(&*file, &path, header.first_log_id, file_bytes)?;
+    let (Some(last_log_id), true) = (scan.last_log_id, scan.frame_bytes == segment.frame_bytes) else {
+        let damage = scan.damage.unwrap_or(Damage::Missing);
+        return Err(layout.corrupted(number, SEGMENT_HEADER_BYTES + scan.frame_bytes, damage));
+    };
+    segment.last_log_id = last_log_id;
+    let digest = scan.hasher.finish();
+    segment.digest = Some(digest);
+    write_sidecar(layout, &segment.info(), &scan.offsets, digest)?;
+    report.sidecars_rebuilt += 1;
+    Ok(segment)
+}
+
+/// The newest segment: scanned, its torn tail zeroed, everything in it durable. `None` when it holds no frame.
+fn open_newest(
+    layout: &Layout,
+    header: &SegmentHeader,
+    before: Option<&Segment>,
+    floor: RecoveryFloor,
+    report: &mut LedgerReport,
+) -> Result<Option<(Segment, OpenSegment)>> {
+    check_chain(layout, before, header)?;
+    let number = header.number;
+    let path = layout.segment_path(number);
+    let file = layout.vfs.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+    let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    let scan = scan::scan(&*file, &path, header.first_log_id, file_bytes)?;
+    let end = SEGMENT_HEADER_BYTES + scan.frame_bytes;
+    let next_index = scan.last_log_id.map_or(Some(header.first_log_id.index), |last| last.index.next());
+    if floor.durable_through >= next_index && next_index.is_some() {
+        return Err(layout.corrupted(number, end, scan.damage.unwrap_or(Damage::Missing)));
+    }
+    let torn_bytes = scan::bytes_before_zeros(&*file, &path, end, file_bytes)?;
+    report.cut_bytes += torn_bytes;
+    let Some(last_log_id) = scan.last_log_id else { return Ok(None) };
+    // It takes frames again, so its sidecar, if a crash left one, must not come back and describe it.
+    remove_sidecar(layout, number)?;
+    rewrite(&*file, &path, unproven_from(&scan, header.first_log_id.index, floor), scan.frame_bytes)?;
+    let segment = Segment {
+        number,
+        first_offset: header.first_offset,
+        first_log_id: header.first_log_id,
+        last_log_id,
+        frame_bytes: scan.frame_bytes,
+        flushed_bytes: scan.frame_bytes,
+        offsets: Some(scan.offsets),
+        digest: None,
+    };
+    let open = OpenSegment {
+        number,
+        path,
+        file,
+        frame_bytes: scan.frame_bytes,
+        file_bytes,
+        hasher: scan.hasher,
+        unhashed: Vec::new(),
+        unhashed_bytes: 0,
+    };
+    if torn_bytes > 0 {
+        open.zero_from(end)?;
+    } else {
+        open.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &open.path, e))?;
+    }
+    Ok(Some((segment, open)))
+}
+
+/// Offset of the first frame of which the floor does not say that it is durable.
+fn unproven_from(scan: &Scan, first: LogIndex, floor: RecoveryFloor) -> u64 {
+    let proven = floor.durable_through.map_or(0, |through| (through.0 + 1).saturating_sub(first.0));
+    let offset = usize::try_from(proven).ok().and_then(|proven| scan.offsets.get(proven));
+    offset.map_or(scan.frame_bytes, |offset| u64::from(*offset))
+}
+
+/// Writes frames again as they were read. After a failed sync the system may hold pages that it takes for clean although
+/// the disk never got them; a sync alone would then prove nothing.
+fn rewrite(file: &dyn File, path: &Path, from: u64, to: u64) -> Result<()> {
+    let mut at = from;
+    while at < to {
+        let piece = usize::try_from(REWRITE_BYTES.min(to - at)).expect("a small constant");
+        let bytes = file.read_at(SEGMENT_HEADER_BYTES + at, piece).map_err(|e| Error::io(FileOp::Read, path, e))?;
+        file.write_at(SEGMENT_HEADER_BYTES + at, &bytes).map_err(|e| Error::io(FileOp::Write, path, e))?;
+        at += piece as u64;
+    }
+    Ok(())
+}
+
+/// Removes a segment, durably, so that nothing that was in it is read again.
+pub(super) fn remove_segment(layout: &Layout, number: u64) -> Result<()> {
+    remove_if_there(layout, &layout.sidecar_path(number))?;
+    remove_if_there(layout, &layout.segment_path(number))?;
+    layout.sync_dir()
+}
+
+/// Removes a sidecar, durably, before its segment changes.
+pub(super) fn remove_sidecar(layout: &Layout, number: u64) -> Result<()> {
+    if remove_if_there(layout, &layout.sidecar_path(number))? { layout.sync_dir() } else { Ok(()) }
+}
+
+fn remove_if_there(layout: &Layout, path: &Path) -> Result<bool> {
+    match layout.vfs.remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io(FileOp::Remove, path, e)),
+    }
+}
+
+fn remove(layout: &Layout, path: &Path) -> Result<()> {
+    remove_if_there(layout, path).map(|_| ())
+}
+
+/// The segment size is one that the formats can hold.
+pub(super) fn check_segment_bytes(segment_bytes: u64) -> Result<()> {
+    let (min, max) = (limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_MAX);
+    if (min..=max).contains(&segment_bytes) {
+        return Ok(());
+    }
+    Err(Error::SegmentSizeInvalid { segment_bytes, min, max })
+}

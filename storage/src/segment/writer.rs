@@ -1,0 +1,203 @@
+//! The writing side: the open segment's file, rolling to the next one, cutting. Whoever holds it may wait for the disk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alhambra_ledger::digest::{Digest, Hasher};
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::readers::Readers;
+use super::state::{Batch, State};
+use super::{Layout, SegmentInfo};
+use crate::error::{Error, FileOp, Result};
+use crate::format::{self, SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
+use crate::limits;
+use crate::vfs::{File, OpenMode};
+
+/// Zeros are written in pieces of this size, bytes.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// The segment that takes frames.
+#[derive(Debug)]
+pub(super) struct OpenSegment {
+    pub number: u64,
+    pub path: PathBuf,
+    pub file: Box<dyn File>,
+    /// Bytes of frames in the file.
+    pub frame_bytes: u64,
+    /// Length of the file: header, frames, zeros.
+    pub file_bytes: u64,
+    /// Over the frames but for `unhashed`.
+    pub hasher: Hasher,
+    /// Written, in order, to be hashed when nobody waits for it.
+    pub unhashed: Vec<Bytes>,
+    pub unhashed_bytes: usize,
+}
+
+/// How long the file is to be so that frames up to byte `end` stand in zeroed space with room for more: a first step and
+/// then doubling, in steps that stop growing, and never more than the segment can use.
+pub(super) fn file_bytes_for(end: u64, file_bytes: u64, segment_bytes: u64) -> u64 {
+    if end <= file_bytes {
+        return file_bytes;
+    }
+    let step = file_bytes.clamp(limits::ZERO_FILL_BYTES_MIN, limits::ZERO_FILL_BYTES_MAX);
+    let cap = (SEGMENT_HEADER_BYTES + segment_bytes).max(end);
+    end.next_multiple_of(step).min(cap)
+}
+
+impl OpenSegment {
+    /// A new segment. It gets its name when the header and the first zeros are durable, so a named segment always has a
+    /// whole header; and its name is durable before the first frame is written.
+    fn create(layout: &Layout, segment: &SegmentInfo) -> Result<Self> {
+        let header = SegmentHeader {
+            database: layout.spec.database,
+            number: segment.number,
+            first_offset: segment.first_offset.0,
+            first_log_id: segment.first_log_id,
+            segment_bytes: layout.spec.segment_bytes,
+        };
+        let mut bytes = header.encode();
+        let file_bytes = file_bytes_for(SEGMENT_HEADER_BYTES, 0, layout.spec.segment_bytes);
+        bytes.resize(usize::try_from(file_bytes).expect("one small step"), 0);
+        let (path, unnamed) = (layout.segment_path(segment.number), layout.new_segment_path(segment.number));
+        let file =
+            layout.vfs.open(&unnamed, OpenMode::CreateNew).map_err(|e| Error::io(FileOp::Create, &unnamed, e))?;
+        file.write_at(0, &bytes).map_err(|e| Error::io(FileOp::Write, &unnamed, e))?;
+        file.sync_data().map_err(|e| Error::io(FileOp::Sync, &unnamed, e))?;
+        layout.vfs.rename(&unnamed, &path).map_err(|e| Error::io(FileOp::Rename, &unnamed, e))?;
+        layout.sync_dir()?;
+        Ok(Self {
+            number: segment.number,
+            path,
+            file,
+            frame_bytes: 0,
+            file_bytes,
+            hasher: Hasher::new(),
+            unhashed: Vec::new(),
+            unhashed_bytes: 0,
+        })
+    }
+
+    /// Writes frames behind the last one, and zeros behind them when the zeroed space runs out, in one call.
+    fn append(&mut self, layout: &Layout, batch: &Batch) -> Result<()> {
+        assert_eq!(self.frame_bytes, batch.start, "frames are written in the order in which they were staged");
+        let mut bytes = Vec::new();
+        batch.frames.iter().for_each(|frame| format::encode_frame(frame, &mut bytes));
+        let frame_bytes = bytes.len();
+        let at = SEGMENT_HEADER_BYTES + self.frame_bytes;
+        let end = at + frame_bytes as u64;
+        let file_bytes = file_bytes_for(end, self.file_bytes, layout.spec.segment_bytes);
+        if file_bytes > self.file_bytes {
+            bytes.resize(usize::try_from(file_bytes - at).expect("a batch and a step are in memory"), 0);
+        }
+        self.file.write_at(at, &bytes).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+        self.file_bytes = file_bytes;
+        self.frame_bytes += frame_bytes as u64;
+        self.unhashed.push(Bytes::from(bytes).slice(..frame_bytes));
+        self.unhashed_bytes += frame_bytes;
+        if self.unhashed_bytes > limits::UNHASHED_BYTES_MAX {
+            self.hash();
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))
+    }
+
+    /// Hashes what waits for it.
+    pub fn hash(&mut self) {
+        self.unhashed.drain(..).for_each(|bytes| self.hasher.update(&bytes));
+        self.unhashed_bytes = 0;
+    }
+
+    /// Over the frames written so far.
+    pub fn digest(&mut self) -> Digest {
+        self.hash();
+        self.hasher.clone().finish()
+    }
+
+    /// Cuts the file to its last frame and makes all of it durable.
+    fn finish(&mut self) -> Result<Digest> {
+        let end = SEGMENT_HEADER_BYTES + self.frame_bytes;
+        if self.file_bytes != end {
+            self.file.set_len(end).map_err(|e| Error::io(FileOp::SetLength, &self.path, e))?;
+            self.file_bytes = end;
+        }
+        self.sync()?;
+        Ok(self.digest())
+    }
+
+    /// Writes zeros from byte `from` to the end of the file and makes them durable.
+    pub fn zero_from(&self, from: u64) -> Result<()> {
+        let mut at = from;
+        while at < self.file_bytes {
+            let piece = usize::try_from(self.file_bytes - at).map_or(ZEROS.len(), |rest| rest.min(ZEROS.len()));
+            self.file.write_at(at, &ZEROS[..piece]).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+            at += piece as u64;
+        }
+        self.sync()
+    }
+}
+
+/// Writes the sidecar of a closed segment. It is not synced: if it is lost or torn it is made again.
+pub(super) fn write_sidecar(layout: &Layout, segment: &SegmentInfo, offsets: &[u32], digest: Digest) -> Result<()> {
+    let body = format::encode_offsets(offsets);
+    let header = SidecarHeader {
+        database: layout.spec.database,
+        number: segment.number,
+        first_offset: segment.first_offset.0,
+        first_log_id: segment.first_log_id,
+        last_log_id: segment.last_log_id,
+        frame_count: u32::try_from(offsets.len()).expect("SEGMENT_BYTES_MAX bounds the frames of a segment"),
+        frame_bytes: segment.frame_bytes,
+        digest,
+        offsets_crc: crc32c::crc32c(&body),
+    };
+    let mut bytes = header.encode();
+    bytes.extend_from_slice(&body);
+    let path = layout.sidecar_path(segment.number);
+    let file = layout.vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
+    file.set_len(0).map_err(|e| Error::io(FileOp::SetLength, &path, e))?;
+    file.write_at(0, &bytes).map_err(|e| Error::io(FileOp::Write, &path, e))
+}
+
+/// Writes batches and makes them durable, rolling where they say. In order, so that a crash leaves a prefix: a segment is
+/// complete and durable before the next one has a name.
+pub(super) fn write_out(
+    layout: &Layout,
+    state: &Mutex<State>,
+    readers: &Readers,
+    open: &mut Option<OpenSegment>,
+    batches: &[Batch],
+) -> Result<()> {
+    for batch in batches {
+        if let Some(full) = open.take_if(|open| open.number != batch.segment.number) {
+            close(layout, state, readers, full)?;
+        }
+        let segment = match open {
+            Some(segment) => segment,
+            None => open.insert(OpenSegment::create(layout, &batch.segment)?),
+        };
+        segment.append(layout, batch)?;
+    }
+    match open {
+        Some(segment) if !batches.is_empty() => segment.sync(),
+        _ => Ok(()),
+    }
+}
+
+/// The order keeps readers from finding a closed segment whose offsets are nowhere.
+fn close(layout: &Layout, state: &Mutex<State>, readers: &Readers, mut full: OpenSegment) -> Result<()> {
+    let digest = full.finish()?;
+    let (info, offsets, epoch) = {
+        let state = state.lock();
+        let (info, offsets) = state.open_segment(full.number);
+        (info, Arc::<[u32]>::from(offsets), state.cut_epoch)
+    };
+    write_sidecar(layout, &info, &offsets, digest)?;
+    readers.keep_offsets(full.number, epoch, offsets);
+    state.lock().set_closed(full.number, digest);
+    Ok(())
+}
