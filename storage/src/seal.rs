@@ -228,7 +228,7 @@ fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<[u8; 32]>> {
     let flushed = ledger.flushed();
     let whole = (segments.iter().find(|info| info.number == segment))
         .is_some_and(|info| info.closed && Some(info.last_log_id) <= flushed);
-    if whole { ledger.digest(segment).map(Some) } else { Ok(None) }
+    if whole { ledger.digest(segment).map(|digest| Some(digest.0)) } else { Ok(None) }
 }
 
 /// See [`Database::pending_seals`].

@@ -194,7 +194,7 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
             let head = read_at(&*db.vfs, &file, 0, SEGMENT_HEADER_BYTES as usize)?;
             let digest = if segment.number < open_segment {
                 // As it was written, not as it is on this disk now: the receiver notices when the two differ.
-                Digest(core.ledger.digest(segment.number)?)
+                core.ledger.digest(segment.number)?
             } else {
                 hash_range(&*db.vfs, &file, SEGMENT_HEADER_BYTES, len)?
             };
@@ -256,7 +256,7 @@ fn is_here(core: &Core, file: &ManifestFile) -> Result<bool> {
         let whole = segment.closed && Some(segment.last_log_id) <= flushed;
         segment.number == number && whole && SEGMENT_HEADER_BYTES + segment.frame_bytes == file.len
     });
-    Ok(same_length && core.ledger.digest(number)? == file.digest.0)
+    Ok(same_length && core.ledger.digest(number)? == file.digest)
 }
 
 /// See [`Database::read_file`].
