@@ -42,7 +42,7 @@ impl Database {
     /// call costs one sync, so many transactions per call are cheap. One caller at a time.
     pub fn commit(&self, ts: i64, proposals: Vec<TxProposal>) -> Result<Vec<Outcome>> {
         let outcomes = self.commit_command(&Command::Batch { ts, proposals })?;
-        self.ledger().settle();
+        self.ledger().settle()?;
         for seal in self.pending_seals()? {
             self.commit_command(&Command::Seal(seal))?;
         }

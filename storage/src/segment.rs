@@ -249,10 +249,16 @@ impl Ledger {
 
     /// Hashes what the last flushes wrote, so that neither a flush nor `digest` has to. The log thread calls it when it has
     /// answered whoever waited for the flush; without it, hashing is done when a few MiB wait.
-    pub fn settle(&self) {
-        if let Some(open) = self.writer.lock().as_mut() {
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`].
+    pub fn settle(&self) -> Result<()> {
+        let mut writer = self.writer.lock();
+        self.check_poison()?;
+        if let Some(open) = writer.as_mut() {
             open.hash();
         }
+        Ok(())
     }
 
     /// Removes all frames after `last_kept`, or all frames for `None`, from memory and durably from disk: whole segments

@@ -126,7 +126,7 @@ fn run(ops: Vec<Op>, segment_bytes: u64, tail_cache_bytes: usize, read_bytes_max
                 model.frames.clear();
                 model.flushed = 0;
             }
-            Op::Settle => ledger.settle(),
+            Op::Settle => ledger.settle().unwrap(),
             Op::Reopen | Op::PowerLoss => {
                 drop(ledger);
                 if matches!(op, Op::PowerLoss) {
