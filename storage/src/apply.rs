@@ -84,21 +84,19 @@ pub struct Prepared {
     pub alh: Digest,
 }
 
-/// Makes the transaction of a proposal and appends its record to `record`. Pure: the same arguments give the same bytes on
-/// every replica. Preconditions are not looked at here.
+/// Makes the transaction of a proposal that [`check_limits`] has passed and appends its record to `record`. Pure: the same
+/// arguments give the same bytes on every replica.
 ///
-/// `ts` is the header time, `payload_at` the place in the ledger of the payload that the entries are located in. The limits
-/// of `settings` are checked in the order of the entries; the first violation is the answer, and then nothing is appended.
+/// `ts` is the header time, `payload_at` the place in the ledger of the payload that the entries are located in.
 pub fn prepare(
     tail: &Tail,
     settings: &Settings,
     ts: i64,
-    metadata: &[u8],
+    metadata: TxMetadata,
     entries: &[LocatedEntry<'_>],
     payload_at: Position,
     record: &mut Vec<u8>,
-) -> std::result::Result<Prepared, Rejection> {
-    let tx_metadata = check_limits(settings, metadata, entries)?;
+) -> Prepared {
     let version = settings.header_version;
     let stored: Vec<EntryToStore<'_>> = (entries.iter())
         .map(|entry| EntryToStore {
@@ -122,7 +120,7 @@ pub fn prepare(
         id: tail.tx.next().expect("a ledger never holds 2^64 transactions"),
         ts,
         version,
-        metadata: tx_metadata,
+        metadata,
         nentries: entries.len() as u32,
         eh,
         bl_tx_id: tail.tx,
@@ -130,11 +128,12 @@ pub fn prepare(
         prev_alh: tail.alh,
     };
     let alh = header.alh().expect("metadata and entry count are checked against the header version");
-    encode_record(record, &header, metadata, stored.iter().copied(), &alh);
-    Ok(Prepared { header, alh })
+    encode_record(record, &header, stored.iter().copied(), &alh);
+    Prepared { header, alh }
 }
 
-fn check_limits(
+/// Checks a proposal against the settings in force, in the order of its entries; answers its transaction metadata, read.
+pub fn check_limits(
     settings: &Settings,
     metadata: &[u8],
     entries: &[LocatedEntry<'_>],
@@ -362,7 +361,7 @@ impl Applier {
         })
     }
 
-    /// Conditions first, then limits; leaves the record in `self.record`.
+    /// Limits first, then conditions; leaves the record in `self.record`.
     fn decide(
         &mut self,
         core: &Core,
@@ -372,13 +371,14 @@ impl Applier {
         proposal: &LocatedProposal<'_>,
     ) -> std::result::Result<Prepared, Rejection> {
         let now = self.state.clock;
+        let entries = batch.entries_of(proposal);
+        let metadata = check_limits(settings, proposal.metadata, entries)?;
         precondition::check(batch.preconditions_of(proposal), &core.index, self.state.tx, now)?;
         let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
         let ts = if settings.exclude_commit_time { 0 } else { now };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
         self.record.clear();
-        let entries = batch.entries_of(proposal);
-        prepare(&tail, settings, ts, proposal.metadata, entries, payload_at, &mut self.record)
+        Ok(prepare(&tail, settings, ts, metadata, entries, payload_at, &mut self.record))
     }
 
     /// Record, tree, then the commit record that names both and the log entry [S2], then the index.

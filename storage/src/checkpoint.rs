@@ -82,6 +82,8 @@ impl State {
 /// Sizes of the derived logs, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogSizes {
+    /// Of a log, per file.
+    pub chunk: u64,
     pub tx: u64,
     pub commit: u64,
     pub aht: u64,
@@ -111,7 +113,7 @@ impl Checkpoint {
             settings.encode_into(&mut out);
         }
         out.put_u64(state.end.0);
-        for size in [sizes.tx, sizes.commit, sizes.aht, sizes.seal] {
+        for size in [sizes.chunk, sizes.tx, sizes.commit, sizes.aht, sizes.seal] {
             out.put_u64(size);
         }
         state.trail.encode_into(&mut out);
@@ -134,7 +136,16 @@ impl Checkpoint {
             _ => return Err(Malformed),
         };
         let end = Position(reader.u64()?);
-        let sizes = LogSizes { tx: reader.u64()?, commit: reader.u64()?, aht: reader.u64()?, seal: reader.u64()? };
+        let sizes = LogSizes {
+            chunk: reader.u64()?,
+            tx: reader.u64()?,
+            commit: reader.u64()?,
+            aht: reader.u64()?,
+            seal: reader.u64()?,
+        };
+        if sizes.chunk == 0 {
+            return Err(Malformed);
+        }
         let trail = Trail::read(&mut reader)?;
         let requests = Requests::read(&mut reader, REQUEST_OUTCOMES_KEPT)?;
         reader.finish()?;

@@ -141,6 +141,11 @@ impl ChunkLog {
         Ok(())
     }
 
+    /// Bytes of the log per file.
+    pub(crate) fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes
+    }
+
     /// Bytes appended so far.
     pub(crate) fn end(&self) -> u64 {
         self.tail.read().end()

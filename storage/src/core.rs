@@ -75,7 +75,13 @@ impl Core {
     }
 
     pub(crate) fn sizes(&self) -> LogSizes {
-        LogSizes { tx: self.tx.end(), commit: self.commit.end(), aht: self.aht.end(), seal: self.seals.log.end() }
+        LogSizes {
+            chunk: self.tx.chunk_bytes(),
+            tx: self.tx.end(),
+            commit: self.commit.end(),
+            aht: self.aht.end(),
+            seal: self.seals.log.end(),
+        }
     }
 
     /// Makes everything applied so far visible to readers that start now.

@@ -9,7 +9,7 @@ use crate::checkpoint;
 use crate::chunklog::ChunkLog;
 use crate::error::{Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
-use crate::format::derived::{CHUNK_BYTES_DEFAULT, LogKind};
+use crate::format::derived::LogKind;
 use crate::seal::SealLog;
 use crate::transfer::hash_range;
 use crate::vfs::{FileKind, OpenMode, Vfs};
@@ -61,7 +61,7 @@ pub fn seals(vfs: &Arc<dyn Vfs>, dir: &Path, mut progress: impl FnMut(u64, u64))
         dir.join("seal"),
         LogKind::Seal,
         checkpoint.database,
-        CHUNK_BYTES_DEFAULT,
+        checkpoint.sizes.chunk,
         checkpoint.sizes.seal,
     )?;
     let sealed = SealLog::open(log)?.digests();

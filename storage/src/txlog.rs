@@ -87,11 +87,11 @@ pub(crate) struct EntryToStore<'a> {
 pub(crate) fn encode_record<'a>(
     out: &mut Vec<u8>,
     header: &TxHeader,
-    metadata: &[u8],
     entries: impl Iterator<Item = EntryToStore<'a>>,
     alh: &Digest,
 ) {
     let start = out.len();
+    let metadata = header.metadata.to_bytes().expect("metadata is read from its bytes");
     let mut flags = 0;
     if !metadata.is_empty() {
         flags |= HAS_METADATA;
@@ -106,7 +106,7 @@ pub(crate) fn encode_record<'a>(
     out.put_u8(flags);
     out.put_i64(header.ts);
     if !metadata.is_empty() {
-        out.put_prefixed(metadata);
+        out.put_prefixed(&metadata);
     }
     out.put_varint(u64::from(header.nentries));
     if header.nentries > 1 {
@@ -302,7 +302,7 @@ mod tests {
         for count in [1, 3] {
             let mut out = Vec::new();
             let entries = (0..count).map(|i| entry(1000 + 200 * u64::from(i)));
-            encode_record(&mut out, &header(count), &[], entries, &Digest([1; 32]));
+            encode_record(&mut out, &header(count), entries, &Digest([1; 32]));
             let bytes = Bytes::from(out.clone());
             let record = Record::decode(TxId(7), bytes.clone()).expect("whole");
             assert_eq!((record.ts, record.version, record.nentries), (1_700_000_000, 1, count));

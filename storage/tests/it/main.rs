@@ -2,5 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod corruption;
+mod database;
+mod db_crash;
 mod ledger_model;
 mod ledger_support;
+mod model;
+mod replicas;
+mod support;
+mod transfer;

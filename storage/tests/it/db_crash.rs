@@ -1,0 +1,205 @@
+//! Guards against losing or inventing anything in a crash: a whole workload is cut before every write and every sync, the
+//! power fails, and what comes up again must hold everything that was acknowledged, equal to the model.
+
+use std::sync::Arc;
+
+use alhambra_ledger::ids::{LogId, LogIndex};
+use alhambra_storage::command::Command;
+use alhambra_storage::segment::FrameKind;
+use alhambra_storage::vfs::Vfs;
+use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
+use alhambra_storage::vfs::mem::{Crash, MemVfs};
+use alhambra_storage::{Database, Result};
+use bytes::Bytes;
+
+use crate::model::{Condition, Model, Proposal};
+use crate::support::{self, apply_through, commit_command, compare, dir, open, put};
+
+/// What a client could know when the machine stopped.
+#[derive(Debug, Default)]
+struct Known {
+    /// Log entries that were flushed, in order, with their terms and what the model has to do.
+    log: Vec<(u64, Bytes, Deed)>,
+    /// Answered as saved; the one after it was being saved.
+    vote: u8,
+}
+
+#[derive(Clone, Debug)]
+enum Deed {
+    Genesis,
+    Batch(i64, Vec<Proposal>),
+    Other,
+}
+
+impl Known {
+    fn commit(&mut self, db: &Database, term: u64, kind: FrameKind, payload: Bytes, deed: Deed) -> Result<()> {
+        let log_id = support::stage(db, term, kind, payload.clone())?;
+        assert_eq!(log_id.index.0, self.log.len() as u64);
+        db.ledger().flush()?;
+        self.log.push((term, payload, deed));
+        apply_through(db, log_id.index.0).map(drop)
+    }
+
+    fn batch(&mut self, db: &Database, term: u64, n: u64) -> Result<()> {
+        let mut proposals =
+            vec![put(&format!("k{}", n % 5), &[n as u8; 30]), put(&format!("l{n}"), &n.to_be_bytes()), put("", b"no")];
+        proposals[1].conditions = vec![Condition::MustNotExist(format!("k{}", n % 7).into_bytes())];
+        proposals[0].request = Some((1, n / 2, 0));
+        let ts = 1000 - n as i64 % 3;
+        let payload = support::batch(ts, &proposals).encode();
+        self.commit(db, term, FrameKind::Command, payload, Deed::Batch(ts, proposals))
+    }
+
+    fn vote(&mut self, db: &Database) -> Result<()> {
+        db.save_vote(&[self.vote + 1; 9])?;
+        self.vote += 1;
+        Ok(())
+    }
+
+    fn model(&self, entries: usize) -> Model {
+        let mut model = Model::new();
+        for (_, _, deed) in &self.log[..entries] {
+            match deed {
+                Deed::Genesis => model.limits = Some(support::limits()),
+                Deed::Batch(ts, proposals) => drop(model.batch(*ts, proposals)),
+                Deed::Other => {}
+            }
+        }
+        model
+    }
+
+    fn last(&self) -> LogId {
+        let (term, ..) = self.log.last().expect("called behind a commit");
+        LogId::new(*term, self.log.len() as u64 - 1)
+    }
+}
+
+/// Two checkpoints, a cut tail, seals, votes and marks.
+fn workload(vfs: &Arc<dyn Vfs>, known: &mut Known) -> Result<()> {
+    let db = open(vfs, &dir())?;
+    known.vote(&db)?;
+    known.commit(&db, 1, FrameKind::Command, support::genesis().encode(), Deed::Genesis)?;
+    for n in 0..5 {
+        known.batch(&db, 1, n)?;
+    }
+    known.commit(&db, 1, FrameKind::Membership, Bytes::from_static(b"three nodes"), Deed::Other)?;
+    db.checkpoint()?;
+    for n in 5..9 {
+        known.batch(&db, 1, n)?;
+    }
+    db.save_committed(known.last())?;
+    // A tail that is flushed, and marked as such, but loses against the next leader.
+    for n in 100..103 {
+        let payload = support::batch(7, &[put("tail", &[n; 40])]).encode();
+        support::stage(&db, 1, FrameKind::Command, payload)?;
+    }
+    db.ledger().flush()?;
+    db.checkpoint()?;
+    db.truncate_after(Some(known.last()))?;
+    known.vote(&db)?;
+    known.commit(&db, 2, FrameKind::Blank, Bytes::new(), Deed::Other)?;
+    for n in 9..14 {
+        known.batch(&db, 2, n)?;
+    }
+    db.ledger().settle()?;
+    for seal in db.pending_seals()? {
+        known.commit(&db, 2, FrameKind::Command, Command::Seal(seal).encode(), Deed::Other)?;
+    }
+    db.checkpoint()?;
+    db.set_purge_mark(known.last())?;
+    for n in 14..17 {
+        known.batch(&db, 2, n)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_wherever_the_power_fails() {
+    let steps = {
+        let faulty = Arc::new(FaultyVfs::new(Arc::new(MemVfs::new())));
+        let vfs: Arc<dyn Vfs> = faulty.clone();
+        let mut known = Known::default();
+        workload(&vfs, &mut known).expect("no fault planned");
+        assert!(known.log.len() > 20);
+        faulty.step_count()
+    };
+    assert!(steps > 60, "{steps} steps");
+    for step in 0..steps {
+        for (fault, crash) in [
+            (Fault::Crash, Crash::PowerLoss),
+            (Fault::CrashShort, Crash::Process),
+            (Fault::CrashShort, Crash::PowerLossTorn { seed: step }),
+        ] {
+            let disk = MemVfs::new();
+            let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
+            faulty.fail_at(step, fault);
+            let vfs: Arc<dyn Vfs> = faulty;
+            let mut known = Known::default();
+            workload(&vfs, &mut known).expect_err("the machine stopped");
+            disk.crash(crash);
+            let vfs: Arc<dyn Vfs> = Arc::new(disk);
+            come_up(&vfs, &known, &format!("step {step}, {fault:?}, {crash:?}"));
+        }
+    }
+}
+
+fn come_up(vfs: &Arc<dyn Vfs>, known: &Known, place: &str) {
+    let db = open(vfs, &dir()).unwrap_or_else(|e| panic!("{place}: does not open: {e}"));
+    let vote = db.load_vote().unwrap_or_else(|e| panic!("{place}: vote: {e}"));
+    let votes = [Some(vec![known.vote; 9]), Some(vec![known.vote + 1; 9])];
+    assert!(votes.contains(&vote) || (known.vote == 0 && vote.is_none()), "{place}: vote {vote:?}");
+    let acknowledged = known.log.len();
+    let on_disk = db.ledger().last_log_id().map_or(0, |id| id.index.0 + 1);
+    assert!(on_disk >= acknowledged as u64, "{place}: {on_disk} log entries of {acknowledged}");
+    let applied = db.applied().log_id.map_or(0, |id| id.index.0 as usize + 1);
+    assert!(applied <= acknowledged, "{place}: S1: applied {applied} of {acknowledged}");
+    for (index, (term, payload, _)) in known.log.iter().enumerate() {
+        let index = LogIndex(index as u64);
+        let frames = db.ledger().read(index, LogIndex(index.0 + 1), 0).unwrap_or_else(|e| panic!("{place}: {e}"));
+        assert_eq!((frames[0].1.log_id.term.0, &frames[0].1.payload), (*term, payload), "{place}: {index}");
+    }
+    let committed = db.load_committed();
+    assert!(committed.is_none_or(|id| (id.index.0 as usize) < acknowledged), "{place}: committed {committed:?}");
+    if acknowledged > 0 {
+        apply_through(&db, acknowledged as u64 - 1).unwrap_or_else(|e| panic!("{place}: {e}"));
+    }
+    compare(&db, &known.model(acknowledged));
+    // What was never acknowledged may go; then life goes on.
+    let kept = if acknowledged == 0 { None } else { Some(known.last()) };
+    db.truncate_after(kept).unwrap_or_else(|e| panic!("{place}: {e}"));
+    let mut model = known.model(acknowledged);
+    for _ in 0..2 {
+        let proposals = [put("after", place.as_bytes().get(..10).expect("long"))];
+        let payload = support::batch(5000, &proposals).encode();
+        let log_id = support::stage(&db, 9, FrameKind::Command, payload).unwrap_or_else(|e| panic!("{place}: {e}"));
+        db.ledger().flush().unwrap_or_else(|e| panic!("{place}: {e}"));
+        apply_through(&db, log_id.index.0).unwrap_or_else(|e| panic!("{place}: {e}"));
+        model.batch(5000, &proposals);
+    }
+    db.checkpoint().unwrap_or_else(|e| panic!("{place}: {e}"));
+    let applied = db.applied();
+    drop(db);
+    let db = open(vfs, &dir()).unwrap_or_else(|e| panic!("{place}: does not open again: {e}"));
+    assert_eq!(db.applied(), applied, "{place}");
+    compare(&db, &model);
+}
+
+#[test]
+fn a_failed_sync_poisons_and_a_reopened_database_goes_on() {
+    let faulty = Arc::new(FaultyVfs::new(Arc::new(MemVfs::new())));
+    let vfs: Arc<dyn Vfs> = faulty.clone();
+    let db = open(&vfs, &dir()).expect("empty disk");
+    commit_command(&db, &support::genesis()).expect("healthy");
+    commit_command(&db, &support::batch(1, &[put("k", b"v")])).expect("healthy");
+    faulty.fail_after(1, Fault::Error(std::io::ErrorKind::Other));
+    db.checkpoint().expect_err("a sync or write fails");
+    db.checkpoint().expect_err("nobody knows what is on disk");
+    let refused = commit_command(&db, &support::batch(1, &[put("l", b"w")]));
+    assert!(matches!(refused, Err(alhambra_storage::Error::Poisoned)), "{refused:?}");
+    drop(db);
+    let db = open(&vfs, &dir()).expect("reopens");
+    let last = support::next_index(&db) - 1;
+    apply_through(&db, last).expect("applies");
+    assert!(db.snapshot().get(b"k").is_some() && db.snapshot().get(b"l").is_some());
+    db.checkpoint().expect("healthy again");
+}
