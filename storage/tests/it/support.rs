@@ -18,7 +18,7 @@ use crate::model::{self, Model};
 pub const DATABASE: DatabaseId = DatabaseId(*b"a test database.");
 
 pub fn spec() -> DatabaseSpec {
-    DatabaseSpec { id: DATABASE, segment_bytes: 2048 }
+    DatabaseSpec { id: DATABASE, segment_bytes: 700 }
 }
 
 /// Small chunks, so that records cross them.
