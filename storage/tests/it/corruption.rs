@@ -24,7 +24,7 @@ fn filled() -> (Arc<dyn Vfs>, Model) {
         let proposals = [put(&format!("k{}", n % 9), &[n as u8 | 0x80; 40]), put(&format!("l{n}"), &n.to_be_bytes())];
         commit_command(&db, &support::batch(n as i64, &proposals)).expect("applies");
         model.batch(n as i64, &proposals);
-        db.ledger().settle();
+        db.ledger().settle().expect("healthy disk");
         for seal in db.pending_seals().expect("healthy disk") {
             commit_command(&db, &Command::Seal(seal)).expect("applies");
         }

@@ -120,7 +120,7 @@ proptest! {
                 }
                 Step::Checkpoint => db.checkpoint().expect("healthy disk"),
                 Step::Seal => {
-                    db.ledger().settle();
+                    db.ledger().settle().expect("healthy disk");
                     while let Some(seal) = db.pending_seals().expect("healthy disk").into_iter().next() {
                         commit_command(&db, &Command::Seal(seal.clone())).expect("applies");
                         prop_assert_eq!(db.seal(seal.segment).expect("healthy disk"), Some(seal));

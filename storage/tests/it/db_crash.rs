@@ -101,7 +101,7 @@ fn workload(vfs: &Arc<dyn Vfs>, known: &mut Known) -> Result<()> {
     for n in 9..14 {
         known.batch(&db, 2, n)?;
     }
-    db.ledger().settle();
+    db.ledger().settle()?;
     for seal in db.pending_seals()? {
         known.commit(&db, 2, FrameKind::Command, Command::Seal(seal).encode(), Deed::Other)?;
     }

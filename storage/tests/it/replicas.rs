@@ -84,7 +84,7 @@ proptest! {
             let frame = next(support::batch(*ts, proposals).encode());
             one.take(std::slice::from_ref(&frame));
             waiting.push(frame);
-            one.db().ledger().settle();
+            one.db().ledger().settle().expect("healthy disk");
             for seal in one.db().pending_seals().expect("healthy disk") {
                 let frame = next(Command::Seal(seal).encode());
                 one.take(std::slice::from_ref(&frame));
@@ -117,8 +117,8 @@ proptest! {
         let segments = a.ledger().segments();
         prop_assert_eq!(&segments, &b.ledger().segments());
         for segment in segments.iter().filter(|segment| segment.closed) {
-            a.ledger().settle();
-            b.ledger().settle();
+            a.ledger().settle().expect("healthy disk");
+            b.ledger().settle().expect("healthy disk");
             let digest = a.ledger().digest(segment.number).expect("closed");
             prop_assert_eq!(digest, b.ledger().recompute_digest(segment.number).expect("closed"));
         }
@@ -133,7 +133,7 @@ fn a_replica_with_other_bytes_says_so_and_a_duplicate_seal_changes_nothing() {
     for n in 0..40u64 {
         support::commit_command(db, &support::batch(1, &[support::put("k", &n.to_be_bytes())])).expect("applies");
     }
-    db.ledger().settle();
+    db.ledger().settle().expect("healthy disk");
     let mut seals = db.pending_seals().expect("healthy disk");
     assert!(seals.len() >= 2);
     let good = seals.remove(0);

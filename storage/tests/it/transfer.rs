@@ -20,7 +20,7 @@ fn grow(db: &Database, model: &mut Model, numbers: std::ops::Range<u64>) {
         let proposals = [put(&format!("k{}", n % 9), &[n as u8; 40]), put(&format!("l{n}"), &n.to_be_bytes())];
         commit_command(db, &support::batch(n as i64, &proposals)).expect("applies");
         model.batch(n as i64, &proposals);
-        db.ledger().settle();
+        db.ledger().settle().expect("healthy disk");
         for seal in db.pending_seals().expect("healthy disk") {
             commit_command(db, &Command::Seal(seal)).expect("applies");
         }
@@ -57,7 +57,7 @@ fn follower(vfs: &Arc<dyn Vfs>, leader: &Database, tx: u64) -> Result<Database> 
         db.ledger().stage(&frames)?;
     }
     db.ledger().flush()?;
-    db.ledger().settle();
+    db.ledger().settle().expect("healthy disk");
     support::apply_through(&db, through)?;
     for n in 0..30u8 {
         support::stage(&db, 1, FrameKind::Command, support::batch(3, &[put("own", &[n; 40])]).encode())?;
