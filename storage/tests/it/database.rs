@@ -14,7 +14,10 @@ use crate::support::{self, apply_through, commit, commit_command, compare, dir, 
 
 #[derive(Clone, Debug)]
 pub enum Step {
-    Batch { ts: i64, proposals: Vec<Proposal> },
+    Batch {
+        ts: i64,
+        proposals: Vec<Proposal>,
+    },
     SecondGenesis,
     Blank,
     Membership(Vec<u8>),
@@ -43,8 +46,11 @@ fn metadata() -> impl Strategy<Value = Metadata> {
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
-    (key(), metadata(), proptest::collection::vec(any::<u8>(), 0..42))
-        .prop_map(|(key, metadata, value)| Entry { key, metadata, value })
+    (key(), metadata(), proptest::collection::vec(any::<u8>(), 0..42)).prop_map(|(key, metadata, value)| Entry {
+        key,
+        metadata,
+        value,
+    })
 }
 
 fn condition() -> impl Strategy<Value = Condition> {

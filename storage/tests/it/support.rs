@@ -79,7 +79,8 @@ pub fn batch(ts: i64, proposals: &[model::Proposal]) -> Command {
 
 /// One entry, plain.
 pub fn put(key: &str, value: &[u8]) -> model::Proposal {
-    let entry = model::Entry { key: key.as_bytes().to_vec(), metadata: model::Metadata::default(), value: value.to_vec() };
+    let entry =
+        model::Entry { key: key.as_bytes().to_vec(), metadata: model::Metadata::default(), value: value.to_vec() };
     model::Proposal { request: None, entries: vec![entry], conditions: Vec::new() }
 }
 
