@@ -5,9 +5,11 @@
 mod corruption;
 mod database;
 mod db_crash;
+mod ledger_crash;
 mod ledger_model;
 mod ledger_support;
 mod model;
 mod replicas;
 mod support;
 mod transfer;
+mod vfs_suite;
