@@ -4,12 +4,35 @@
 //! |---|---|
 //! | [`config`] | everything that an operator can choose |
 //! | [`node`] | start and stop |
+//! | [`grpc`] | what SDKs call: decode, one function of `service`, encode; the gate that every call passes |
+//! | [`service`] | the use cases, without protobuf and sockets |
+//! | [`method`], [`auth`], [`session`] | who may make which call |
+//! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
+//! | [`signer`] | signatures of states |
+//! | [`metrics`], [`health`] | what operators look at |
+//! | [`error`] | errors of the use cases, and their gRPC form |
 //!
 //! What does not belong here: rules of the ledger, formats on disk, consensus.
 
+pub mod auth;
 pub mod config;
+pub mod context;
+pub mod error;
+pub mod grpc;
+pub mod health;
+pub mod method;
+pub mod metrics;
 pub mod node;
+pub mod router;
+pub mod service;
+pub mod session;
+pub mod signer;
 
 pub use alhambra_raft::env::Env;
 pub use config::Config;
 pub use node::{Node, NodeError, NodeHandle};
+
+/// The version of the compatible server whose calls are understood: SDKs decide by it what they may ask for. Our own
+/// version stands in the reply header [`grpc::gate::VERSION_HEADER`] of Health and ServerInfo, in `/version`, and in the
+/// metric `alhambra_build_info`.
+pub const COMPATIBLE_VERSION: &str = "1.11.1";

@@ -1,8 +1,43 @@
 //! Start and stop of a node, in a written order.
+//!
+//! Start: signing key, ports, groups (which lock the data folder and form or resume in the background), services, guards.
+//! Stop: the client port takes nothing new and running calls end, groups close, metrics and health last. What cannot work
+//! is found before anything is changed on disk.
 
-use alhambra_raft::env::Env;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
+use alhambra_raft::env::{BoxIo, Env, Listener};
+use alhambra_raft::group::Tuning;
+use alhambra_raft::groups::{Groups, NodeSpec, StartError};
+use alhambra_raft::meta::{ADMIN_USER, User};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
+use tonic::transport::server::Connected;
+
+use crate::auth::{self, HashCost};
 use crate::config::Config;
+use crate::grpc;
+use crate::health::{HttpListener, Pages};
+use crate::metrics::Metrics;
+use crate::service::settings::DatabaseSettings;
+use crate::service::{App, Choices};
+use crate::session::{Limits, Sessions};
+use crate::signer::{Signer, SignerError};
+
+/// How long running calls have to end when the node stops.
+const CALLS_END: Duration = Duration::from_secs(3);
+/// How long databases have to close after that.
+const GROUPS_END: Duration = Duration::from_secs(10);
+/// How often recorded times are moved into their buckets.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a node did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +54,12 @@ pub enum NodeError {
         #[source]
         source: std::io::Error,
     },
+    /// The signing key cannot be used.
+    #[error(transparent)]
+    SigningKey(#[from] SignerError),
+    /// The data folder, the peers or a database.
+    #[error(transparent)]
+    Groups(#[from] StartError),
 }
 
 /// Starts nodes.
@@ -31,14 +72,78 @@ pub struct NodeHandle {
     grpc_addr: String,
     peer_addr: String,
     metrics_addr: Option<String>,
+    groups: Arc<Groups>,
+    /// True once the node stops; the client port watches it.
+    stopping: watch::Sender<bool>,
+    /// True once it has stopped.
+    stopped: watch::Sender<bool>,
+    clients: Mutex<Option<JoinHandle<()>>>,
+    /// Everything that ends with the node and has nothing to finish.
+    others: Vec<AbortHandle>,
 }
 
 impl Node {
     /// Opens the data folder, listens on all ports and begins to form or resume. Returns as soon as calls are taken; until
     /// the cluster serves they are answered as unavailable, and `/readyz` says what is missing.
     pub async fn start(config: Config, env: Env) -> Result<NodeHandle, NodeError> {
-        let _ = (config, env);
-        Ok(NodeHandle { grpc_addr: String::new(), peer_addr: String::new(), metrics_addr: None })
+        let signer = config.signing_key.as_deref().map(Signer::open).transpose()?;
+        let client_port = listen(&env, &config.address, config.port, "clients (gRPC)").await?;
+        let metrics_port = if config.metrics_server {
+            Some(listen(&env, &config.address, config.metrics_server_port, "metrics and health").await?)
+        } else {
+            None
+        };
+        let grpc_addr = address_of(&*client_port, &config.address, config.port);
+        let metrics_addr =
+            metrics_port.as_ref().map(|port| address_of(&**port, &config.address, config.metrics_server_port));
+
+        let admin = Arc::new(FirstAdmin::new(&config, &env));
+        let groups = Groups::start(env.clone(), node_spec(&config, admin.clone())).await?;
+        let peer_addr = groups.peer_addr();
+
+        let metrics = Arc::new(Metrics::new());
+        let limits = Limits {
+            sessions_max: config.max_sessions as usize,
+            idle_max: config.session_timeout,
+            age_max: config.max_session_age_time,
+            token_life: Duration::from_secs(60 * u64::from(config.token_expiry_time)),
+        };
+        let sessions = Arc::new(Sessions::new(env.clone(), limits));
+        let choices = Choices {
+            request_timeout: config.request_timeout,
+            message_bytes_max: config.max_recv_msg_size as usize,
+            hash_cost: hash_cost(&config),
+            segment_bytes: config.segment_size,
+        };
+        let app = Arc::new(App::new(env, choices, groups.clone(), sessions.clone(), signer, metrics.clone()));
+
+        let (stopping, stops) = watch::channel(false);
+        let mut others = Vec::new();
+        if let Some(port) = metrics_port {
+            let pages = Pages { groups: groups.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
+            others.push(spawn(async move {
+                if let Err(error) = axum::serve(HttpListener(port), pages.routes()).await {
+                    tracing::error!(%error, "metrics and health are not served any more");
+                }
+            }));
+        }
+        others.push(spawn(every(METRICS_UPKEEP, move || metrics.upkeep())));
+        others.push(spawn(every(config.sessions_guard_check_interval, {
+            let sessions = sessions.clone();
+            move || sessions.sweep()
+        })));
+        others.push(spawn(follow_users(groups.clone(), app.clone(), sessions, admin)));
+        let clients = tokio::spawn(serve_clients(app, config.grpc_reflection, client_port, stops));
+        Ok(NodeHandle {
+            grpc_addr,
+            peer_addr,
+            metrics_addr,
+            groups,
+            stopping,
+            stopped: watch::Sender::new(false),
+            clients: Mutex::new(Some(clients)),
+            others,
+        })
     }
 }
 
@@ -58,11 +163,232 @@ impl NodeHandle {
         self.metrics_addr.as_deref()
     }
 
-    /// Waits until the node has stopped: `Ok` after [`Self::shutdown`], the reason when it stopped by itself.
-    pub async fn wait(&self) -> Result<(), NodeError> {
-        std::future::pending().await
+    /// The groups of this node, for tests and simulations that look inside.
+    pub fn groups(&self) -> &Arc<Groups> {
+        &self.groups
     }
 
-    /// Stops in order: not ready any more, no new calls, running calls end, databases close. Idempotent.
-    pub async fn shutdown(&self) {}
+    /// Waits until every database of this node has a leader and is caught up; false at the deadline.
+    pub async fn wait_ready(&self, deadline: Instant) -> bool {
+        self.groups.wait_ready(deadline).await
+    }
+
+    /// Waits until the node has stopped: `Ok` after [`Self::shutdown`], the reason when it stopped by itself.
+    pub async fn wait(&self) -> Result<(), NodeError> {
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            biased;
+            // The sender lives as long as this borrow.
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
+            error = self.groups.failed() => Err(error.into()),
+        }
+    }
+
+    /// Stops in order: no new calls, running calls end, databases close, metrics last. Later calls wait for the first.
+    pub async fn shutdown(&self) {
+        self.stopping.send_replace(true);
+        let clients = self.clients.lock().take();
+        let Some(mut clients) = clients else {
+            let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+            return;
+        };
+        if tokio::time::timeout(CALLS_END, &mut clients).await.is_err() {
+            tracing::warn!("calls that did not end in time were cut off");
+            clients.abort();
+        }
+        self.groups.shutdown(Instant::now() + GROUPS_END).await;
+        for task in &self.others {
+            task.abort();
+        }
+        self.stopped.send_replace(true);
+    }
+}
+
+impl Drop for NodeHandle {
+    fn drop(&mut self) {
+        for task in &self.others {
+            task.abort();
+        }
+        if let Some(clients) = self.clients.lock().take() {
+            clients.abort();
+        }
+    }
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    tokio::spawn(task).abort_handle()
+}
+
+/// Does something at each tick, never twice for ticks that were missed.
+async fn every(period: Duration, mut act: impl FnMut() + Send) {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        act();
+    }
+}
+
+/// `host:port`, with brackets around an IPv6 host.
+fn join(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+async fn listen(env: &Env, host: &str, port: u16, purpose: &'static str) -> Result<Box<dyn Listener>, NodeError> {
+    let address = join(host, port);
+    env.net.listen(&address).await.map_err(|source| NodeError::Listen { address, purpose, source })
+}
+
+/// Where a listener can be reached: as it says, or as it was told where it cannot say.
+fn address_of(listener: &dyn Listener, host: &str, port: u16) -> String {
+    listener.local_addr().unwrap_or_else(|_| join(host, port))
+}
+
+fn hash_cost(config: &Config) -> HashCost {
+    HashCost { memory_kib: config.password_hash_memory, passes: config.password_hash_passes }
+}
+
+fn node_spec(config: &Config, admin: Arc<FirstAdmin>) -> NodeSpec {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let settings = DatabaseSettings::default();
+    NodeSpec {
+        dir: config.dir.clone(),
+        listen: join(&config.address, config.peer_port),
+        bootstrap_expect: config.bootstrap_expect as usize,
+        peers: config.peers.clone(),
+        insecure_peers: config.insecure_peers,
+        segment_bytes: config.segment_size,
+        settings: settings.to_apply(),
+        default_face: settings.to_face(),
+        first_user: Arc::new(move || admin.make()),
+        tuning: Tuning {
+            heartbeat_ms: ms(config.raft_heartbeat),
+            election_min_ms: ms(config.raft_election_min),
+            election_max_ms: ms(config.raft_election_max),
+            ..Tuning::default()
+        },
+        apply_lag_max: config.ready_lag_max,
+    }
+}
+
+/// Makes the first administrator when a cluster forms, with the given password or one that is made up and printed once.
+struct FirstAdmin {
+    env: Env,
+    cost: HashCost,
+    given: Option<String>,
+    /// A made-up password that nobody has been told yet, and its hash.
+    made_up: Mutex<Option<(String, String)>>,
+}
+
+impl FirstAdmin {
+    fn new(config: &Config, env: &Env) -> Self {
+        let given = config.admin_password.as_ref().map(|password| password.reveal().to_owned());
+        Self { env: env.clone(), cost: hash_cost(config), given, made_up: Mutex::new(None) }
+    }
+
+    fn make(&self) -> User {
+        let password = self.given.clone().unwrap_or_else(|| auth::generate_password(&self.env));
+        let hash = auth::hash_password(password.as_bytes(), self.cost, auth::random(&self.env));
+        if self.given.is_none() {
+            *self.made_up.lock() = Some((password, hash.clone()));
+        }
+        auth::first_user(hash, self.env.clock.now_unix_ms())
+    }
+
+    /// Prints the made-up password once its hash is what the cluster has. Another node may have been faster with its own.
+    fn tell(&self, current: Option<User>) {
+        let Some(user) = current else { return };
+        if let Some((password, hash)) = self.made_up.lock().take()
+            && user.password == hash
+        {
+            println!("The password of user {ADMIN_USER} is {password} (shown only this once)");
+        }
+    }
+}
+
+/// Ends sessions and tokens of users that were changed, here or through another node.
+async fn follow_users(groups: Arc<Groups>, app: Arc<App>, sessions: Arc<Sessions>, admin: Arc<FirstAdmin>) {
+    let mut changes = groups.meta().watch();
+    loop {
+        let meta = groups.meta();
+        let first = meta.user(ADMIN_USER);
+        if first.is_some() {
+            app.note_beginning();
+            admin.tell(first);
+            sessions.user_changed(|name| meta.user(name));
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves clients until the node stops and their calls have ended.
+async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>, mut stops: watch::Receiver<bool>) {
+    let connections = futures::stream::unfold(port, |port| async move {
+        loop {
+            match port.accept().await {
+                Ok((io, peer)) => {
+                    tracing::trace!(peer, "a client connected");
+                    return Some((Ok::<_, std::io::Error>(Connection(io)), port));
+                }
+                Err(error) => {
+                    // Too many open files, for example; it passes.
+                    tracing::warn!(%error, "a client's connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+    let stop = async move {
+        let _ = stops.wait_for(|stop| *stop).await;
+    };
+    if let Err(error) = grpc::server(app, reflection).serve_with_incoming_shutdown(connections, stop).await {
+        tracing::error!(%error, "clients are not served any more");
+    }
+}
+
+/// A client's byte stream.
+struct Connection(BoxIo);
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        self.0.as_mut().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.0.as_mut().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
+        self.0.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
+        self.0.as_mut().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        self.0.as_mut().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
 }

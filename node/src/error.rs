@@ -1,0 +1,283 @@
+//! Errors of the use cases, and how each becomes a gRPC status: one `From` per crate below. Texts and codes stand in
+//! `proto::code`; nothing is decided here but which of them it is.
+
+use alhambra_ledger::error::FormatError;
+use alhambra_ledger::ids::TxId;
+use alhambra_proto::code::{self, Code, WireError, text};
+use alhambra_raft::error::{ProposeError, ReadError};
+use alhambra_raft::meta::MetaError;
+use tonic::Status;
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The compatible server has this error: exactly its code, text and details.
+    #[error("{}", .0.text())]
+    Wire(WireError),
+    /// As [`Self::Wire`], with another cause in the details.
+    #[error("{}: {cause}", .error.text())]
+    WireCause {
+        /// The error.
+        error: WireError,
+        /// The inner message.
+        cause: &'static str,
+    },
+    /// UseDatabase names a database that does not exist.
+    #[error("database {name} does not exist")]
+    DatabaseNotFound {
+        /// The name.
+        name: String,
+    },
+    /// A list limit beyond the maximum.
+    #[error("the limit {limit} is larger than {limit_max}")]
+    LimitTooLarge {
+        /// What was asked for.
+        limit: u64,
+        /// Largest limit.
+        limit_max: u64,
+    },
+    /// VerifiableTxById from a state that this ledger does not have.
+    #[error("the client's state {asked} is beyond the last transaction {latest}")]
+    IllegalState {
+        /// Transaction of the client's state.
+        asked: TxId,
+        /// Newest transaction, confirmed by a quorum.
+        latest: TxId,
+    },
+    /// Settings of a database that are not possible.
+    #[error("the settings are not possible: {reason}")]
+    InvalidSettings {
+        /// In the words of the compatible server.
+        reason: String,
+    },
+    /// A transaction that does not exist, confirmed by a quorum. Calls that have another text for it replace this.
+    #[error("transaction {asked} does not exist: the newest is {latest}")]
+    BeyondLedger {
+        /// What was asked for.
+        asked: TxId,
+        /// Newest transaction of the confirmed leader.
+        latest: TxId,
+    },
+    /// The call is not built yet.
+    #[error("{name} is not built yet")]
+    Unimplemented {
+        /// The call.
+        name: &'static str,
+    },
+    /// The value of our own request header is not one of the possible ones.
+    #[error("the header {header} must be {expects}")]
+    Header {
+        /// The header.
+        header: &'static str,
+        /// Possible values.
+        expects: &'static str,
+    },
+    /// The node is not part of a formed cluster yet, or this database is still being opened here.
+    #[error("the node is starting: {what} is not open yet; surely not applied")]
+    Starting {
+        /// What is waited for.
+        what: &'static str,
+    },
+    /// The node is stopping.
+    #[error("the node is stopping; surely not applied, try another node")]
+    Stopping,
+    /// The write is committed, but this node could not show it before the deadline.
+    #[error("the write is committed as transaction {tx}, but this node has not applied it before the deadline")]
+    CommittedNotApplied {
+        /// The transaction.
+        tx: TxId,
+    },
+    /// A write has no outcome.
+    #[error("{error}{}", if error.may_be_applied() { "" } else { "; surely not applied" })]
+    Propose {
+        /// Why.
+        error: ProposeError,
+    },
+    /// A read may not begin.
+    #[error(transparent)]
+    Read(ReadError),
+    /// Administration failed.
+    #[error("{0}")]
+    Meta(MetaError),
+    /// Stored bytes are not what was written.
+    #[error("stored data of this replica is corrupted and is not served; its log names the file")]
+    Corrupted(#[source] alhambra_storage::Error),
+    /// The disk of this node failed.
+    #[error("the storage of this node failed; its log says how")]
+    Storage(#[source] alhambra_storage::Error),
+    /// Stored bytes of a transaction do not have the form of their kind.
+    #[error("a stored entry does not have the form of its kind")]
+    Format(FormatError),
+    /// A defect of ours.
+    #[error("internal: {0}")]
+    Internal(&'static str),
+}
+
+/// Result of a use case.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Replaces [`Self::BeyondLedger`] by what the call has for it.
+    #[must_use]
+    pub fn beyond(self, error: impl FnOnce(TxId, TxId) -> Self) -> Self {
+        match self {
+            Self::BeyondLedger { asked, latest } => error(asked, latest),
+            other => other,
+        }
+    }
+
+    /// Replaces [`Self::BeyondLedger`] by an error of the compatible server.
+    #[must_use]
+    pub fn beyond_is(self, error: WireError) -> Self {
+        self.beyond(|_, _| error.into())
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+impl From<FormatError> for Error {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
+}
+
+impl From<ProposeError> for Error {
+    fn from(error: ProposeError) -> Self {
+        Self::Propose { error }
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::BeyondLedger { asked, latest } => Self::BeyondLedger { asked, latest },
+            other => Self::Read(other),
+        }
+    }
+}
+
+impl From<MetaError> for Error {
+    fn from(error: MetaError) -> Self {
+        match error {
+            MetaError::Starting => Self::Starting { what: "systemdb" },
+            MetaError::Propose(error) => error.into(),
+            MetaError::Read(error) => error.into(),
+            other => Self::Meta(other),
+        }
+    }
+}
+
+impl From<alhambra_storage::Error> for Error {
+    fn from(error: alhambra_storage::Error) -> Self {
+        use alhambra_storage::Error as Storage;
+        match error {
+            Storage::NoSuchTx { tx, last } => Self::BeyondLedger { asked: tx, latest: last },
+            Storage::Corrupted { .. } | Storage::SegmentMissing { .. } => Self::Corrupted(error),
+            other => Self::Storage(other),
+        }
+    }
+}
+
+const fn code_of_propose(error: &ProposeError) -> Code {
+    match error {
+        ProposeError::NotLeader { .. } => Code::NotLeader,
+        ProposeError::NoQuorum | ProposeError::Unavailable { .. } => Code::NoQuorum,
+        ProposeError::OutcomeUnknown => Code::OutcomeUnknown,
+        ProposeError::Overloaded { .. } => Code::Overloaded,
+        ProposeError::TooLarge { .. } => Code::LimitExceeded,
+        ProposeError::Stopped => Code::Starting,
+    }
+}
+
+const fn code_of_read(error: &ReadError) -> Code {
+    match error {
+        ReadError::NotLeader { .. } => Code::NotLeader,
+        ReadError::NoQuorum | ReadError::Lagging | ReadError::Unavailable { .. } => Code::NoQuorum,
+        // Replaced on the way; what is left is a transaction that does not exist.
+        ReadError::BeyondLedger { .. } => Code::InvalidArgument,
+        ReadError::Stopped => Code::Starting,
+    }
+}
+
+const fn code_of_meta(error: &MetaError) -> Code {
+    match error {
+        MetaError::Exists { .. } => Code::DatabaseExists,
+        MetaError::NotFound { .. } => Code::DatabaseNotFound,
+        MetaError::Conflict { .. } => Code::Conflict,
+        MetaError::Propose(error) => code_of_propose(error),
+        MetaError::Read(error) => code_of_read(error),
+        // Recorded, hence not "surely not applied".
+        MetaError::NotServing { .. } => Code::OutcomeUnknown,
+        MetaError::Starting => Code::Starting,
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Wire(error) => return error.status(),
+            Error::WireCause { error, cause } => return error.status_with_cause(*cause),
+            Error::DatabaseNotFound { name } => return text::database_not_found(name),
+            Error::LimitTooLarge { limit, limit_max } => return text::limit_too_large(*limit, *limit_max),
+            Error::IllegalState { asked, latest } => return text::illegal_state(latest.get(), asked.get()),
+            Error::InvalidSettings { reason } => return text::invalid_settings(reason),
+            Error::BeyondLedger { .. } => return text::TX_NOT_FOUND.status(),
+            Error::Unimplemented { .. } => Code::Unsupported,
+            Error::Header { .. } => Code::InvalidArgument,
+            Error::Starting { .. } | Error::Stopping => Code::Starting,
+            Error::CommittedNotApplied { .. } => Code::OutcomeUnknown,
+            Error::Propose { error } => code_of_propose(error),
+            Error::Read(error) => code_of_read(error),
+            Error::Meta(error) => code_of_meta(error),
+            Error::Corrupted(_) | Error::Format(_) => Code::Corrupted,
+            Error::Storage(_) | Error::Internal(_) => Code::Internal,
+        };
+        if matches!(code, Code::Corrupted | Code::Internal) {
+            tracing::error!(?error, "a call failed");
+        }
+        code::Code::status(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alhambra_proto::code::Applied;
+
+    use super::*;
+
+    #[test]
+    fn only_an_unknown_outcome_says_that_it_may_have_been_applied() {
+        let errors = [
+            ProposeError::NotLeader { leader: None },
+            ProposeError::NoQuorum,
+            ProposeError::Unavailable { leader: 2 },
+            ProposeError::OutcomeUnknown,
+            ProposeError::Overloaded { queued_bytes: 2, queued_bytes_max: 1 },
+            ProposeError::TooLarge { len_bytes: 2, len_bytes_max: 1 },
+            ProposeError::Stopped,
+        ];
+        for error in errors {
+            let unknown = error == ProposeError::OutcomeUnknown;
+            let status = Status::from(Error::from(error));
+            let applied = Code::of(&status).unwrap().applied();
+            assert_eq!(applied == Applied::Unknown, unknown, "{status:?}");
+            assert_eq!(status.message().ends_with("surely not applied"), !unknown, "{status:?}");
+            assert_eq!(status.code() == tonic::Code::DeadlineExceeded, unknown, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn texts_of_the_compatible_server_pass_unchanged() {
+        let status = Status::from(Error::from(text::ILLEGAL_STATE));
+        assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, "illegal state"));
+        assert!(status.details().is_empty());
+        let beyond = Error::from(ReadError::BeyondLedger { asked: TxId(9), latest: TxId(3) });
+        assert_eq!(Status::from(beyond.beyond_is(text::ILLEGAL_STATE)).message(), "illegal state");
+        let beyond = Error::from(ReadError::BeyondLedger { asked: TxId(9), latest: TxId(3) });
+        assert_eq!(Status::from(beyond).message(), "tx not found");
+    }
+}

@@ -1,0 +1,322 @@
+//! What happens to every call before its handler and after it: headers are read, the session is refreshed, the deadline is
+//! set, the cluster's UUID goes into the reply, and the call is counted.
+//!
+//! Order of the checks, as SDKs know it: the session header is not empty and refreshes its session; from here on the UUID
+//! is in every reply; the session exists (calls that are no streams). Only OpenSession skips the session checks.
+//!
+//! A reply that is only an error is sent as headers and trailers in two frames, because some clients look for the UUID in
+//! the headers and for the error in the trailers.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use alhambra_proto::code::text;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::codegen::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use tonic::codegen::http::{Request, Response};
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use crate::context::{Call, ReadLevel, SessionHeader};
+use crate::error::{Error, Result};
+use crate::method::{self, Kind, Method};
+use crate::service::App;
+
+/// Request header with the id of a session.
+pub const SESSION_HEADER: &str = "sessionid";
+/// Request header with a token.
+pub const TOKEN_HEADER: &str = "authorization";
+/// Reply header with the UUID of the cluster.
+pub const UUID_HEADER: &str = "immudb-uuid";
+/// Request header that chooses how new the data of reads has to be, and reply header that says how new it was.
+pub const LEVEL_HEADER: &str = "alhambra-read-level";
+/// Reply header of Health and ServerInfo with our own version.
+pub const VERSION_HEADER: &str = "alhambra-version";
+
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+const STATUS_HEADER: &str = "grpc-status";
+const MESSAGE_HEADER: &str = "grpc-message";
+
+/// Longest deadline that a client may set; what is longer is cut to it.
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// How much earlier than the client's deadline a call ends here, at most, so that its answer arrives in time.
+const ANSWER_TRAVELS: Duration = Duration::from_millis(20);
+
+/// Puts the gate before the services.
+#[derive(Clone, Debug)]
+pub struct GateLayer {
+    /// The node.
+    pub app: Arc<App>,
+}
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gate<S>;
+
+    fn layer(&self, inner: S) -> Gate<S> {
+        Gate { app: self.app.clone(), uuid: Arc::default(), inner }
+    }
+}
+
+/// The gate.
+#[derive(Clone, Debug)]
+pub struct Gate<S> {
+    app: Arc<App>,
+    /// Set once the cluster is formed; it never changes.
+    uuid: Arc<OnceLock<HeaderValue>>,
+    inner: S,
+}
+
+impl<S> Gate<S> {
+    fn uuid(&self) -> Option<HeaderValue> {
+        if let Some(uuid) = self.uuid.get() {
+            return Some(uuid.clone());
+        }
+        let uuid = HeaderValue::from_str(&self.app.uuid()?).ok()?;
+        Some(self.uuid.get_or_init(|| uuid).clone())
+    }
+}
+
+impl<S> Service<Request<Body>> for Gate<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, std::result::Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<std::result::Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // Reflection and unknown paths are not ours to judge.
+        let Some(method) = Method::of_path(request.uri().path()) else {
+            return Box::pin(self.inner.call(request));
+        };
+        let began = Instant::now();
+        let metrics = self.app.metrics().clone();
+        metrics.started(method);
+        let uuid = self.uuid();
+        let (uuid, admitted) = match admit(&self.app, method, request.headers(), began) {
+            Ok(call) => (uuid, Ok(call)),
+            Err(Refusal::BeforeUuid(error)) => (None, Err(error)),
+            Err(Refusal::AfterUuid(error)) => (uuid, Err(error)),
+        };
+        let inner = match admitted {
+            Ok(call) => {
+                request.extensions_mut().insert(call);
+                Ok(self.inner.call(request))
+            }
+            Err(error) => Err(Status::from(error)),
+        };
+        let size_max = self.app.message_bytes_max();
+        Box::pin(async move {
+            let response = match inner {
+                Ok(inner) => inner.await?,
+                Err(status) => status.into_http(),
+            };
+            let (response, code) = finish(response, uuid, size_max);
+            metrics.handled(method, code, began.elapsed());
+            Ok(response)
+        })
+    }
+}
+
+enum Refusal {
+    /// The reply has no UUID.
+    BeforeUuid(Error),
+    /// It has one.
+    AfterUuid(Error),
+}
+
+fn admit(app: &App, method: &Method, headers: &HeaderMap, now: Instant) -> std::result::Result<Call, Refusal> {
+    let session = if *method == method::OPEN_SESSION {
+        SessionHeader::Absent
+    } else {
+        match headers.get(SESSION_HEADER).map(HeaderValue::as_bytes) {
+            None => SessionHeader::Absent,
+            Some([]) => return Err(Refusal::BeforeUuid(text::NO_SESSION_ID.into())),
+            Some(id) => (std::str::from_utf8(id).ok())
+                .and_then(|id| app.sessions().refresh(id))
+                .map_or(SessionHeader::Unknown, SessionHeader::Known),
+        }
+    };
+    if matches!(session, SessionHeader::Unknown) && method.kind == Kind::Unary {
+        return Err(Refusal::AfterUuid(text::SESSION_NOT_FOUND.into()));
+    }
+    let level = read_level(headers).map_err(Refusal::AfterUuid)?;
+    Ok(Call { session, token: token(headers), deadline: deadline(headers, now, app.request_timeout()), level })
+}
+
+fn read_level(headers: &HeaderMap) -> Result<ReadLevel> {
+    let Some(value) = headers.get(LEVEL_HEADER) else { return Ok(ReadLevel::default()) };
+    let unknown = Error::Header { header: LEVEL_HEADER, expects: "linearizable or local" };
+    value.to_str().ok().and_then(ReadLevel::from_name).ok_or(unknown)
+}
+
+fn token(headers: &HeaderMap) -> Option<Box<str>> {
+    let value = headers.get(TOKEN_HEADER)?.to_str().unwrap_or_default();
+    // A client that trims its headers sends an empty token as "Bearer".
+    let token = value.strip_prefix("Bearer ").unwrap_or(if value == "Bearer" { "" } else { value });
+    Some(token.into())
+}
+
+/// When the call has to have an answer. A client's own deadline is met a little early.
+fn deadline(headers: &HeaderMap, now: Instant, default: Duration) -> Instant {
+    let client = headers.get(TIMEOUT_HEADER).and_then(|value| parse_timeout(value.as_bytes()));
+    match client {
+        Some(timeout) => {
+            let timeout = timeout.min(TIMEOUT_MAX);
+            now + (timeout - (timeout / 10).min(ANSWER_TRAVELS))
+        }
+        None => now + default,
+    }
+}
+
+/// At most eight digits and a unit, as the gRPC protocol has it.
+fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// Adds the UUID, and splits a reply that is only an error into headers and trailers. Also tells the code.
+fn finish(response: Response<Body>, uuid: Option<HeaderValue>, size_max: usize) -> (Response<Body>, Code) {
+    let (mut parts, body) = response.into_parts();
+    let Some(status) = parts.headers.get(STATUS_HEADER) else {
+        if let Some(uuid) = uuid {
+            parts.headers.insert(HeaderName::from_static(UUID_HEADER), uuid);
+        }
+        return (Response::from_parts(parts, body), Code::Ok);
+    };
+    let mut code = Code::from_bytes(status.as_bytes());
+    if code == Code::OutOfRange
+        && let Some(size) = too_large(&parts.headers)
+    {
+        code = Code::ResourceExhausted;
+        parts.headers = text::message_too_large(size, size_max).into_http::<Body>().into_parts().0.headers;
+    }
+    let mut trailers = std::mem::take(&mut parts.headers);
+    if let Some(content_type) = trailers.remove(CONTENT_TYPE) {
+        parts.headers.insert(CONTENT_TYPE, content_type);
+    }
+    if let Some(uuid) = uuid {
+        parts.headers.insert(HeaderName::from_static(UUID_HEADER), uuid);
+    }
+    (Response::from_parts(parts, Body::new(OnlyTrailers(Some(trailers)))), code)
+}
+
+/// The size in the words with which the gRPC library refuses a message that is too large. A test holds them.
+fn too_large(headers: &HeaderMap) -> Option<usize> {
+    let message = headers.get(MESSAGE_HEADER)?.to_str().ok()?;
+    // The message is percent-encoded: spaces are "%20" or stay.
+    let message = message.replace("%20", " ");
+    let rest = message.strip_prefix("Error, decoded message length too large: found ")?;
+    rest.split_once(' ')?.0.parse().ok()
+}
+
+/// A body that is nothing but trailers.
+struct OnlyTrailers(Option<HeaderMap>);
+
+impl HttpBody for OnlyTrailers {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut TaskContext<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn timeouts_of_the_protocol_and_nothing_else() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("99999999m", Some(Duration::from_millis(99_999_999))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("6n", Some(Duration::from_nanos(6))),
+            ("", None),
+            ("S", None),
+            ("123456789S", None),
+            ("1s", None),
+            ("-1S", None),
+        ] {
+            assert_eq!(parse_timeout(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_of_the_client_is_met_early_and_its_absence_filled() {
+        let now = Instant::now();
+        let default = Duration::from_secs(10);
+        let of = |text: &str| deadline(&headers(TIMEOUT_HEADER, text), now, default) - now;
+        assert_eq!(of("1S"), Duration::from_millis(980));
+        assert_eq!(of("100m"), Duration::from_millis(90));
+        assert_eq!(of("99999999H"), TIMEOUT_MAX - ANSWER_TRAVELS);
+        assert_eq!(of("nonsense"), default);
+        assert_eq!(deadline(&HeaderMap::new(), now, default) - now, default);
+    }
+
+    #[test]
+    fn tokens_with_and_without_prefix() {
+        for (value, expected) in [
+            ("Bearer abc", "abc"),
+            ("abc", "abc"),
+            ("Bearer ", ""),
+            ("Bearer", ""),
+            ("", ""),
+            ("bearer abc", "bearer abc"),
+        ] {
+            assert_eq!(token(&headers(TOKEN_HEADER, value)).as_deref(), Some(expected), "{value:?}");
+        }
+        assert!(token(&HeaderMap::new()).is_none());
+    }
+
+    #[test]
+    fn levels() {
+        assert_eq!(read_level(&HeaderMap::new()).unwrap(), ReadLevel::Linearizable);
+        assert_eq!(read_level(&headers(LEVEL_HEADER, "local")).unwrap(), ReadLevel::Local);
+        assert!(read_level(&headers(LEVEL_HEADER, "Local")).is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! The three services: every call that is built hands on to its area; the others are answered by the generated defaults, which
+//! are `UNIMPLEMENTED` and name the call.
+
+use std::sync::Arc;
+
+use alhambra_proto::code::text;
+use alhambra_proto::model::authorization_service_server::AuthorizationService;
+use alhambra_proto::model::document_service_server::DocumentService;
+use alhambra_proto::schema;
+use alhambra_proto::schema::immu_service_server::ImmuService;
+use tonic::{Request, async_trait};
+
+use super::{Reply, database, kv, session, verified};
+use crate::service::App;
+
+/// `immudb.schema.ImmuService`.
+#[derive(Clone, Debug)]
+pub(super) struct Immu {
+    pub(super) app: Arc<App>,
+}
+
+/// `immudb.model.DocumentService`: none of it yet.
+#[derive(Clone, Debug)]
+pub(super) struct Documents;
+
+/// `immudb.model.AuthorizationService`: none of it yet.
+#[derive(Clone, Debug)]
+pub(super) struct Authorization;
+
+impl DocumentService for Documents {}
+impl AuthorizationService for Authorization {}
+
+#[async_trait]
+impl ImmuService for Immu {
+    async fn open_session(&self, request: Request<schema::OpenSessionRequest>) -> Reply<schema::OpenSessionResponse> {
+        session::open_session(&self.app, request).await
+    }
+
+    async fn close_session(&self, request: Request<()>) -> Reply<()> {
+        session::close_session(&self.app, request)
+    }
+
+    async fn keep_alive(&self, request: Request<()>) -> Reply<()> {
+        session::keep_alive(&self.app, request)
+    }
+
+    async fn login(&self, request: Request<schema::LoginRequest>) -> Reply<schema::LoginResponse> {
+        session::login(&self.app, request).await
+    }
+
+    async fn logout(&self, request: Request<()>) -> Reply<()> {
+        session::logout(&self.app, request)
+    }
+
+    async fn use_database(&self, request: Request<schema::Database>) -> Reply<schema::UseDatabaseReply> {
+        session::use_database(&self.app, request).await
+    }
+
+    async fn update_auth_config(&self, _: Request<schema::AuthConfig>) -> Reply<()> {
+        Err(text::OPERATION_NOT_SUPPORTED.status())
+    }
+
+    async fn update_mtls_config(&self, _: Request<schema::MtlsConfig>) -> Reply<()> {
+        Err(text::OPERATION_NOT_SUPPORTED.status())
+    }
+
+    async fn health(&self, request: Request<()>) -> Reply<schema::HealthResponse> {
+        database::health(request)
+    }
+
+    async fn server_info(&self, request: Request<schema::ServerInfoRequest>) -> Reply<schema::ServerInfoResponse> {
+        database::server_info(&self.app, request)
+    }
+
+    async fn database_health(&self, request: Request<()>) -> Reply<schema::DatabaseHealthResponse> {
+        database::database_health(&self.app, request)
+    }
+
+    async fn create_database(&self, request: Request<schema::Database>) -> Reply<()> {
+        database::create(&self.app, request).await
+    }
+
+    async fn create_database_with(&self, request: Request<schema::DatabaseSettings>) -> Reply<()> {
+        database::create_with(&self.app, request).await
+    }
+
+    async fn create_database_v2(
+        &self,
+        request: Request<schema::CreateDatabaseRequest>,
+    ) -> Reply<schema::CreateDatabaseResponse> {
+        database::create_v2(&self.app, request).await
+    }
+
+    async fn database_list(&self, request: Request<()>) -> Reply<schema::DatabaseListResponse> {
+        database::list(&self.app, request).await
+    }
+
+    async fn database_list_v2(
+        &self,
+        request: Request<schema::DatabaseListRequestV2>,
+    ) -> Reply<schema::DatabaseListResponseV2> {
+        database::list_v2(&self.app, request).await
+    }
+
+    async fn current_state(&self, request: Request<()>) -> Reply<schema::ImmutableState> {
+        verified::current_state(&self.app, request).await
+    }
+
+    async fn set(&self, request: Request<schema::SetRequest>) -> Reply<schema::TxHeader> {
+        kv::set(&self.app, request).await
+    }
+
+    async fn get(&self, request: Request<schema::KeyRequest>) -> Reply<schema::Entry> {
+        kv::get(&self.app, request).await
+    }
+
+    async fn get_all(&self, request: Request<schema::KeyListRequest>) -> Reply<schema::Entries> {
+        kv::get_all(&self.app, request).await
+    }
+
+    async fn delete(&self, request: Request<schema::DeleteKeysRequest>) -> Reply<schema::TxHeader> {
+        kv::delete(&self.app, request).await
+    }
+
+    async fn scan(&self, request: Request<schema::ScanRequest>) -> Reply<schema::Entries> {
+        kv::scan(&self.app, request).await
+    }
+
+    async fn history(&self, request: Request<schema::HistoryRequest>) -> Reply<schema::Entries> {
+        kv::history(&self.app, request).await
+    }
+
+    async fn count(&self, request: Request<schema::KeyPrefix>) -> Reply<schema::EntryCount> {
+        kv::count(&self.app, request).await
+    }
+
+    async fn count_all(&self, request: Request<()>) -> Reply<schema::EntryCount> {
+        kv::count_all(&self.app, request).await
+    }
+
+    async fn tx_by_id(&self, request: Request<schema::TxRequest>) -> Reply<schema::Tx> {
+        kv::tx_by_id(&self.app, request).await
+    }
+
+    async fn tx_scan(&self, request: Request<schema::TxScanRequest>) -> Reply<schema::TxList> {
+        kv::tx_scan(&self.app, request).await
+    }
+
+    async fn verifiable_set(&self, request: Request<schema::VerifiableSetRequest>) -> Reply<schema::VerifiableTx> {
+        verified::set(&self.app, request).await
+    }
+
+    async fn verifiable_get(&self, request: Request<schema::VerifiableGetRequest>) -> Reply<schema::VerifiableEntry> {
+        verified::get(&self.app, request).await
+    }
+
+    async fn verifiable_tx_by_id(&self, request: Request<schema::VerifiableTxRequest>) -> Reply<schema::VerifiableTx> {
+        verified::tx_by_id(&self.app, request).await
+    }
+}

@@ -1,0 +1,141 @@
+//! Metrics and health over HTTP: `/metrics`, `/livez`, `/readyz`, `/initz`, `/version`.
+//!
+//! Alive means that the process answers. Ready means that traffic may be sent here: every database of this node has a known
+//! leader and has applied nearly everything that is committed; otherwise the body says what is missing.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use alhambra_raft::env::{BoxIo, Listener};
+use alhambra_raft::groups::{Groups, Phase, Readiness};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use crate::metrics::Metrics;
+use crate::session::Sessions;
+
+/// What the pages are made of.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    /// Groups of this node.
+    pub groups: Arc<Groups>,
+    /// Sessions of this node.
+    pub sessions: Arc<Sessions>,
+    /// Metrics of this node.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Pages {
+    /// The routes.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/metrics", get(metrics))
+            .route("/livez", get(|| async { "alive\n" }))
+            .route("/readyz", get(ready))
+            .route("/initz", get(formed))
+            .route("/version", get(version))
+            .with_state(self)
+    }
+}
+
+async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
+    let text = pages.metrics.render(&pages.groups, &pages.sessions);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
+    let readiness = pages.groups.ready();
+    (status(readiness.ready), explain(&readiness))
+}
+
+async fn formed(State(pages): State<Pages>) -> impl IntoResponse {
+    match pages.groups.identity() {
+        Some(_) => (status(true), "the cluster is formed\n".to_owned()),
+        None => (status(false), explain(&pages.groups.ready())),
+    }
+}
+
+async fn version() -> impl IntoResponse {
+    let body = serde_json::json!({
+        "component": "alhambra",
+        "version": env!("CARGO_PKG_VERSION"),
+        "compatible_with": crate::COMPATIBLE_VERSION,
+    });
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string())
+}
+
+const fn status(good: bool) -> StatusCode {
+    if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// One line for the node and one for every database.
+fn explain(readiness: &Readiness) -> String {
+    let phase = match &readiness.phase {
+        Phase::Forming(reason) => format!("forming: {reason}"),
+        Phase::Starting => "starting: systemdb is being opened".to_owned(),
+        Phase::Serving => "serving".to_owned(),
+        Phase::Stopping => "stopping".to_owned(),
+    };
+    let mut out = format!("{}: {phase}\n", if readiness.ready { "ready" } else { "not ready" });
+    for group in &readiness.groups {
+        let leader = group.leader.map_or_else(|| "no known leader".to_owned(), |id| format!("leader node {id}"));
+        let index = |log_id: Option<alhambra_ledger::ids::LogId>| log_id.map_or(0, |id| id.index.get());
+        let (committed, applied) = (index(group.committed), index(group.applied));
+        let state = if group.ready { "ready" } else { "not ready" };
+        let _ = writeln!(out, "{}: {state}, {leader}, applied {applied} of {committed} log entries", group.name);
+    }
+    out
+}
+
+/// A listener of ours as the HTTP server wants it.
+pub struct HttpListener(pub Box<dyn Listener>);
+
+impl axum::serve::Listener for HttpListener {
+    type Io = BoxIo;
+    type Addr = String;
+
+    async fn accept(&mut self) -> (BoxIo, String) {
+        loop {
+            match self.0.accept().await {
+                Ok(connection) => return connection,
+                Err(error) => {
+                    // Too many open files, for example; it passes.
+                    tracing::warn!(%error, "a connection to the metrics port was not accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<String> {
+        self.0.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alhambra_ledger::ids::{GroupId, LogId};
+    use alhambra_raft::groups::GroupReadiness;
+
+    use super::*;
+
+    #[test]
+    fn the_body_says_what_is_missing() {
+        let group = GroupReadiness {
+            name: "defaultdb".into(),
+            group: GroupId(3),
+            ready: false,
+            leader: None,
+            committed: Some(LogId::new(2, 90)),
+            applied: Some(LogId::new(2, 7)),
+            health: None,
+        };
+        let text = explain(&Readiness { ready: false, phase: Phase::Serving, groups: vec![group] });
+        assert_eq!(text, "not ready: serving\ndefaultdb: not ready, no known leader, applied 7 of 90 log entries\n");
+        let waiting = Readiness { ready: false, phase: Phase::Forming("2 of 3 nodes".into()), groups: vec![] };
+        assert_eq!(explain(&waiting), "not ready: forming: 2 of 3 nodes\n");
+    }
+}

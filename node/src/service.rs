@@ -1,0 +1,200 @@
+//! The use cases, without protobuf and without sockets. Handlers in [`crate::grpc`] decode, call one function from here, and
+//! encode.
+
+pub mod database;
+pub mod kv;
+pub mod server;
+pub mod session;
+pub mod settings;
+pub mod transaction;
+pub mod verified;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_proto::code::text;
+use alhambra_raft::env::Env;
+use alhambra_raft::group::Level;
+use alhambra_raft::groups::Groups;
+use alhambra_raft::meta::SYSTEM_DATABASE;
+use alhambra_storage::read::ReadSnapshot;
+
+use crate::auth::{self, HashCost};
+use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader};
+use crate::error::{Error, Result};
+use crate::method::{Method, Need};
+use crate::metrics::Metrics;
+use crate::router::Router;
+use crate::session::Sessions;
+use crate::signer::Signer;
+
+/// Most entries of any result list, and the default where none is asked for.
+pub const RESULTS_MAX: u64 = 2500;
+
+/// Entries read between two moments in which other calls get their turn.
+pub(crate) const ENTRIES_PER_TURN: usize = 64;
+
+/// Choices that use cases need.
+#[derive(Clone, Debug)]
+pub struct Choices {
+    /// Longest time of a call without a deadline of its own.
+    pub request_timeout: Duration,
+    /// Largest message of a client, bytes.
+    pub message_bytes_max: usize,
+    /// Cost of new password hashes.
+    pub hash_cost: HashCost,
+    /// Segment size of new databases, bytes.
+    pub segment_bytes: u64,
+}
+
+/// Everything that calls on a node work with.
+#[derive(Debug)]
+pub struct App {
+    env: Env,
+    choices: Choices,
+    groups: Arc<Groups>,
+    router: Router,
+    sessions: Arc<Sessions>,
+    signer: Option<Signer>,
+    metrics: Arc<Metrics>,
+    started_at: i64,
+    /// Whether there were other databases or users when the node began to serve; then fresh tokens select nothing.
+    had_others: std::sync::OnceLock<bool>,
+    /// What an unknown user's password is compared with, so that the time tells nobody which users exist.
+    nobody: String,
+}
+
+impl App {
+    /// Brings the parts together.
+    pub fn new(
+        env: Env,
+        choices: Choices,
+        groups: Arc<Groups>,
+        sessions: Arc<Sessions>,
+        signer: Option<Signer>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let nobody = auth::hash_password(b"", choices.hash_cost, auth::random(&env));
+        Self {
+            router: Router::new(groups.clone(), env.clock.clone()),
+            started_at: env.clock.now_unix_ms() / 1000,
+            env,
+            choices,
+            groups,
+            sessions,
+            signer,
+            metrics,
+            had_others: std::sync::OnceLock::new(),
+            nobody,
+        }
+    }
+
+    /// Sessions and tokens of this node.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Metrics of this node.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Longest time of a call without a deadline of its own.
+    pub fn request_timeout(&self) -> Duration {
+        self.choices.request_timeout
+    }
+
+    /// Largest message of a client, bytes.
+    pub fn message_bytes_max(&self) -> usize {
+        self.choices.message_bytes_max
+    }
+
+    /// UUID of the cluster, as SDKs see it; none until the cluster is formed.
+    pub fn uuid(&self) -> Option<String> {
+        self.groups.identity().map(|identity| identity.cluster)
+    }
+
+    /// Unix seconds now.
+    pub(crate) fn now(&self) -> i64 {
+        self.env.clock.now_unix_ms().div_euclid(1000)
+    }
+
+    /// Remembers whether this node began to serve with nothing but what every cluster has. Called once `systemdb` is open.
+    pub(crate) fn note_beginning(&self) {
+        let meta = self.groups.meta();
+        self.had_others.get_or_init(|| meta.databases().len() > 1 || meta.users().len() > 1);
+    }
+
+    /// Who calls; fails when nobody is logged in.
+    pub fn authenticate(&self, call: &Call) -> Result<Caller> {
+        match &call.session {
+            SessionHeader::Known(session) => Ok(Caller {
+                user: session.user().clone(),
+                database: Some(session.database()),
+                session: Some(session.clone()),
+            }),
+            SessionHeader::Unknown => Err(text::NO_SESSION_FOUND.into()),
+            SessionHeader::Absent => {
+                let token = self.sessions.token(call.token.as_deref().unwrap_or_default())?;
+                Ok(Caller { user: token.user().clone(), database: token.database(), session: None })
+            }
+        }
+    }
+
+    /// The session of a call that needs one.
+    pub fn session_of(&self, call: &Call) -> Result<Arc<crate::session::Session>> {
+        match &call.session {
+            SessionHeader::Known(session) => Ok(session.clone()),
+            SessionHeader::Unknown => Err(text::NO_SESSION_FOUND.into()),
+            SessionHeader::Absent => Err(text::NO_SESSION_AUTH_DATA.into()),
+        }
+    }
+
+    /// Lets a call on the selected database in, when its caller may make it.
+    pub fn enter(&self, call: &Call, method: &Method) -> Result<Context> {
+        let Need::Database(right) = method.need else {
+            return Err(Error::Internal("only calls on a database enter one"));
+        };
+        let caller = self.authenticate(call)?;
+        let database = caller.database.ok_or(text::NO_DATABASE_SELECTED)?;
+        let replica = self.router.locate(&database)?;
+        let granted = auth::includes(auth::permission_in(&caller.user, &database), right);
+        if !granted || (&*database == SYSTEM_DATABASE && !method.allowed_in_systemdb) {
+            return Err(text::PERMISSION_DENIED.into());
+        }
+        Ok(Context { replica, deadline: call.deadline, level: call.level })
+    }
+}
+
+impl Context {
+    /// A view of the database that is as new as the call asks for and includes transaction `floor`.
+    /// [`Error::BeyondLedger`] only when a quorum confirms that `floor` does not exist.
+    pub(crate) async fn view(&self, floor: TxId) -> Result<ReadSnapshot> {
+        let level = match self.level {
+            ReadLevel::Linearizable => Level::Linearizable,
+            ReadLevel::Local if floor.get() > 0 => Level::AtLeast(floor),
+            ReadLevel::Local => Level::Local,
+        };
+        let point = self.replica.barrier(level, self.deadline).await?;
+        if floor > point.tx {
+            return Err(Error::BeyondLedger { asked: floor, latest: point.tx });
+        }
+        Ok(self.replica.database().snapshot())
+    }
+
+    /// As [`Self::view`] for a read of transactions that never change: they only have to be there.
+    pub(crate) async fn view_of(&self, tx: TxId) -> Result<ReadSnapshot> {
+        self.replica.barrier(Level::AtLeast(tx), self.deadline).await?;
+        Ok(self.replica.database().snapshot())
+    }
+}
+
+/// A limit of a result list: 0 means the maximum, more than that is an error.
+pub(crate) fn result_limit(limit: u64) -> Result<usize> {
+    match limit {
+        0 => Ok(usize::try_from(RESULTS_MAX).expect("small")),
+        1..=RESULTS_MAX => Ok(usize::try_from(limit).expect("small")),
+        _ => Err(Error::LimitTooLarge { limit, limit_max: RESULTS_MAX }),
+    }
+}

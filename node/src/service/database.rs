@@ -1,0 +1,153 @@
+//! Creating and listing databases.
+
+use alhambra_proto::code::{WireError, text};
+use alhambra_raft::meta::{DEFAULT_DATABASE, DatabaseRecord, MetaError, NewDatabase, SYSTEM_DATABASE};
+
+use super::App;
+use super::settings::DatabaseSettings;
+use crate::auth;
+use crate::context::{Call, ReadLevel};
+use crate::error::Result;
+
+/// Longest name of a database, bytes.
+const NAME_LEN_MAX: usize = 128;
+
+/// A database as a list shows it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Name.
+    pub name: String,
+    /// Settings, complete.
+    pub settings: DatabaseSettings,
+    /// Whether it is open on this node.
+    pub loaded: bool,
+    /// Size on the disk of this node, bytes.
+    pub disk_bytes: u64,
+    /// Newest transaction applied here.
+    pub transactions: u64,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// User who created it.
+    pub created_by: String,
+}
+
+/// What CreateDatabase answers.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Name, lower-cased.
+    pub name: String,
+    /// Settings, complete.
+    pub settings: DatabaseSettings,
+    /// Whether it existed before.
+    pub existed: bool,
+}
+
+/// Checks a name, lower-cased before.
+fn check_name(name: &str) -> std::result::Result<(), WireError> {
+    if !(1..=NAME_LEN_MAX).contains(&name.len()) {
+        return Err(text::DATABASE_NAME_LENGTH);
+    }
+    for character in name.chars() {
+        if character.is_alphanumeric() || character == '_' {
+            continue;
+        }
+        // Beyond ASCII, what is neither letter nor space nor invisible is a mark or a symbol.
+        let punctuation = character.is_ascii_punctuation()
+            || !(character.is_ascii() || character.is_whitespace() || character.is_control());
+        return Err(if punctuation { text::DATABASE_NAME_PUNCTUATION } else { text::DATABASE_NAME_CHARACTER });
+    }
+    Ok(())
+}
+
+impl App {
+    /// Creates a database. Answers its record and whether it existed before.
+    pub async fn create_database(
+        &self,
+        call: &Call,
+        name: &str,
+        settings: DatabaseSettings,
+        if_not_exists: bool,
+    ) -> Result<Created> {
+        let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
+        if !auth::is_sysadmin(&caller.user) {
+            return Err(text::NO_OPERATION_PERMISSION.into());
+        }
+        if name == DEFAULT_DATABASE || name == SYSTEM_DATABASE {
+            return Err(text::DATABASE_RESERVED.into());
+        }
+        let name = name.to_lowercase();
+        if name == SYSTEM_DATABASE {
+            return Err(text::DATABASE_RESERVED.into());
+        }
+        check_name(&name)?;
+        settings.check(&name)?;
+        let new = NewDatabase {
+            name,
+            settings: settings.to_apply(),
+            segment_bytes: self.choices.segment_bytes,
+            face: settings.to_face(),
+            created_by: caller.user.name.clone(),
+        };
+        match self.groups.meta().create_database(new, if_not_exists, call.deadline).await {
+            Ok((record, existed)) => Ok(Created {
+                settings: DatabaseSettings::from_record(&record.face, &record.settings),
+                name: record.name,
+                existed,
+            }),
+            Err(MetaError::Exists { .. }) => Err(text::DATABASE_EXISTS.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Databases that the caller may select, the default one first, then in the order of their creation.
+    pub async fn databases(&self, call: &Call) -> Result<Vec<Listed>> {
+        let caller = self.authenticate(call).map_err(|_| text::PLEASE_LOGIN_LIST)?;
+        if call.level == ReadLevel::Linearizable {
+            self.groups.meta().barrier(call.deadline).await?;
+        }
+        let mut records = self.groups.meta().databases();
+        records.retain(|record| auth::permission_in(&caller.user, &record.name) > 0);
+        records.sort_by_key(|record| (record.name != DEFAULT_DATABASE, record.group));
+        Ok(records.into_iter().map(|record| self.listed(record)).collect())
+    }
+
+    fn listed(&self, record: DatabaseRecord) -> Listed {
+        let group = self.groups.group_by_name(&record.name);
+        Listed {
+            settings: DatabaseSettings::from_record(&record.face, &record.settings),
+            loaded: group.is_some(),
+            disk_bytes: group.as_ref().map_or(0, |group| group.database().size_bytes()),
+            transactions: group.as_ref().map_or(0, |group| group.database().applied().tx.get()),
+            created_at: record.created_at,
+            created_by: record.created_by,
+            name: record.name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let longest = "x".repeat(NAME_LEN_MAX);
+        for good in ["a", "db_1", "0", "größe", "数据", "_", &longest] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for (bad, expected) in [
+            ("", text::DATABASE_NAME_LENGTH),
+            (&*format!("{longest}x"), text::DATABASE_NAME_LENGTH),
+            ("a b", text::DATABASE_NAME_CHARACTER),
+            ("a\n", text::DATABASE_NAME_CHARACTER),
+            ("a-b", text::DATABASE_NAME_PUNCTUATION),
+            ("a.b", text::DATABASE_NAME_PUNCTUATION),
+            ("../a", text::DATABASE_NAME_PUNCTUATION),
+            ("a!", text::DATABASE_NAME_PUNCTUATION),
+            ("a$", text::DATABASE_NAME_PUNCTUATION),
+            ("5€", text::DATABASE_NAME_PUNCTUATION),
+        ] {
+            assert_eq!(check_name(bad), Err(expected), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Logging in and out, and choosing a database.
+
+use std::sync::Arc;
+
+use alhambra_proto::code::text;
+use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, SYSTEM_DATABASE, User};
+use tokio::time::Instant;
+
+use super::App;
+use crate::auth;
+use crate::context::{Call, Caller};
+use crate::error::{Error, Result};
+use crate::session::Session;
+
+/// What the first administrator with the password that everybody knows is told.
+pub const DEFAULT_PASSWORD_WARNING: &str =
+    "immudb user has the default password: please change it to ensure proper security";
+const DEFAULT_PASSWORD: &[u8] = b"immudb";
+
+/// Strand of the executor on which passwords are hashed; far from those of databases.
+const HASHING: u64 = u64::MAX - 1;
+
+impl App {
+    /// The user with this name and password.
+    ///
+    /// The record that this node has applied decides when it lets the caller in. Before anybody is turned away, the newest
+    /// record is fetched: a user may have been created a moment ago through another node.
+    async fn login_user(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<Arc<User>> {
+        self.require_formed()?;
+        let name = std::str::from_utf8(name).unwrap_or_default();
+        let user = match self.check_password(name, password).await? {
+            Some(user) => user,
+            None => {
+                self.groups.meta().barrier(deadline).await?;
+                self.check_password(name, password).await?.ok_or_else(|| {
+                    let known = self.groups.meta().user(name).is_some();
+                    let cause = if known { "the password is wrong" } else { text::KEY_NOT_FOUND.text() };
+                    Error::WireCause { error: text::INVALID_CREDENTIALS, cause }
+                })?
+            }
+        };
+        if user.active { Ok(Arc::new(user)) } else { Err(text::USER_NOT_ACTIVE.into()) }
+    }
+
+    async fn check_password(&self, name: &str, password: &[u8]) -> Result<Option<User>> {
+        let user = self.groups.meta().user(name);
+        let hash = user.as_ref().map_or_else(|| self.nobody.clone(), |user| user.password.clone());
+        let password = password.to_vec();
+        let matches = self.env.blocking(HASHING, move || auth::verify_password(&password, &hash)).await;
+        Ok(user.filter(|_| matches.unwrap_or(false)))
+    }
+
+    pub(crate) fn require_formed(&self) -> Result<()> {
+        match self.groups.identity() {
+            Some(_) => Ok(()),
+            None => Err(Error::Starting { what: "the cluster" }),
+        }
+    }
+
+    /// Whether a database of this name exists, looked up at the newest state before the answer is no.
+    pub(crate) async fn database_exists(&self, name: &str, deadline: Instant) -> Result<bool> {
+        let exists = || name == SYSTEM_DATABASE || self.groups.meta().database(name).is_some();
+        if !exists() {
+            self.groups.meta().barrier(deadline).await?;
+        }
+        Ok(exists())
+    }
+
+    fn may_select(user: &User, database: &str) -> Result<()> {
+        let may =
+            if database == SYSTEM_DATABASE { auth::is_sysadmin(user) } else { auth::permission_in(user, database) > 0 };
+        if may { Ok(()) } else { Err(text::NO_DATABASE_PERMISSION.into()) }
+    }
+
+    /// Opens a session on a database, whose name is lower-cased.
+    pub async fn open_session(
+        &self,
+        name: &[u8],
+        password: &[u8],
+        database: &str,
+        deadline: Instant,
+    ) -> Result<Arc<Session>> {
+        let user = self.login_user(name, password, deadline).await?;
+        let database = database.to_lowercase();
+        if database.is_empty() || !self.database_exists(&database, deadline).await? {
+            return Err(text::DATABASE_NOT_FOUND.into());
+        }
+        Self::may_select(&user, &database)?;
+        self.sessions.open(user, database.into())
+    }
+
+    /// Ends the session of the call.
+    pub fn close_session(&self, call: &Call) -> Result<()> {
+        self.sessions.close(self.session_of(call)?.id());
+        Ok(())
+    }
+
+    /// Makes a token. Also tells the warning, empty for none.
+    pub async fn login(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<(String, &'static str)> {
+        let user = self.login_user(name, password, deadline).await?;
+        let warning =
+            if user.name == ADMIN_USER && password == DEFAULT_PASSWORD { DEFAULT_PASSWORD_WARNING } else { "" };
+        Ok((self.sessions.login(user, self.first_database())?, warning))
+    }
+
+    /// What a fresh token selects: the default database while there is nothing else.
+    fn first_database(&self) -> Option<Arc<str>> {
+        self.note_beginning();
+        let alone = !self.had_others.get().copied().unwrap_or(true) && self.groups.meta().databases().len() == 1;
+        alone.then(|| DEFAULT_DATABASE.into())
+    }
+
+    /// Takes back one login of the caller.
+    pub fn logout(&self, call: &Call) -> Result<()> {
+        let caller = self.authenticate(call).map_err(|error| match error {
+            Error::Wire(error) if error == text::TOKEN_EXPIRED => text::TOKEN_EXPIRED_USER_CALL.into(),
+            other => other,
+        })?;
+        self.sessions.logout(&caller.user.name)
+    }
+
+    /// Selects a database: in the session, if there is one, and in a new token.
+    pub async fn use_database(&self, call: &Call, name: &str) -> Result<String> {
+        let Caller { user, session, .. } = self.authenticate(call).map_err(|error| match error {
+            Error::Wire(wire) if wire == text::TOKEN_EXPIRED => Error::Wire(wire),
+            _ => Error::from(text::PLEASE_LOGIN),
+        })?;
+        if !self.database_exists(name, call.deadline).await? {
+            return Err(Error::DatabaseNotFound { name: name.to_owned() });
+        }
+        Self::may_select(&user, name)?;
+        let database: Arc<str> = name.into();
+        let token = self.sessions.issue(user, Some(database.clone()))?;
+        if let Some(session) = session {
+            session.select(database);
+        }
+        Ok(token)
+    }
+}

@@ -1,0 +1,117 @@
+//! Calls whose answers the caller checks: each comes with the proof that ties it to the state the caller already trusts.
+//!
+//! The caller's state is a floor: this node waits until it has applied it and never proves less history. That the state
+//! does not exist is answered only when a quorum confirms it.
+
+use alhambra_ledger::digest::{Digest, EMPTY};
+use alhambra_ledger::htree::InclusionProof;
+use alhambra_ledger::ids::TxId;
+use alhambra_ledger::proof::DualProof;
+use alhambra_ledger::state::TrustedState;
+use alhambra_proto::code::text;
+use alhambra_proto::schema::Signature;
+
+use super::App;
+use super::kv::{self, Entry, Get, NewValue, Precondition, Reader, stored_key};
+use super::transaction::{self, TxById, TxView};
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// A transaction with its proof.
+#[derive(Clone, Debug)]
+pub struct Verifiable {
+    /// The transaction.
+    pub tx: TxView,
+    /// From the smaller to the larger of the trusted transaction and this one.
+    pub proof: DualProof,
+    /// Over the state of the proof's target, when the node has a key.
+    pub signature: Option<Signature>,
+}
+
+/// A value with its proof.
+#[derive(Clone, Debug)]
+pub struct VerifiableEntry {
+    /// The value.
+    pub entry: Entry,
+    /// The transaction that wrote it, or the reference that led to it.
+    pub tx: Verifiable,
+    /// That it, or the reference, is in that transaction.
+    pub inclusion: InclusionProof,
+}
+
+/// The newest state, and its signature when the node has a key.
+pub async fn current_state(app: &App, cx: &Context) -> Result<(TrustedState, Option<Signature>)> {
+    let view = cx.view(TxId(0)).await?;
+    let database = cx.replica.database();
+    let alh = if view.tx().get() == 0 { EMPTY } else { database.alh(view.tx())? };
+    Ok(signed(app, cx, view.tx(), alh))
+}
+
+fn signed(app: &App, cx: &Context, tx: TxId, alh: Digest) -> (TrustedState, Option<Signature>) {
+    let state = TrustedState { database: cx.replica.name().to_string(), tx, alh };
+    let signature = app.signer.as_ref().map(|signer| signer.sign(&state));
+    (state, signature)
+}
+
+/// Ties a transaction to the trusted one; 0 trusts nothing and gets the transaction tied to itself.
+fn prove(app: &App, cx: &Context, tx: TxView, trusted: TxId) -> Result<Verifiable> {
+    let id = tx.header.id;
+    let trusted = if trusted.get() == 0 { id } else { trusted };
+    let proof = cx.replica.database().dual_proof(trusted.min(id), trusted.max(id))?;
+    let signature = match &app.signer {
+        Some(_) => signed(app, cx, proof.target.id, proof.target.alh()?).1,
+        None => None,
+    };
+    Ok(Verifiable { tx, proof, signature })
+}
+
+/// Writes values and proves the new transaction.
+pub async fn set(
+    app: &App,
+    cx: &Context,
+    values: Vec<NewValue>,
+    preconditions: Vec<Precondition>,
+    trusted: TxId,
+) -> Result<Verifiable> {
+    if trusted.get() > 0 {
+        // Before anything is written.
+        cx.view_of(trusted).await.map_err(|error| error.beyond_is(text::ILLEGAL_STATE))?;
+    }
+    let header = kv::set(cx, values, preconditions).await?;
+    let tx = transaction::raw(cx.replica.database().tx(header.id)?);
+    prove(app, cx, tx, trusted)
+}
+
+/// Reads a value and proves it.
+pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result<VerifiableEntry> {
+    if trusted.get() > 0 {
+        cx.view_of(trusted).await.map_err(|error| error.beyond_is(text::ILLEGAL_STATE))?;
+    }
+    let key = request.key.clone();
+    let entry = kv::get(app, cx, request).await?;
+    let wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
+    let database = cx.replica.database();
+    let record = database.tx(wrote)?;
+    let stored_key = stored_key(&key);
+    let place = (record.entries.iter().position(|entry| entry.key == stored_key))
+        .ok_or(Error::Internal("the transaction of a version does not have its key"))?;
+    let place = u32::try_from(place).expect("a transaction has fewer entries than 2^32");
+    let inclusion = database.prove_inclusion(wrote, place)?;
+    let tx = prove(app, cx, transaction::raw(record), trusted)?;
+    Ok(VerifiableEntry { entry, tx, inclusion })
+}
+
+/// Reads a transaction and proves it.
+pub async fn tx_by_id(app: &App, cx: &Context, request: TxById, trusted: TxId) -> Result<Verifiable> {
+    if request.tx.get() == 0 {
+        return Err(text::ILLEGAL_ARGUMENTS.into());
+    }
+    if trusted.get() > 0 {
+        let beyond = |asked, latest| Error::IllegalState { asked, latest };
+        cx.view_of(trusted).await.map_err(|error| error.beyond(beyond))?;
+    }
+    let view = transaction::view_with(cx, request.tx, request.spec, request.since_tx).await?;
+    let reader = Reader { context: cx, view: &view, now: app.now() };
+    let tx = transaction::shape(&reader, request.tx, request.spec, request.keep_references).await?;
+    prove(app, cx, tx, trusted)
+}
