@@ -135,6 +135,33 @@ impl Net for NoNet {
 pub struct BootVfs {
     disk: MemVfs,
     down: AtomicBool,
+    /// Syncs of segments answer at once and do nothing.
+    lies: Arc<AtomicBool>,
+}
+
+/// A segment on a disk that may lie.
+#[derive(Debug)]
+struct DoubtfulFile {
+    file: Box<dyn File>,
+    lies: Arc<AtomicBool>,
+}
+
+impl File for DoubtfulFile {
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.file.read_at(offset, len)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_at(offset, data)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.lies.load(Ordering::Relaxed) { Ok(()) } else { self.file.sync_data() }
+    }
 }
 
 impl BootVfs {
@@ -145,7 +172,10 @@ impl BootVfs {
 
 impl Vfs for BootVfs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
-        self.up()?.open(path, mode)
+        let file = self.up()?.open(path, mode)?;
+        // Votes and checkpoints are kept, so that what is missed is the log alone.
+        let segment = path.extension().is_some_and(|extension| extension == "seg");
+        Ok(if segment { Box::new(DoubtfulFile { file, lies: self.lies.clone() }) } else { file })
     }
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         self.up()?.create_dir_all(path)
@@ -433,7 +463,11 @@ impl Cluster {
     pub async fn start(&mut self, id: u64) {
         let machine = self.machines.entry(id).or_insert_with(|| Machine { disk: MemVfs::new(), boot: None });
         assert!(machine.boot.is_none(), "node {id} is up");
-        let vfs = Arc::new(BootVfs { disk: machine.disk.clone(), down: AtomicBool::new(false) });
+        let vfs = Arc::new(BootVfs {
+            disk: machine.disk.clone(),
+            down: AtomicBool::new(false),
+            lies: Arc::new(AtomicBool::new(false)),
+        });
         let executor: Arc<dyn Executor> = if self.slow { Arc::new(SlowDisk::default()) } else { Arc::new(InlineDisk) };
         let env = Env {
             vfs: vfs.clone(),
@@ -460,13 +494,24 @@ impl Cluster {
 
     /// The node goes down at once; what happens to its disk is said by `how`.
     pub async fn crash(&mut self, id: u64, how: Crash) {
-        let machine = self.machines.get_mut(&id).unwrap();
-        let (vfs, group) = machine.boot.take().expect("the node is up");
-        self.switch.0.lock().nodes.remove(&id);
-        vfs.down.store(true, Ordering::Relaxed);
-        machine.disk.crash(how);
-        // Frees the tasks; nothing reaches the disk any more.
-        group.shutdown().await;
+        self.crash_all(&[id], how).await;
+    }
+
+    /// The nodes go down at the same moment.
+    pub async fn crash_all(&mut self, ids: &[u64], how: Crash) {
+        let mut gone = Vec::new();
+        for id in ids {
+            let machine = self.machines.get_mut(id).unwrap();
+            let (vfs, group) = machine.boot.take().expect("the node is up");
+            self.switch.0.lock().nodes.remove(id);
+            vfs.down.store(true, Ordering::Relaxed);
+            machine.disk.crash(how);
+            gone.push(group);
+        }
+        // Frees the tasks; nothing reaches the disks any more.
+        for group in gone {
+            group.shutdown().await;
+        }
     }
 
     /// The node stops in order.
@@ -492,6 +537,11 @@ impl Cluster {
                 };
             }
         }
+    }
+
+    /// From now on the node's disk says that it has synced segments and has not.
+    pub fn let_disk_lie(&self, id: u64) {
+        self.machines[&id].boot.as_ref().expect("the node is up").0.lies.store(true, Ordering::Relaxed);
     }
 
     /// From now on the node's disk refuses every call.
