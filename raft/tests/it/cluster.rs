@@ -45,8 +45,10 @@ const CHUNK: u64 = 1000;
 
 /// Runs a test on one thread in virtual time.
 pub fn run<F: Future>(test: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(test)
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    // Whom tokio wakes first when several wait for one thing is drawn: from this seed, not from the machine.
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(b"replicas"));
+    builder.enable_time().start_paused(true).build().unwrap().block_on(test)
 }
 
 /// The time in `ms` from now.
@@ -134,48 +136,65 @@ impl Net for NoNet {
 #[derive(Debug)]
 pub struct BootVfs {
     disk: MemVfs,
+    state: Arc<DiskState>,
+}
+
+#[derive(Debug, Default)]
+struct DiskState {
+    /// Every call is refused.
     down: AtomicBool,
     /// Syncs of segments answer at once and do nothing.
-    lies: Arc<AtomicBool>,
+    lies: AtomicBool,
 }
 
-/// A segment on a disk that may lie.
+impl DiskState {
+    fn up(&self) -> io::Result<()> {
+        if self.down.load(Ordering::Relaxed) { Err(io::Error::other("the machine is down")) } else { Ok(()) }
+    }
+}
+
 #[derive(Debug)]
-struct DoubtfulFile {
+struct BootFile {
     file: Box<dyn File>,
-    lies: Arc<AtomicBool>,
+    segment: bool,
+    state: Arc<DiskState>,
 }
 
-impl File for DoubtfulFile {
+impl File for BootFile {
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.state.up()?;
         self.file.read_at(offset, len)
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.state.up()?;
         self.file.write_at(offset, data)
     }
     fn len(&self) -> io::Result<u64> {
+        self.state.up()?;
         self.file.len()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.state.up()?;
         self.file.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
-        if self.lies.load(Ordering::Relaxed) { Ok(()) } else { self.file.sync_data() }
+        self.state.up()?;
+        // Votes and checkpoints are kept, so that what is missed is the log alone.
+        if self.segment && self.state.lies.load(Ordering::Relaxed) { Ok(()) } else { self.file.sync_data() }
     }
 }
 
 impl BootVfs {
     fn up(&self) -> io::Result<&MemVfs> {
-        if self.down.load(Ordering::Relaxed) { Err(io::Error::other("the machine is down")) } else { Ok(&self.disk) }
+        self.state.up().map(|()| &self.disk)
     }
 }
 
 impl Vfs for BootVfs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
         let file = self.up()?.open(path, mode)?;
-        // Votes and checkpoints are kept, so that what is missed is the log alone.
         let segment = path.extension().is_some_and(|extension| extension == "seg");
-        Ok(if segment { Box::new(DoubtfulFile { file, lies: self.lies.clone() }) } else { file })
+        Ok(Box::new(BootFile { file, segment, state: self.state.clone() }))
     }
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         self.up()?.create_dir_all(path)
@@ -463,11 +482,7 @@ impl Cluster {
     pub async fn start(&mut self, id: u64) {
         let machine = self.machines.entry(id).or_insert_with(|| Machine { disk: MemVfs::new(), boot: None });
         assert!(machine.boot.is_none(), "node {id} is up");
-        let vfs = Arc::new(BootVfs {
-            disk: machine.disk.clone(),
-            down: AtomicBool::new(false),
-            lies: Arc::new(AtomicBool::new(false)),
-        });
+        let vfs = Arc::new(BootVfs { disk: machine.disk.clone(), state: Arc::default() });
         let executor: Arc<dyn Executor> = if self.slow { Arc::new(SlowDisk::default()) } else { Arc::new(InlineDisk) };
         let env = Env {
             vfs: vfs.clone(),
@@ -504,7 +519,7 @@ impl Cluster {
             let machine = self.machines.get_mut(id).unwrap();
             let (vfs, group) = machine.boot.take().expect("the node is up");
             self.switch.0.lock().nodes.remove(id);
-            vfs.down.store(true, Ordering::Relaxed);
+            vfs.state.down.store(true, Ordering::Relaxed);
             machine.disk.crash(how);
             gone.push(group);
         }
@@ -541,12 +556,20 @@ impl Cluster {
 
     /// From now on the node's disk says that it has synced segments and has not.
     pub fn let_disk_lie(&self, id: u64) {
-        self.machines[&id].boot.as_ref().expect("the node is up").0.lies.store(true, Ordering::Relaxed);
+        self.machines[&id].boot.as_ref().expect("the node is up").0.state.lies.store(true, Ordering::Relaxed);
+    }
+
+    /// Inverts one byte of a file of the database.
+    pub fn flip(&self, id: u64, path: &str, offset: u64) {
+        let disk = &self.machines[&id].disk;
+        let file = disk.open(&Path::new("/data/db").join(path), OpenMode::ReadWrite).unwrap();
+        let byte = file.read_at(offset, 1).unwrap()[0];
+        file.write_at(offset, &[!byte]).unwrap();
     }
 
     /// From now on the node's disk refuses every call.
     pub fn break_disk(&self, id: u64) {
-        self.machines[&id].boot.as_ref().expect("the node is up").0.down.store(true, Ordering::Relaxed);
+        self.machines[&id].boot.as_ref().expect("the node is up").0.state.down.store(true, Ordering::Relaxed);
     }
 
     /// The answer to the next forwarded proposal gets lost after it was served.

@@ -232,3 +232,28 @@ fn a_group_is_initialised_once() {
         }
     });
 }
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let history = || {
+        run(async {
+            let cluster = Cluster::three().await;
+            let began = tokio::time::Instant::now();
+            let old = cluster.leader().await;
+            let groups: Vec<_> = (1..=3).map(|id| cluster.group(id)).collect();
+            let writes = |round: usize| {
+                let groups = &groups;
+                join_all((0..50).map(move |n| async move { put(&groups[n % 3], &format!("{round}-{n}"), "v").await }))
+            };
+            let first = writes(0).await;
+            cluster.isolate(old, true);
+            let new = cluster.leader_other_than(old).await;
+            cluster.isolate(old, false);
+            let second = writes(1).await;
+            cluster.assert_equal().await;
+            let end = cluster.group(new).status();
+            (old, new, first, second, end.last_log, cluster.group(new).database().applied().alh, began.elapsed())
+        })
+    };
+    assert_eq!(history(), history());
+}

@@ -1,5 +1,7 @@
 //! Replicas that are new or far behind come up by files; closed segments are sealed and equal everywhere.
 
+use alhambra_raft::error::MembershipError;
+use alhambra_raft::group::Health;
 use alhambra_storage::vfs::mem::Crash;
 
 use crate::cluster::{Cluster, after, get, node, put, run, settled, until};
@@ -72,6 +74,27 @@ fn a_new_learner_comes_up_by_files_and_becomes_a_voter() {
         assert!(get(&cluster.group(4), "k39").await.unwrap().is_some());
         settled(cluster.group(leader).change_voters([1, 2, 3, 4].into(), after(30_000)).await);
         write(&cluster, "more", 20).await;
+        cluster.assert_equal().await;
+    });
+}
+
+#[test]
+fn a_damaged_segment_is_not_taken_over() {
+    run(async {
+        let mut cluster = Cluster::formed(3, SEGMENT_BYTES, false).await;
+        write(&cluster, "k", 40).await;
+        let leader = cluster.leader().await;
+        cluster.flip(leader, "ledger/0000000002.seg", 700);
+        cluster.start(4).await;
+        let refused = cluster.group(leader).add_learner(4, node(4), after(10_000)).await;
+        assert!(matches!(refused, Err(MembershipError::OutcomeUnknown)), "{refused:?}");
+        assert_eq!(cluster.switch.0.lock().snapshots, 0);
+        assert_eq!(cluster.group(4).status().health, Health::Running, "the receiver is not to blame");
+        assert_eq!(cluster.group(4).database().applied().log_id, None);
+
+        cluster.flip(leader, "ledger/0000000002.seg", 700);
+        until("the learner catches up", || cluster.group(4).status().applied == cluster.group(leader).status().applied)
+            .await;
         cluster.assert_equal().await;
     });
 }
