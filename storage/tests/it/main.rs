@@ -5,6 +5,7 @@
 mod corruption;
 mod database;
 mod db_crash;
+mod db_golden;
 mod ledger_crash;
 mod ledger_damage;
 mod ledger_model;
@@ -12,6 +13,7 @@ mod ledger_support;
 mod ledger_threads;
 mod model;
 mod replicas;
+mod rules;
 mod support;
 mod transfer;
 mod vfs_suite;

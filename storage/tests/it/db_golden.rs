@@ -1,0 +1,195 @@
+//! The bytes of every format of this half of the crate, held by files: a small database is made in a fixed way and dumped.
+//! `docs/format.md` describes the same bytes; a difference is a decision, taken with `ALHAMBRA_UPDATE_GOLDEN=1`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_storage::Database;
+use alhambra_storage::command::{Command, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal};
+use alhambra_storage::segment::FrameKind;
+use alhambra_storage::vfs::Vfs;
+use alhambra_storage::vfs::mem::MemVfs;
+use bytes::Bytes;
+
+use crate::model::Metadata;
+use crate::replicas::files;
+use crate::support::{self, commit, commit_command, dir, open};
+
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for line in bytes.chunks(32) {
+        for byte in line {
+            write!(out, "{byte:02x}").expect("a string takes all");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// Compares with, or writes, `testdata/<name>`.
+fn golden(name: &str, found: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+    if std::env::var_os("ALHAMBRA_UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().expect("in a folder")).expect("writable checkout");
+        std::fs::write(&path, found).expect("writable checkout");
+    }
+    let want = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert_eq!(found, want, "{}", path.display());
+}
+
+fn entry(key: &'static [u8], metadata: &Metadata, value: &'static [u8]) -> ProposalEntry {
+    ProposalEntry { key: Bytes::from_static(key), metadata: metadata.bytes().into(), value: Bytes::from_static(value) }
+}
+
+fn full_proposal() -> TxProposal {
+    TxProposal {
+        request: Some(RequestId { client: [0xc1; 16], sequence: 9, floor: TxId(4) }),
+        metadata: Bytes::new(),
+        entries: vec![
+            entry(b"\0k1", &Metadata::default(), b"\0first value"),
+            entry(b"\0k2", &Metadata { deleted: true, ..Metadata::default() }, b""),
+            entry(b"\0k3", &Metadata { expires_at: Some(-2), non_indexable: true, deleted: false }, b"\0x"),
+        ],
+        preconditions: vec![
+            Precondition::MustExist(Bytes::from_static(b"\0k1")),
+            Precondition::MustNotExist(Bytes::from_static(b"\0k4")),
+            Precondition::NotModifiedAfter { key: Bytes::from_static(b"\0k1"), tx: TxId(7) },
+        ],
+    }
+}
+
+fn small_proposal(key: &'static [u8], value: &'static [u8]) -> TxProposal {
+    TxProposal {
+        request: Some(RequestId { client: [0xc2; 16], sequence: 1, floor: TxId(0) }),
+        metadata: Bytes::new(),
+        entries: vec![entry(key, &Metadata::default(), value)],
+        preconditions: Vec::new(),
+    }
+}
+
+fn seal() -> Seal {
+    Seal {
+        segment: 3,
+        generation: 1,
+        digest: [0xd1; 32],
+        last_tx: TxId(77),
+        alh: [0xa1; 32],
+        rejected: vec![(100, 0), (100, 2), (300, 0)],
+    }
+}
+
+/// Each kind of command, with its bytes.
+fn commands() -> Vec<(&'static str, Command)> {
+    let settings =
+        Settings { exclude_commit_time: true, quota_bytes: 1 << 40, quota_tx_per_second: 500, ..Settings::DEFAULT };
+    let truncation = TxProposal {
+        request: None,
+        metadata: Bytes::from_static(&[0, 0, 0, 0, 0, 0, 0, 0, 5]),
+        entries: Vec::new(),
+        preconditions: Vec::new(),
+    };
+    vec![
+        ("genesis", support::genesis()),
+        ("configure", Command::Configure(settings)),
+        ("batch_empty", Command::Batch { ts: -1, proposals: Vec::new() }),
+        ("batch_one_entry", Command::Batch { ts: 1_700_000_000, proposals: vec![small_proposal(b"\0k1", b"\0v")] }),
+        ("batch_full", Command::Batch { ts: 1_700_000_001, proposals: vec![full_proposal(), truncation] }),
+        ("seal", Command::Seal(seal())),
+    ]
+}
+
+#[test]
+fn commands_have_the_bytes_of_the_format() {
+    let mut out = String::new();
+    for (name, command) in commands() {
+        let bytes = command.encode();
+        assert_eq!(Command::decode(&bytes).expect("own bytes"), command);
+        writeln!(out, "{name}\n{}", hex(&bytes)).expect("a string takes all");
+    }
+    golden("command.hex", &out);
+}
+
+#[test]
+fn malformed_commands_are_refused() {
+    for (name, command) in commands() {
+        let bytes = command.encode();
+        for cut in 0..bytes.len() {
+            Command::decode(&bytes.slice(..cut)).expect_err(name);
+        }
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        Command::decode(&Bytes::from(longer)).expect_err(name);
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.to_vec();
+                flipped[at] ^= 1 << bit;
+                // Whatever still makes sense has one form: no two byte strings mean the same.
+                if let Ok(read) = Command::decode(&Bytes::from(flipped.clone())) {
+                    assert_eq!(read.encode(), flipped, "{name} at {at}");
+                }
+            }
+        }
+    }
+    let newer = Command::decode(&Bytes::from_static(&[2, 3]));
+    assert!(matches!(newer, Err(alhambra_storage::command::DecodeError::UnsupportedVersion { version: 2 })));
+}
+
+#[test]
+fn a_one_entry_proposal_costs_at_most_30_bytes_besides_the_client_id() {
+    let bytes = |proposals| Command::Batch { ts: 1, proposals }.encode().len();
+    let one = small_proposal(b"\0a key of 20 bytes ..", &[7; 100]);
+    let (key, value) = (one.entries[0].key.len(), one.entries[0].value.len());
+    let overhead = bytes(vec![one.clone(), one.clone()]) - bytes(vec![one.clone()]) - key - value - 16;
+    assert_eq!(overhead, 23);
+    assert!(one.encoded_len_max() >= 16 + overhead + key + value);
+}
+
+/// A database of a few transactions, one rejected proposal, two sealed segments.
+fn database() -> (Arc<dyn Vfs>, Database) {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let db = open(&vfs, &dir()).expect("an empty disk");
+    commit(&db, FrameKind::Membership, Bytes::from_static(b"members")).expect("applies");
+    commit_command(&db, &support::genesis()).expect("applies");
+    for n in 0..5u8 {
+        let mut full = full_proposal();
+        full.request = Some(RequestId { client: [0xc1; 16], sequence: u64::from(n), floor: TxId(0) });
+        if n == 0 {
+            full.preconditions.clear();
+        }
+        let again = small_proposal(b"\0k1", b"\0v");
+        let batch = Command::Batch { ts: 1_700_000_000 + i64::from(n), proposals: vec![full, again] };
+        commit_command(&db, &batch).expect("applies");
+    }
+    commit_command(&db, &support::batch(7, &[support::put("", b"rejected"), support::put("k", &[0x55; 40])]))
+        .expect("applies");
+    db.ledger().settle().expect("healthy disk");
+    for seal in db.pending_seals().expect("healthy disk") {
+        commit_command(&db, &Command::Seal(seal)).expect("applies");
+    }
+    db.save_vote(b"a vote").expect("healthy disk");
+    db.save_committed(LogId::new(1, 5)).expect("healthy disk");
+    db.set_purge_mark(LogId::new(1, 2)).expect("healthy disk");
+    db.checkpoint().expect("healthy disk");
+    (vfs, db)
+}
+
+#[test]
+fn files_have_the_bytes_of_the_format() {
+    let (vfs, db) = database();
+    let manifest = db.manifest().expect("healthy disk");
+    drop(db);
+    for folder in ["tx", "commit", "aht", "seal"] {
+        let mut out = String::new();
+        for (name, bytes) in files(&vfs, &dir().join(folder)) {
+            writeln!(out, "{}\n{}", name.display(), hex(&bytes)).expect("a string takes all");
+        }
+        golden(&format!("database/{folder}.hex"), &out);
+    }
+    let mut small = files(&vfs, &dir());
+    for name in ["checkpoint", "vote", "marks"] {
+        golden(&format!("database/{name}.hex"), &hex(&small.remove(&PathBuf::from(name)).expect("written")));
+    }
+    golden("database/manifest.hex", &hex(&manifest.encode()));
+}
