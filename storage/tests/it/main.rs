@@ -8,6 +8,7 @@ mod db_crash;
 mod db_golden;
 mod ledger_crash;
 mod ledger_damage;
+mod ledger_golden;
 mod ledger_model;
 mod ledger_support;
 mod ledger_threads;
