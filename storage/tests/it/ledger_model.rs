@@ -7,8 +7,9 @@ use alhambra_ledger::ids::{LogId, LogIndex};
 use alhambra_storage::Error;
 use alhambra_storage::format;
 use alhambra_storage::limits;
-use alhambra_storage::segment::{Frame, Ledger, Position};
+use alhambra_storage::segment::{Frame, Ledger, LedgerOptions, LedgerReport, Position};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
+use alhambra_storage::vfs::os::OsVfs;
 use alhambra_storage::vfs::{OpenMode, Vfs};
 use proptest::prelude::*;
 
@@ -241,7 +242,7 @@ fn a_frame_larger_than_a_segment_gets_its_own() {
     assert_eq!(sizes, [65, 5025, 65, 512, 511, 25]);
     drop(ledger);
     let (ledger, report) = open(&vfs, 512, Some(5)).unwrap();
-    assert_eq!(report, alhambra_storage::segment::LedgerReport::default());
+    assert_eq!(report, LedgerReport::default());
     assert_eq!(read_all(&ledger, 100).unwrap(), with_positions(&all));
 }
 
@@ -317,5 +318,36 @@ fn reads_stop_at_their_budget_but_return_one_frame() {
         (22, 24, 1000, 2),
     ] {
         assert_eq!(count(from, to, bytes_max), expected, "{from}..{to} within {bytes_max}");
+    }
+}
+
+#[test]
+fn the_ledger_works_on_the_disk_of_the_operating_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
+    let open = |durable_through| {
+        let (dir, options) = (dir.path().join("a/b"), LedgerOptions { tail_cache_bytes: 0 });
+        Ledger::open(Arc::clone(&vfs), &dir, spec(1000), floor(durable_through), options).unwrap()
+    };
+    let (ledger, _) = open(None);
+    let kept = frames(1, 0..17, 90);
+    ledger.stage(&kept).unwrap();
+    ledger.flush().unwrap();
+    ledger.stage(&frames(2, 17..40, 200)).unwrap();
+    ledger.flush().unwrap();
+    ledger.truncate_after(Some(LogIndex(16))).unwrap();
+    let new = frames(3, 17..30, 300);
+    ledger.stage(&new).unwrap();
+    ledger.flush().unwrap();
+    let expected = [kept, new].concat();
+    for _ in 0..2 {
+        let (ledger, report) = open(Some(29));
+        assert_eq!(report, LedgerReport::default());
+        assert_eq!(read_all(&ledger, 700).unwrap(), with_positions(&expected));
+        let sizes: Vec<u64> = ledger.segments().iter().map(|segment| segment.frame_bytes).collect();
+        assert_eq!(sizes, segment_sizes(&expected, 1000));
+        for segment in ledger.segments() {
+            assert_eq!(ledger.digest(segment.number).unwrap(), ledger.recompute_digest(segment.number).unwrap());
+        }
     }
 }
