@@ -217,10 +217,10 @@ impl Since {
 
 /// See [`Database::apply`].
 pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
-    let core = db.core();
     let (outcomes, tx) = {
         let mut applier = db.applier.lock();
-        (applier.apply(&core, entry)?, applier.state.tx)
+        // Under the lock: an install replaces both.
+        (applier.apply(&db.core(), entry)?, applier.state.tx)
     };
     db.waiting.advance(tx, entry.log_id.index);
     Ok(outcomes)

@@ -19,7 +19,6 @@ use crate::database::Database;
 use crate::error::{Damage, Error, Result};
 use crate::format::derived::SMALL_FILE_HEAD_BYTES;
 use crate::limits::REQUEST_OUTCOMES_KEPT;
-use crate::marks::Marks;
 use crate::requests::Requests;
 use crate::seal::Trail;
 use crate::segment::Position;
@@ -174,17 +173,15 @@ fn read_log_id(reader: &mut Reader<'_>) -> std::result::Result<Option<LogId>, Ma
 
 /// Takes a checkpoint of `db`; answers its bytes.
 pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
-    let mut marks = db.marks.lock();
-    // Under the lock of the marks, because an install replaces it.
-    let core = db.core();
-    let written = write_locked(db, &core, &mut marks);
+    let _one_at_a_time = db.exclusive.lock();
+    let written = write_exclusive(db, &db.core());
     if written.is_err() {
         db.applier.lock().fail();
     }
     written
 }
 
-fn write_locked(db: &Database, core: &Core, marks: &mut Marks) -> Result<Vec<u8>> {
+fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     let (applied, bytes) = {
         let mut applier = db.applier.lock();
         applier.must_be_sound()?;
@@ -197,7 +194,11 @@ fn write_locked(db: &Database, core: &Core, marks: &mut Marks) -> Result<Vec<u8>
     for log in [&core.tx, &core.commit, &core.aht, &core.seals.log] {
         log.sync()?;
     }
-    marks.note_flushed(core.ledger.flushed())?;
+    let marks = {
+        let mut marks = db.marks.lock();
+        marks.note_flushed(core.ledger.flushed())?;
+        marks.to_sync()
+    };
     marks.sync()?;
     smallfile::write_atomic(&*db.vfs, &db.dir.join(CHECKPOINT_NAME), CHECKPOINT_MAGIC, &bytes)?;
     core.seals.compare(&core.ledger)?;

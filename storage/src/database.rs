@@ -75,6 +75,7 @@ pub struct Database {
     pub(crate) core: RwLock<Arc<Core>>,
     pub(crate) applier: Mutex<Applier>,
     /// Held during a checkpoint and an install, so that there is one at a time.
+    pub(crate) exclusive: Mutex<()>,
     pub(crate) marks: Mutex<Marks>,
     pub(crate) vote: Vote,
     pub(crate) waiting: Waiting,

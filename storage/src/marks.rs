@@ -9,7 +9,7 @@ use std::sync::Arc;
 use alhambra_ledger::ids::{LogId, LogIndex};
 
 use crate::error::{Damage, Error, Result};
-use crate::smallfile::{self, TwinFile};
+use crate::smallfile::{self, ToSync, TwinFile};
 use crate::vfs::Vfs;
 use crate::wire::{Malformed, Put, Reader};
 
@@ -135,8 +135,9 @@ impl Marks {
         self.file.sync()
     }
 
-    pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync()
+    /// The file, to be synced when the lock of the marks is not held any more.
+    pub(crate) fn to_sync(&self) -> ToSync {
+        self.file.to_sync()
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     transfer::finish_install(&vfs, dir, spec)?;
     let marks = Marks::open(&*vfs, dir)?;
     let (core, applier, report) = attach(&vfs, dir, spec, &options, &marks)?;
-    Ok(Database {
+    let db = Database {
         vote: Vote::new(dir),
         dir: dir.to_path_buf(),
         vfs,
@@ -47,11 +47,17 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
         report,
         core: RwLock::new(Arc::new(core)),
         applier: Mutex::new(applier),
+        exclusive: Mutex::new(()),
         marks: Mutex::new(marks),
         waiting: Waiting::default(),
         digests: transfer::ChunkDigests::default(),
         _lock: lock,
-    })
+    };
+    if db.checkpoint_position() < db.applied().log_id {
+        // Everything was derived again: once is enough.
+        db.checkpoint()?;
+    }
+    Ok(db)
 }
 
 /// Brings the files in `dir` to life.

@@ -233,8 +233,10 @@ fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<[u8; 32]>> {
 
 /// See [`Database::pending_seals`].
 pub(crate) fn pending(db: &Database) -> Result<Vec<Seal>> {
-    let core = db.core();
-    let unsealed: Vec<Closed> = db.applier.lock().state.trail.closed.values().cloned().collect();
+    let (core, unsealed) = {
+        let applier = db.applier.lock();
+        (db.core(), applier.state.trail.closed.values().cloned().collect::<Vec<_>>())
+    };
     let mut seals = Vec::with_capacity(unsealed.len());
     for closed in unsealed {
         let Some(digest) = own_digest(&core.ledger, closed.segment)? else { continue };

@@ -44,6 +44,19 @@ fn read_all(file: &dyn File, path: &Path) -> Result<bytes::Bytes> {
     file.read_at(0, len).map_err(|e| Error::io(FileOp::Read, path, e))
 }
 
+/// A file that was written and is to be made durable.
+#[derive(Debug)]
+pub(crate) struct ToSync {
+    file: Arc<dyn File>,
+    path: PathBuf,
+}
+
+impl ToSync {
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))
+    }
+}
+
 /// Bytes of one of the two places of a [`TwinFile`]: a disk sector, so that writing one never tears the other.
 const PLACE_BYTES: u64 = 4096;
 
@@ -98,6 +111,11 @@ impl TwinFile {
 
     /// Makes the newest content durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))
+        self.to_sync().sync()
+    }
+
+    /// For whoever must not hold up writers while it waits for the disk.
+    pub(crate) fn to_sync(&self) -> ToSync {
+        ToSync { file: Arc::clone(&self.file), path: self.path.clone() }
     }
 }

@@ -270,7 +270,7 @@ pub(crate) fn read_file(db: &Database, range: &FileRange) -> Result<Bytes> {
 
 /// See [`Database::install`].
 pub(crate) fn install(db: &Database, manifest: &Manifest, staging: &Path) -> Result<()> {
-    let mut marks = db.marks.lock();
+    let _one_at_a_time = db.exclusive.lock();
     let old = db.core();
     let staged = verify(db, &old, manifest, staging)?;
     let relative_staging = relative(&db.dir, staging);
@@ -286,6 +286,7 @@ pub(crate) fn install(db: &Database, manifest: &Manifest, staging: &Path) -> Res
     applier.must_be_sound()?;
     smallfile::write_atomic(&*db.vfs, &db.dir.join(INSTALL_NAME), INSTALL_MAGIC, &content)?;
     applier.fail();
+    let mut marks = db.marks.lock();
     finish_install(&db.vfs, &db.dir, db.spec)?;
     *marks = Marks::open(&*db.vfs, &db.dir)?;
     let (core, new_applier, _) = recover::attach(&db.vfs, &db.dir, db.spec, &db.options, &marks)?;
