@@ -113,7 +113,7 @@ impl Ledger {
     }
 
     /// `len` bytes at a position within one frame, as they stand on disk or in memory: the frame's checksum is not looked
-    /// at, so whoever reads a value compares its hash [S4].
+    /// at, so whoever reads a value compares its hash (`S4`).
     ///
     /// # Errors
     /// [`Error::NoSuchBytes`] when the ledger does not hold them within one segment, IO.
