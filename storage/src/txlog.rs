@@ -2,7 +2,7 @@
 //!
 //! Keys and values are not copied here: the record says where in the ledger they stand. Everything that can be computed
 //! is left out: id and offset are in the commit log, PrevAlh is the Alh at the end of the record before, BlTxID is id - 1
-//! [L3], BlRoot comes from the hash tree, Eh of a single entry from that entry.
+//! `L3`, BlRoot comes from the hash tree, Eh of a single entry from that entry.
 
 use std::ops::Range;
 
