@@ -21,6 +21,7 @@
 //!
 //! `raft/tests/it/forming.rs` crashes nodes after every effect of thousands of seeded schedules.
 
+pub mod driver;
 pub mod machine;
 pub mod store;
 

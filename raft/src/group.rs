@@ -21,7 +21,8 @@ use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{Command, Settings, TxProposal};
 use alhambra_storage::database::{Database, DatabaseSpec};
 use bytes::Bytes;
-use futures::Stream;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
@@ -419,12 +420,12 @@ impl Group {
     pub async fn stream_append<S>(
         &self,
         requests: S,
-    ) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, openraft::errors::Fatal<TypeConfig>>> + Send
+    ) -> BoxStream<'static, Result<StreamAppendResult<TypeConfig>, openraft::errors::Fatal<TypeConfig>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static,
     {
         let seed = random_u64(&self.replica.env);
-        DeterministicRng::<TokioRuntime>::scope(seed, async { self.replica.raft.stream_append(requests) }).await
+        DeterministicRng::<TokioRuntime>::scope(seed, async { self.replica.raft.stream_append(requests).boxed() }).await
     }
 
     /// The leader, as far as this replica knows.

@@ -1,18 +1,48 @@
 //! All groups of one node: forms or resumes the cluster, runs group 0, and starts a group for every database that
 //! `systemdb` places here.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use alhambra_ledger::ids::{GroupId, LogId};
+use alhambra_ledger::digest::sha256_parts;
+use alhambra_ledger::ids::{DatabaseId, GroupId, LogId};
 use alhambra_storage::command::Settings;
-use tokio::time::Instant;
+use alhambra_storage::limits::SEGMENT_BYTES_DEFAULT;
+use alhambra_storage::vfs::LockGuard;
+use futures::future::join_all;
+use openraft::BasicNode;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::env::Env;
-use crate::forming::Identity;
-use crate::group::{Group, Health, Tuning};
-use crate::meta::{Meta, User};
+use crate::error::GroupError;
+use crate::forming::driver::Former;
+use crate::forming::{FormError, Identity, Plan, PlanError};
+use crate::group::{Group, GroupSpec, Health, Role, Tuning};
+use crate::hosting::{Hosted, Hosting};
+use crate::link::{Hello, Limits, Links, Serving, serve};
+use crate::meta::{DEFAULT_DATABASE, DatabaseRecord, Meta, NewDatabase, SYSTEM_DATABASE, User};
+use crate::network::Network;
+use crate::server::Server;
+
+/// Groups that are opened at the same time.
+const OPENING_MAX: usize = 4;
+/// A member that is not the preferred one initialises a new group after this long, times its distance.
+const INITIALISE_GRACE: Duration = Duration::from_secs(2);
+/// How long one attempt to write the first records may take.
+const BOOTSTRAP_WAIT: Duration = Duration::from_secs(10);
+/// Wait before a failed attempt is repeated.
+const RETRY_WAIT: Duration = Duration::from_millis(200);
+/// How often a wait looks at what nothing wakes it for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a node that stops tries to hand its leaderships over.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(2);
 
 /// What a node is told.
 #[derive(Clone)]
@@ -96,9 +126,12 @@ pub struct Readiness {
     pub groups: Vec<GroupReadiness>,
 }
 
-/// Why a node does not start.
+/// Why a node does not start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// What the operator asked for is not possible.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The data folder does not open.
     #[error("the data folder {dir} cannot be used")]
     Dir {
@@ -106,21 +139,110 @@ pub enum StartError {
         dir: PathBuf,
         /// What the system says.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// Another process uses the data folder.
+    #[error("the data folder {dir} is in use by another process; stop that one, or use another --dir")]
+    InUse {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The address for peers cannot be bound.
+    #[error("cannot listen for peers on {addr}; if the port is in use, choose another --peer-port")]
+    Listen {
+        /// The address.
+        addr: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Forming cannot go on.
+    #[error(transparent)]
+    Form(#[from] FormError),
+    /// `systemdb` does not open.
+    #[error("systemdb does not open")]
+    SystemDatabase(#[source] GroupError),
 }
 
 /// All groups of this node.
-#[derive(Debug)]
 pub struct Groups {
+    env: Env,
+    spec: NodeSpec,
     meta: Meta,
+    hosting: Arc<Hosting>,
+    former: Arc<Former>,
+    server: Arc<Server>,
+    addr: String,
+    phase: watch::Sender<Life>,
+    failure: Mutex<Option<StartError>>,
+    failed: watch::Sender<bool>,
+    serving: Mutex<Option<Serving>>,
+    lock: Mutex<Option<Box<dyn LockGuard>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Forming,
+    Starting,
+    Serving,
+    Stopping,
+}
+
+impl fmt::Debug for Groups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Groups").field("addr", &self.addr).field("hosting", &self.hosting).finish_non_exhaustive()
+    }
 }
 
 impl Groups {
     /// Locks the data folder, listens for peers, and begins to form or resume in the background. Errors that only the
-    /// operator can mend are returned at once.
-    pub async fn start(_env: Env, _spec: NodeSpec) -> Result<Arc<Self>, StartError> {
-        Ok(Arc::new(Self { meta: Meta::new() }))
+    /// operator can mend are returned at once, before anything is changed.
+    pub async fn start(env: Env, spec: NodeSpec) -> Result<Arc<Self>, StartError> {
+        if spec.peers.len() > 1 && !spec.insecure_peers {
+            return Err(PlanError::Insecure.into());
+        }
+        // The address with which a lone node fills the list may have port 0 until it is bound.
+        Plan::new(spec.bootstrap_expect, &spec.peers, &spec.listen)?;
+        let lock = lock(&env, &spec)?;
+        let listener = env
+            .net
+            .listen(&spec.listen)
+            .await
+            .map_err(|source| StartError::Listen { addr: spec.listen.clone(), source })?;
+        let bound = listener.local_addr().unwrap_or_else(|_| spec.listen.clone());
+        let addr = if spec.listen.ends_with(":0") { bound } else { spec.listen.clone() };
+        let plan = Plan::new(spec.bootstrap_expect, &spec.peers, &addr)?;
+        let former = Former::open(env.clone(), spec.dir.clone(), plan, addr.clone())?;
+        let hosting = Arc::new(Hosting::default());
+        let server = Arc::new(Server {
+            env: env.clone(),
+            former: former.clone(),
+            groups: hosting.clone(),
+            network: RwLock::new(None),
+        });
+        let serving = serve(listener, Arc::new(server.clone()), Limits::default());
+        if let Err(error) = former.check_cluster().await {
+            serving.stop().await;
+            return Err(error.into());
+        }
+        let groups = Arc::new(Self {
+            meta: Meta::new(env.clone(), hosting.clone()),
+            env,
+            spec,
+            hosting,
+            former,
+            server,
+            addr,
+            phase: watch::Sender::new(Life::Forming),
+            failure: Mutex::new(None),
+            failed: watch::Sender::new(false),
+            serving: Mutex::new(Some(serving)),
+            lock: Mutex::new(Some(lock)),
+            tasks: Mutex::new(Vec::new()),
+        });
+        groups.spawn(groups.clone().run());
+        Ok(groups)
     }
 
     /// `systemdb`. Answers [`crate::meta::MetaError::Starting`] until it is open.
@@ -130,34 +252,340 @@ impl Groups {
 
     /// Who this node is; none until the cluster is formed.
     pub fn identity(&self) -> Option<Identity> {
-        None
+        self.former.identity()
     }
 
     /// Address at which peers reach this node.
     pub fn peer_addr(&self) -> String {
-        String::new()
+        self.addr.clone()
     }
 
     /// The replica of this database on this node; `systemdb` names group 0.
-    pub fn group_by_name(&self, _name: &str) -> Option<Arc<Group>> {
-        None
+    pub fn group_by_name(&self, name: &str) -> Option<Arc<Group>> {
+        self.hosting.by_name(name)
     }
 
     /// Whether this node may be sent traffic, and what is missing.
     pub fn ready(&self) -> Readiness {
-        Readiness { ready: false, phase: Phase::Starting, groups: Vec::new() }
+        let life = *self.phase.borrow();
+        let phase = match life {
+            Life::Forming => Phase::Forming(self.former.status()),
+            Life::Starting => Phase::Starting,
+            Life::Serving => Phase::Serving,
+            Life::Stopping => Phase::Stopping,
+        };
+        let groups: Vec<GroupReadiness> = self.hosting.all().iter().map(|hosted| self.readiness_of(hosted)).collect();
+        let placed = self.placed().iter().all(|record| groups.iter().any(|group| group.group == record.group));
+        let ready = life == Life::Serving && placed && groups.iter().all(|group| group.ready);
+        Readiness { ready, phase, groups }
     }
 
     /// Waits until [`Groups::ready`] holds; false at the deadline.
-    pub async fn wait_ready(&self, _deadline: Instant) -> bool {
-        false
+    pub async fn wait_ready(&self, deadline: Instant) -> bool {
+        let ready = async {
+            while !self.ready().ready {
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        timeout_at(deadline, ready).await.is_ok()
     }
 
-    /// Waits for an error that makes going on pointless (a disk that fails, a folder of another cluster).
+    /// Waits for an error that makes going on pointless (a disk that fails, a list of peers without this node).
     pub async fn failed(&self) -> StartError {
-        std::future::pending().await
+        let mut failed = self.failed.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = failed.wait_for(|failed| *failed).await;
+            if let Some(error) = self.failure.lock().take() {
+                return error;
+            }
+            // Somebody else has taken the error.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Stops in order: no new calls, leadership away where possible, groups, checkpoint, lock. Ends by the deadline.
-    pub async fn shutdown(&self, _deadline: Instant) {}
+    pub async fn shutdown(&self, deadline: Instant) {
+        if self.phase.send_replace(Life::Stopping) == Life::Stopping {
+            return;
+        }
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        self.meta.detach();
+        let hand_over = deadline.min(Instant::now() + HAND_OVER_WAIT);
+        let led: Vec<Arc<Group>> =
+            self.hosting.all().into_iter().filter_map(|hosted| hosted.group).filter(|group| group.is_leader()).collect();
+        join_all(led.iter().map(|group| self.hand_over(group, hand_over))).await;
+        let groups = self.hosting.clear();
+        if timeout_at(deadline, join_all(groups.iter().map(|group| group.shutdown()))).await.is_err() {
+            tracing::warn!("some groups did not stop in time; they are recovered at the next start");
+        }
+        drop(groups);
+        let serving = self.serving.lock().take();
+        if let Some(serving) = serving {
+            serving.stop().await;
+        }
+        if let Some(network) = self.server.network.write().take() {
+            network.links().close();
+        }
+        self.lock.lock().take();
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(tokio::spawn(task));
+    }
+
+    fn fail(&self, error: StartError) {
+        tracing::error!(%error, source = ?std::error::Error::source(&error), "the node cannot go on");
+        *self.failure.lock() = Some(error);
+        self.failed.send_replace(true);
+    }
+
+    /// Forms or resumes, opens group 0, and follows it.
+    async fn run(self: Arc<Self>) {
+        let identity = match self.former.run().await {
+            Ok(identity) => identity,
+            Err(error) => return self.fail(error.into()),
+        };
+        if !self.advance(Life::Starting) {
+            return;
+        }
+        let me = Hello { cluster: identity.cluster.clone(), node: identity.node_id };
+        let links = Links::new(self.env.net.clone(), me, Limits::default());
+        for (node, addr) in &identity.members {
+            links.set_addr(*node, addr);
+        }
+        let network = Network::new(links);
+        *self.server.network.write() = Some(network.clone());
+        let group = match self.open_system(&identity, &network).await {
+            Ok(group) => group,
+            Err(error) => return self.fail(StartError::SystemDatabase(error)),
+        };
+        self.meta.attach(group.clone(), identity.members.clone());
+        if !self.advance(Life::Serving) {
+            return;
+        }
+        self.spawn(self.clone().bootstrap(group.clone()));
+        let opening = Arc::new(Semaphore::new(OPENING_MAX));
+        let mut applied = group.watch_applied();
+        loop {
+            applied.mark_unchanged();
+            self.meta.refresh();
+            self.reconcile(&identity, &network, &opening);
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// False when the node is being stopped.
+    fn advance(&self, life: Life) -> bool {
+        self.phase.send_if_modified(|now| {
+            let goes_on = *now != Life::Stopping;
+            if goes_on {
+                *now = life;
+            }
+            goes_on
+        })
+    }
+
+    async fn open_system(&self, identity: &Identity, network: &Arc<Network>) -> Result<Arc<Group>, GroupError> {
+        let id = GroupId(0);
+        let digest = sha256_parts(&[b"systemdb of ", identity.cluster.as_bytes()]);
+        let mut database = [0; 16];
+        database.copy_from_slice(&digest.0[..16]);
+        let spec = GroupSpec {
+            group: id,
+            name: SYSTEM_DATABASE.to_owned(),
+            database: DatabaseId(database),
+            // Must be known before any record can be read, so it is no choice.
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            settings: self.spec.settings.clone(),
+            dir: self.spec.dir.join(SYSTEM_DATABASE),
+            node_id: identity.node_id,
+        };
+        self.hosting.reserve(id, SYSTEM_DATABASE);
+        let group = self.open(spec, network).await?;
+        self.hosting.settle(id, Ok(group.clone()));
+        // Only the initiator initialises: a member that has lost its files must not invent a new beginning.
+        if identity.initiator == identity.node_id && !group.is_initialized().await {
+            initialise(&group, &identity.members).await;
+        }
+        Ok(group)
+    }
+
+    async fn open(&self, spec: GroupSpec, network: &Arc<Network>) -> Result<Arc<Group>, GroupError> {
+        let began = Instant::now();
+        let (id, name) = (spec.group, spec.name.clone());
+        let (env, tuning) = (self.env.clone(), self.spec.tuning.clone());
+        let group = Group::start(env, spec, tuning, network.of_group(id), network.clone()).await?;
+        tracing::info!(group = %id, name, milliseconds = began.elapsed().as_millis(), "group is open");
+        Ok(group)
+    }
+
+    /// Writes the first records as soon as group 0 has a leader. Any node may; the conditions let only one succeed.
+    async fn bootstrap(self: Arc<Self>, group: Arc<Group>) {
+        let user: Arc<Mutex<Option<User>>> = Arc::default();
+        while !self.meta.bootstrapped() {
+            if group.is_leader() {
+                let database = NewDatabase {
+                    name: DEFAULT_DATABASE.to_owned(),
+                    settings: self.spec.settings.clone(),
+                    segment_bytes: self.spec.segment_bytes,
+                    face: self.spec.default_face.clone(),
+                    created_by: SYSTEM_DATABASE.to_owned(),
+                };
+                // The record is made once, so that a password that is made up and shown is the one that counts.
+                let (kept, make) = (user.clone(), self.spec.first_user.clone());
+                let first_user = move || kept.lock().get_or_insert_with(|| make()).clone();
+                let written = self.meta.bootstrap(first_user, database, Instant::now() + BOOTSTRAP_WAIT).await;
+                if let Err(error) = written {
+                    tracing::warn!(%error, "systemdb does not have its first records yet");
+                }
+            }
+            sleep(RETRY_WAIT).await;
+            self.meta.refresh();
+        }
+    }
+
+    /// Databases that belong on this node.
+    fn placed(&self) -> Vec<DatabaseRecord> {
+        let Some(identity) = self.identity() else { return Vec::new() };
+        let mut records = self.meta.databases();
+        records.retain(|record| record.members.contains_key(&identity.node_id));
+        records.sort_by_key(|record| record.group);
+        records
+    }
+
+    /// Opens what belongs here and is not open.
+    fn reconcile(self: &Arc<Self>, identity: &Identity, network: &Arc<Network>, opening: &Arc<Semaphore>) {
+        for record in self.placed() {
+            if self.hosting.reserve(record.group, &record.name) {
+                let task =
+                    self.clone().host(record, identity.node_id, network.clone(), opening.clone());
+                self.spawn(task);
+            }
+        }
+        metrics::gauge!("alhambra_groups").set(self.hosting.all().len() as f64);
+    }
+
+    async fn host(
+        self: Arc<Self>,
+        record: DatabaseRecord,
+        node_id: u64,
+        network: Arc<Network>,
+        opening: Arc<Semaphore>,
+    ) {
+        let id = record.group;
+        let group = {
+            let Ok(_permit) = opening.acquire().await else { return };
+            let spec = GroupSpec {
+                group: id,
+                name: record.name.clone(),
+                database: record.id,
+                segment_bytes: record.segment_bytes,
+                settings: record.settings.clone(),
+                dir: self.spec.dir.join("databases").join(format!("{}.{}", record.name, &record.id.to_string()[..8])),
+                node_id,
+            };
+            match self.open(spec, &network).await {
+                Ok(group) => group,
+                Err(error) => {
+                    tracing::error!(group = %id, name = record.name, %error, source = ?std::error::Error::source(&error),
+                        "the database does not open");
+                    return self.hosting.settle(id, Err(error.to_string().into()));
+                }
+            }
+        };
+        self.hosting.settle(id, Ok(group.clone()));
+        // The preferred member begins, so that leaders are spread; the others only when it does not.
+        let ids: Vec<u64> = record.members.keys().copied().collect();
+        let own = ids.iter().position(|member| *member == node_id).unwrap_or(0);
+        let preferred = usize::try_from(id.get() % ids.len() as u64).unwrap_or(0);
+        let distance = (own + ids.len() - preferred) % ids.len();
+        let grace = INITIALISE_GRACE * u32::try_from(distance).unwrap_or(u32::MAX);
+        let begun = async {
+            while !group.is_initialized().await {
+                sleep(RETRY_WAIT).await;
+            }
+        };
+        if group.is_initialized().await || (distance > 0 && timeout(grace, begun).await.is_ok()) {
+            return;
+        }
+        initialise(&group, &record.members).await;
+    }
+
+    fn readiness_of(&self, hosted: &Hosted) -> GroupReadiness {
+        let Some(group) = &hosted.group else {
+            return GroupReadiness {
+                name: hosted.name.clone(),
+                group: hosted.id,
+                ready: false,
+                leader: None,
+                committed: None,
+                applied: None,
+                health: hosted.trouble.clone().map(|reason| Health::Failed { reason }),
+            };
+        };
+        let status = group.status();
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index.get() + 1);
+        let lag = index(status.committed).saturating_sub(index(status.applied));
+        let ready = status.health == Health::Running
+            && status.leader.is_some()
+            && status.applied.is_some()
+            && lag <= self.spec.apply_lag_max;
+        GroupReadiness {
+            name: hosted.name.clone(),
+            group: hosted.id,
+            ready,
+            leader: status.leader,
+            committed: status.committed,
+            applied: status.applied,
+            health: Some(status.health),
+        }
+    }
+
+    /// Tries to make another voter the leader of a group.
+    async fn hand_over(&self, group: &Group, deadline: Instant) {
+        let Some(identity) = self.identity() else { return };
+        let network = self.server.network.read().clone();
+        let reachable = |node: u64| network.as_ref().is_some_and(|network| network.links().state(node).is_ok());
+        let heirs = group.status().voters.into_keys().filter(|node| *node != identity.node_id && reachable(*node));
+        for heir in heirs {
+            if group.transfer_leader(heir).await.is_err() {
+                return;
+            }
+            let handed = async {
+                while group.status().role == Role::Leader {
+                    sleep(LOOK_AGAIN).await;
+                }
+            };
+            let attempt = deadline.min(Instant::now() + HAND_OVER_WAIT / 2);
+            if timeout_at(attempt, handed).await.is_ok() || Instant::now() >= deadline {
+                return;
+            }
+        }
+    }
+}
+
+async fn initialise(group: &Group, members: &BTreeMap<u64, String>) {
+    let nodes = members.iter().map(|(id, addr)| (*id, BasicNode::new(addr))).collect();
+    match group.initialize(nodes).await {
+        Ok(()) => tracing::info!(group = %group.id(), members = members.len(), "group initialised"),
+        // Another member was faster; both wrote the same.
+        Err(error) => tracing::info!(group = %group.id(), %error, "group not initialised here"),
+    }
+}
+
+/// Makes the data folder and takes its lock.
+fn lock(env: &Env, spec: &NodeSpec) -> Result<Box<dyn LockGuard>, StartError> {
+    let dir = |source| StartError::Dir { dir: spec.dir.clone(), source };
+    env.vfs.create_dir_all(&spec.dir).map_err(dir)?;
+    env.vfs.lock(&spec.dir.join("LOCK")).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => StartError::InUse { dir: spec.dir.clone() },
+        _ => dir(error),
+    })
 }

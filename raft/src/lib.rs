@@ -7,6 +7,7 @@
 //! | [`group`] | one replica of one database: start, stop, propose, read |
 //! | [`groups`], [`meta`] | all groups of a node; `systemdb`, which says what there is |
 //! | [`forming`] | how a cluster comes to be, once |
+//! | [`link`], [`network`], [`envelope`] | connections between nodes; raft messages over them; their bytes |
 //! | [`forward`] | the one hop to the leader |
 //! | `write`, `read` | the proposer, batches and retries; read index and waiting |
 //! | `membership`, `duties` | who belongs to a group; what its leader does unasked: genesis, seals, seeding |
@@ -19,16 +20,20 @@
 pub mod codec;
 mod duties;
 pub mod env;
+pub mod envelope;
 pub mod error;
 pub mod forming;
 pub mod forward;
 pub mod group;
 pub mod groups;
+mod hosting;
 pub mod link;
 pub mod log_store;
 mod membership;
 pub mod meta;
+pub mod network;
 mod read;
+mod server;
 pub mod snapshot;
 pub mod state_machine;
 mod strand;

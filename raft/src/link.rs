@@ -29,6 +29,7 @@ use crate::env::Net;
 pub use self::io::dial;
 use self::peer::Peer;
 pub use self::peer::Reply;
+pub(crate) use self::serve::SESSION_APPENDS_MAX;
 pub use self::serve::{Serving, serve};
 
 /// Version of frames and bodies; nodes of another version are refused.
@@ -315,7 +316,7 @@ pub trait Handler: Send + Sync + 'static {
     ) -> BoxStream<'static, Result<Bytes, Refusal>>;
 
     /// Answers a probe.
-    fn probe(&self, request: wire::ProbeRequest) -> BoxFuture<'static, Result<wire::ProbeReply, Refusal>>;
+    fn probe(&self, view: wire::View) -> BoxFuture<'static, Result<wire::View, Refusal>>;
 
     /// Answers a request for a promise, after it is durable.
     fn promise(&self, request: wire::PromiseRequest) -> BoxFuture<'static, Result<wire::PromiseReply, Refusal>>;

@@ -5,15 +5,27 @@
 //! records", gives every field. What does not belong here: passwords in clear, sessions, and anything that apply of
 //! another database uses (that is a command in the log of that database).
 
+mod record;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
-use alhambra_storage::command::Settings;
+use alhambra_ledger::kv::{set_key, set_value};
+use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::command::{Precondition, ProposalEntry, Settings, TxProposal};
+use bytes::Bytes;
+use parking_lot::RwLock;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+pub use self::record::RecordError;
+use self::record::Records;
+use crate::env::Env;
 use crate::error::{ProposeError, ReadError};
+use crate::group::{Group, Level};
+use crate::hosting::Hosting;
 
 /// Name of group 0's database.
 pub const SYSTEM_DATABASE: &str = "systemdb";
@@ -110,6 +122,12 @@ pub enum MetaError {
     /// `systemdb` cannot be read at this level.
     #[error("systemdb cannot be read")]
     Read(#[from] ReadError),
+    /// `systemdb` refused the change for its form.
+    #[error("systemdb refuses the change: {rejection:?}")]
+    Rejected {
+        /// Why.
+        rejection: Rejection,
+    },
     /// The database is recorded, but its group did not begin to work before the deadline. It will when its nodes can.
     #[error("database {name} is recorded but does not serve yet")]
     NotServing {
@@ -119,60 +137,259 @@ pub enum MetaError {
 }
 
 /// Reads and changes `systemdb`. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Meta {
-    changes: Arc<watch::Sender<TxId>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    env: Env,
+    /// Group 0, when it is open.
+    group: RwLock<Option<Arc<Group>>>,
+    /// Nodes that hold every database, for records of new ones.
+    members: RwLock<BTreeMap<u64, String>>,
+    records: RwLock<Records>,
+    changes: watch::Sender<TxId>,
+    hosting: Arc<Hosting>,
+}
+
+impl fmt::Debug for Meta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meta").field("tx", &*self.inner.changes.borrow()).finish_non_exhaustive()
+    }
+}
+
+fn database_key(name: &str) -> Bytes {
+    set_key(format!("{}{name}", record::DATABASE).as_bytes()).into()
+}
+
+fn user_key(name: &str) -> Bytes {
+    set_key(format!("{}{name}", record::USER).as_bytes()).into()
+}
+
+fn node_key(id: u64) -> Bytes {
+    set_key(format!("{}{id}", record::NODE).as_bytes()).into()
+}
+
+fn entry(key: Bytes, json: &str) -> ProposalEntry {
+    ProposalEntry { key, metadata: Bytes::new(), value: set_value(json.as_bytes()).into() }
+}
+
+/// What became of a proposal to `systemdb`.
+enum Written {
+    At(TxId),
+    /// A precondition does not hold.
+    Refused,
 }
 
 impl Meta {
     /// All databases but `systemdb`, by name.
     pub fn databases(&self) -> Vec<DatabaseRecord> {
-        Vec::new()
+        self.inner.records.read().databases().cloned().collect()
     }
 
     /// One database.
-    pub fn database(&self, _name: &str) -> Option<DatabaseRecord> {
-        None
+    pub fn database(&self, name: &str) -> Option<DatabaseRecord> {
+        self.inner.records.read().database(name).cloned()
     }
 
     /// All users, by name.
     pub fn users(&self) -> Vec<User> {
-        Vec::new()
+        self.inner.records.read().users().cloned().collect()
     }
 
     /// One user.
-    pub fn user(&self, _name: &str) -> Option<User> {
-        None
+    pub fn user(&self, name: &str) -> Option<User> {
+        self.inner.records.read().user(name).map(|(user, _)| user.clone())
     }
 
     /// Waits until this node has applied everything that `systemdb` had acknowledged before the call.
-    pub async fn barrier(&self, _deadline: Instant) -> Result<(), MetaError> {
-        Err(MetaError::Starting)
+    pub async fn barrier(&self, deadline: Instant) -> Result<(), MetaError> {
+        let read = self.group()?.barrier(Level::Linearizable, deadline).await?;
+        self.applied(read.tx, deadline).await
     }
 
     /// Records a database, starts its group, and waits until it has a leader and its first command is applied here.
     /// The flag tells whether it existed before; without `if_not_exists` that is [`MetaError::Exists`].
     pub async fn create_database(
         &self,
-        _new: NewDatabase,
-        _if_not_exists: bool,
-        _deadline: Instant,
+        new: NewDatabase,
+        if_not_exists: bool,
+        deadline: Instant,
     ) -> Result<(DatabaseRecord, bool), MetaError> {
-        Err(MetaError::Starting)
+        let name = new.name.clone();
+        self.barrier(deadline).await?;
+        let existed = if name == SYSTEM_DATABASE {
+            return Err(MetaError::Exists { name });
+        } else if self.database(&name).is_some() {
+            true
+        } else {
+            let json = self.database_json(new);
+            let key = database_key(&name);
+            let preconditions = vec![Precondition::MustNotExist(key.clone())];
+            match self.write(vec![entry(key, &json)], preconditions, deadline).await? {
+                Written::At(_) => false,
+                // Another call was faster.
+                Written::Refused => {
+                    self.barrier(deadline).await?;
+                    true
+                }
+            }
+        };
+        if existed && !if_not_exists {
+            return Err(MetaError::Exists { name });
+        }
+        let record = self.database(&name).ok_or_else(|| MetaError::NotFound { name: name.clone() })?;
+        self.wait_serving(&name, deadline).await?;
+        Ok((record, existed))
     }
 
     /// Writes a user. `expected` is the record that the caller has read: with none the user must not exist yet, and
     /// [`MetaError::Conflict`] tells that the record is another by now.
-    pub async fn put_user(&self, _user: User, _expected: Option<&User>, _deadline: Instant) -> Result<(), MetaError> {
-        Err(MetaError::Starting)
+    pub async fn put_user(&self, user: User, expected: Option<&User>, deadline: Instant) -> Result<(), MetaError> {
+        let key = user_key(&user.name);
+        let name = user.name.clone();
+        let precondition = match expected {
+            None => Precondition::MustNotExist(key.clone()),
+            Some(expected) => match self.inner.records.read().user(&name) {
+                None => return Err(MetaError::NotFound { name }),
+                Some((now, _)) if now != expected => return Err(MetaError::Conflict { name }),
+                Some((_, tx)) => Precondition::NotModifiedAfter { key: key.clone(), tx },
+            },
+        };
+        match self.write(vec![entry(key, &record::user_json(&user))], vec![precondition], deadline).await? {
+            Written::At(_) => Ok(()),
+            Written::Refused if expected.is_none() => Err(MetaError::Exists { name }),
+            Written::Refused => Err(MetaError::Conflict { name }),
+        }
     }
 
     /// Wakes after each applied transaction of `systemdb`; the value is its number.
     pub fn watch(&self) -> watch::Receiver<TxId> {
-        self.changes.subscribe()
+        self.inner.changes.subscribe()
     }
 
-    pub(crate) fn new() -> Self {
-        Self { changes: Arc::new(watch::Sender::new(TxId(0))) }
+    pub(crate) fn new(env: Env, hosting: Arc<Hosting>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                env,
+                group: RwLock::new(None),
+                members: RwLock::default(),
+                records: RwLock::default(),
+                changes: watch::Sender::new(TxId(0)),
+                hosting,
+            }),
+        }
+    }
+
+    /// Group 0 is open: reads what it holds, and from now on follows it until `systemdb` stops.
+    pub(crate) fn attach(&self, group: Arc<Group>, members: BTreeMap<u64, String>) {
+        *self.inner.members.write() = members;
+        *self.inner.group.write() = Some(group);
+        self.refresh();
+    }
+
+    /// Group 0 stops.
+    pub(crate) fn detach(&self) {
+        *self.inner.group.write() = None;
+    }
+
+    /// Reads what `systemdb` has by now.
+    pub(crate) fn refresh(&self) {
+        let Ok(group) = self.group() else { return };
+        let snapshot = group.database().snapshot();
+        let tx = snapshot.tx();
+        if *self.inner.changes.borrow() == tx {
+            return;
+        }
+        let mut records = self.inner.records.write();
+        for error in records.refresh(&snapshot) {
+            tracing::error!(%error, "a record of systemdb is ignored");
+        }
+        drop(records);
+        self.inner.changes.send_replace(tx);
+    }
+
+    /// What the first leader writes: the nodes, the first user, the default database. Answers whether it is there.
+    pub(crate) async fn bootstrap(
+        &self,
+        first_user: impl Fn() -> User + Send + 'static,
+        database: NewDatabase,
+        deadline: Instant,
+    ) -> Result<(), MetaError> {
+        self.barrier(deadline).await?;
+        if self.bootstrapped() {
+            return Ok(());
+        }
+        // Hashing a password takes long on purpose.
+        let user = self.inner.env.blocking(u64::MAX, first_user).await.ok_or(MetaError::Starting)?;
+        let mut entries: Vec<ProposalEntry> = Vec::new();
+        for (id, addr) in &*self.inner.members.read() {
+            entries.push(entry(node_key(*id), &record::node_json(addr)));
+        }
+        let (user_key, database_key) = (user_key(&user.name), database_key(&database.name));
+        entries.push(entry(user_key.clone(), &record::user_json(&user)));
+        entries.push(entry(database_key.clone(), &self.database_json(database)));
+        let preconditions =
+            vec![Precondition::MustNotExist(user_key), Precondition::MustNotExist(database_key)];
+        match self.write(entries, preconditions, deadline).await? {
+            Written::At(tx) => tracing::info!(%tx, "systemdb has its first records"),
+            Written::Refused => self.barrier(deadline).await?,
+        }
+        Ok(())
+    }
+
+    /// Whether the first records are there.
+    pub(crate) fn bootstrapped(&self) -> bool {
+        self.inner.records.read().database(DEFAULT_DATABASE).is_some()
+    }
+
+    fn database_json(&self, new: NewDatabase) -> String {
+        let mut id = [0; 16];
+        self.inner.env.rng.fill(&mut id);
+        let members = self.inner.members.read().clone();
+        let created_at = self.inner.env.clock.now_unix_ms().div_euclid(1000);
+        record::database_json(DatabaseId(id), members, created_at, new)
+    }
+
+    fn group(&self) -> Result<Arc<Group>, MetaError> {
+        self.inner.group.read().clone().ok_or(MetaError::Starting)
+    }
+
+    async fn write(
+        &self,
+        entries: Vec<ProposalEntry>,
+        preconditions: Vec<Precondition>,
+        deadline: Instant,
+    ) -> Result<Written, MetaError> {
+        let proposal = TxProposal { request: None, metadata: Bytes::new(), entries, preconditions };
+        match self.group()?.propose(proposal, deadline).await? {
+            Outcome::Committed { tx, .. } => {
+                self.applied(tx, deadline).await?;
+                Ok(Written::At(tx))
+            }
+            Outcome::Rejected(Rejection::Precondition { .. }) => Ok(Written::Refused),
+            Outcome::Rejected(rejection) => Err(MetaError::Rejected { rejection }),
+        }
+    }
+
+    /// Waits until the records here are those of transaction `tx` or later.
+    async fn applied(&self, tx: TxId, deadline: Instant) -> Result<(), MetaError> {
+        self.refresh();
+        let mut changes = self.watch();
+        let reached = timeout_at(deadline, changes.wait_for(|now| *now >= tx)).await;
+        match reached {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(MetaError::Starting),
+            Err(_) => Err(MetaError::Read(ReadError::Lagging)),
+        }
+    }
+
+    async fn wait_serving(&self, name: &str, deadline: Instant) -> Result<(), MetaError> {
+        if self.inner.hosting.wait_serving(name, deadline).await {
+            Ok(())
+        } else {
+            Err(MetaError::NotServing { name: name.to_owned() })
+        }
     }
 }

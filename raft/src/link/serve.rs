@@ -98,7 +98,7 @@ fn failed(refusal: Refusal) -> Status {
 
 #[tonic::async_trait]
 impl PeerRpc for Service {
-    async fn probe(&self, request: Request<wire::ProbeRequest>) -> Result<Response<wire::ProbeReply>, Status> {
+    async fn probe(&self, request: Request<wire::View>) -> Result<Response<wire::View>, Status> {
         self.handler.probe(request.into_inner()).await.map(Response::new).map_err(failed)
     }
 

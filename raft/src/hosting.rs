@@ -1,0 +1,132 @@
+//! The groups that live on this node, by name and by number.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_ledger::ids::GroupId;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::group::{Group, Health};
+
+/// How often a wait looks at what nothing wakes it for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// One group of this node.
+#[derive(Clone)]
+pub(crate) struct Hosted {
+    pub(crate) name: String,
+    pub(crate) id: GroupId,
+    /// None while it is being opened, and when it does not open.
+    pub(crate) group: Option<Arc<Group>>,
+    /// Why it does not open.
+    pub(crate) trouble: Option<Arc<str>>,
+}
+
+/// See the module.
+pub(crate) struct Hosting {
+    groups: RwLock<BTreeMap<GroupId, Hosted>>,
+    changes: watch::Sender<u64>,
+}
+
+impl fmt::Debug for Hosting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.groups.read().values().map(|hosted| &hosted.name)).finish()
+    }
+}
+
+impl Default for Hosting {
+    fn default() -> Self {
+        Self { groups: RwLock::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Hosting {
+    /// Reserves a place; false when there is one already.
+    pub(crate) fn reserve(&self, id: GroupId, name: &str) -> bool {
+        let mut groups = self.groups.write();
+        if groups.contains_key(&id) {
+            return false;
+        }
+        groups.insert(id, Hosted { name: name.to_owned(), id, group: None, trouble: None });
+        drop(groups);
+        self.changed();
+        true
+    }
+
+    /// The group is open, or does not open.
+    pub(crate) fn settle(&self, id: GroupId, group: Result<Arc<Group>, Arc<str>>) {
+        if let Some(hosted) = self.groups.write().get_mut(&id) {
+            match group {
+                Ok(group) => hosted.group = Some(group),
+                Err(trouble) => hosted.trouble = Some(trouble),
+            }
+        }
+        self.changed();
+    }
+
+    pub(crate) fn get(&self, id: GroupId) -> Option<Arc<Group>> {
+        self.groups.read().get(&id)?.group.clone()
+    }
+
+    pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Group>> {
+        self.groups.read().values().find(|hosted| hosted.name == name)?.group.clone()
+    }
+
+    /// All of them, by number.
+    pub(crate) fn all(&self) -> Vec<Hosted> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    /// Forgets all of them; peers then find none.
+    pub(crate) fn clear(&self) -> Vec<Arc<Group>> {
+        let groups = std::mem::take(&mut *self.groups.write());
+        self.changed();
+        groups.into_values().filter_map(|hosted| hosted.group).collect()
+    }
+
+    /// Waits until the group of this name has a leader and its first command is applied here; false at the deadline.
+    pub(crate) async fn wait_serving(&self, name: &str, deadline: Instant) -> bool {
+        let mut changes = self.changes.subscribe();
+        let serving = async {
+            loop {
+                changes.mark_unchanged();
+                let Some(group) = self.by_name(name) else {
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                };
+                let mut applied = group.watch_applied();
+                loop {
+                    applied.mark_unchanged();
+                    if serves(&group) {
+                        return;
+                    }
+                    // The leader may become known without anything being applied.
+                    tokio::select! {
+                        biased;
+                        changed = applied.changed() => if changed.is_err() { break },
+                        () = sleep(LOOK_AGAIN) => {}
+                    }
+                    if group.status().health != Health::Running {
+                        break;
+                    }
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        timeout_at(deadline, serving).await.is_ok()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+fn serves(group: &Group) -> bool {
+    group.database().settings().is_some() && group.leader().is_some()
+}

@@ -1,0 +1,326 @@
+//! Records of `systemdb` as JSON (`docs/format.md`, "systemdb records"), and the records that a node has read.
+
+use std::collections::BTreeMap;
+
+use alhambra_ledger::ids::{DatabaseId, GroupId, Revision, TxId};
+use alhambra_ledger::kv::{StoredValue, parse_set_key, parse_value, set_key};
+use alhambra_storage::command::Settings;
+use alhambra_storage::index::ScanSpec;
+use alhambra_storage::read::ReadSnapshot;
+use serde::{Deserialize, Serialize};
+
+use super::{DatabaseRecord, NewDatabase, User};
+
+/// Keys of databases begin so.
+pub(super) const DATABASE: &str = "database/";
+/// Keys of users begin so.
+pub(super) const USER: &str = "user/";
+/// Keys of nodes begin so.
+pub(super) const NODE: &str = "node/";
+
+#[derive(Serialize, Deserialize)]
+struct NodeJson {
+    addr: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DatabaseJson {
+    id: String,
+    members: BTreeMap<u64, String>,
+    segment_bytes: u64,
+    settings: SettingsJson,
+    face: serde_json::Value,
+    created_at: i64,
+    created_by: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SettingsJson {
+    key_len_max: u32,
+    value_len_max: u32,
+    tx_entries_max: u32,
+    header_version: u16,
+    exclude_commit_time: bool,
+    quota_bytes: u64,
+    quota_tx_per_second: u64,
+}
+
+fn json<T: Serialize>(record: &T) -> String {
+    serde_json::to_string(record).expect("plain records become JSON")
+}
+
+pub(super) fn node_json(addr: &str) -> String {
+    json(&NodeJson { addr: addr.to_owned() })
+}
+
+pub(super) fn user_json(user: &User) -> String {
+    json(user)
+}
+
+pub(super) fn database_json(
+    id: DatabaseId,
+    members: BTreeMap<u64, String>,
+    created_at: i64,
+    new: NewDatabase,
+) -> String {
+    let Settings {
+        key_len_max,
+        value_len_max,
+        tx_entries_max,
+        header_version,
+        exclude_commit_time,
+        quota_bytes,
+        quota_tx_per_second,
+    } = new.settings;
+    json(&DatabaseJson {
+        id: id.to_string(),
+        members,
+        segment_bytes: new.segment_bytes,
+        settings: SettingsJson {
+            key_len_max,
+            value_len_max,
+            tx_entries_max,
+            header_version,
+            exclude_commit_time,
+            quota_bytes,
+            quota_tx_per_second,
+        },
+        face: new.face,
+        created_at,
+        created_by: new.created_by,
+    })
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The key or value has not the form of a record.
+    #[error("{key} is not a record")]
+    Form {
+        /// The key, as text.
+        key: String,
+    },
+    /// The JSON does not parse.
+    #[error("{key} does not parse")]
+    Json {
+        /// The key.
+        key: String,
+        /// What the parser says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The value cannot be read.
+    #[error("{key} cannot be read")]
+    Storage {
+        /// The key.
+        key: String,
+        /// What storage says.
+        #[source]
+        source: alhambra_storage::error::Error,
+    },
+}
+
+fn hex_id(text: &str) -> Option<DatabaseId> {
+    let mut id = [0; 16];
+    if text.len() != 32 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(DatabaseId(id))
+}
+
+fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRecord, RecordError> {
+    let key = || format!("{DATABASE}{name}");
+    let record: DatabaseJson =
+        serde_json::from_slice(value).map_err(|source| RecordError::Json { key: key(), source })?;
+    let SettingsJson {
+        key_len_max,
+        value_len_max,
+        tx_entries_max,
+        header_version,
+        exclude_commit_time,
+        quota_bytes,
+        quota_tx_per_second,
+    } = record.settings;
+    Ok(DatabaseRecord {
+        name: name.to_owned(),
+        group,
+        id: hex_id(&record.id).ok_or_else(|| RecordError::Form { key: key() })?,
+        members: record.members,
+        segment_bytes: record.segment_bytes,
+        settings: Settings {
+            key_len_max,
+            value_len_max,
+            tx_entries_max,
+            header_version,
+            exclude_commit_time,
+            quota_bytes,
+            quota_tx_per_second,
+        },
+        face: record.face,
+        created_at: record.created_at,
+        created_by: record.created_by,
+    })
+}
+
+/// The records of one moment, each with the transaction that wrote it.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    databases: BTreeMap<String, (DatabaseRecord, TxId)>,
+    users: BTreeMap<String, (User, TxId)>,
+}
+
+impl Records {
+    pub(super) fn databases(&self) -> impl Iterator<Item = &DatabaseRecord> {
+        self.databases.values().map(|(record, _)| record)
+    }
+
+    pub(super) fn database(&self, name: &str) -> Option<&DatabaseRecord> {
+        self.databases.get(name).map(|(record, _)| record)
+    }
+
+    pub(super) fn users(&self) -> impl Iterator<Item = &User> {
+        self.users.values().map(|(user, _)| user)
+    }
+
+    pub(super) fn user(&self, name: &str) -> Option<(&User, TxId)> {
+        self.users.get(name).map(|(user, tx)| (user, *tx))
+    }
+
+    /// Takes over what the snapshot has. Values are read only for records that are new or changed; one that cannot be used
+    /// keeps its old form and is reported.
+    pub(super) fn refresh(&mut self, snapshot: &ReadSnapshot) -> Vec<RecordError> {
+        let mut errors = Vec::new();
+        let databases = std::mem::take(&mut self.databases);
+        self.databases = refresh(snapshot, DATABASE, databases, &mut errors, |name, key, value| {
+            // The first transaction of the name is the number of its group; later ones change settings.
+            let first = snapshot.revision(key, Revision(1)).map_or(TxId(0), |version| version.tx);
+            read_database(name, GroupId(first.get()), value)
+        });
+        let users = std::mem::take(&mut self.users);
+        self.users = refresh(snapshot, USER, users, &mut errors, |name, _, value| {
+            serde_json::from_slice(value).map_err(|source| RecordError::Json { key: format!("{USER}{name}"), source })
+        });
+        errors
+    }
+}
+
+fn refresh<T>(
+    snapshot: &ReadSnapshot,
+    prefix: &str,
+    mut old: BTreeMap<String, (T, TxId)>,
+    errors: &mut Vec<RecordError>,
+    read: impl Fn(&str, &[u8], &[u8]) -> Result<T, RecordError>,
+) -> BTreeMap<String, (T, TxId)> {
+    let mut new = BTreeMap::new();
+    let all = ScanSpec { prefix: set_key(prefix.as_bytes()).into(), ..ScanSpec::default() };
+    for (key, version) in snapshot.scan(&all) {
+        let text = parse_set_key(&key).ok().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
+        let Some(name) = text.strip_prefix(prefix) else {
+            errors.push(RecordError::Form { key: format!("{key:?}") });
+            continue;
+        };
+        let kept = old.remove(name);
+        if version.metadata.deleted {
+            continue;
+        }
+        if let Some(kept) = kept {
+            if kept.1 == version.tx {
+                new.insert(name.to_owned(), kept);
+                continue;
+            }
+            old.insert(name.to_owned(), kept);
+        }
+        let value = snapshot
+            .value(&key, &version)
+            .map_err(|source| RecordError::Storage { key: text.to_owned(), source })
+            .and_then(|value| match parse_value(&value) {
+                Ok(StoredValue::Plain(json)) => read(name, &key, json),
+                Ok(StoredValue::Deletion | StoredValue::Reference { .. }) | Err(_) => {
+                    Err(RecordError::Form { key: text.to_owned() })
+                }
+            });
+        match value {
+            Ok(record) => {
+                new.insert(name.to_owned(), (record, version.tx));
+            }
+            Err(error) => {
+                errors.push(error);
+                new.extend(old.remove(name).map(|kept| (name.to_owned(), kept)));
+            }
+        }
+    }
+    new
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            key_len_max: 1024,
+            value_len_max: 1 << 25,
+            tx_entries_max: 1024,
+            header_version: 1,
+            exclude_commit_time: false,
+            quota_bytes: 0,
+            quota_tx_per_second: 0,
+        }
+    }
+
+    /// The forms of `docs/format.md`.
+    #[test]
+    fn records_have_fixed_forms_and_are_read_back() {
+        let new = NewDatabase {
+            name: "orders".into(),
+            settings: settings(),
+            segment_bytes: 1 << 20,
+            face: serde_json::json!({ "fileSize": 5 }),
+            created_by: "immudb".into(),
+        };
+        let members = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
+        let text = database_json(DatabaseId([0xab; 16]), members.clone(), 77, new);
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"id":"abababababababababababababababab","members":{"1":"a:1","2":"b:1"},"segment_bytes":1048576,"#,
+                r#""settings":{"key_len_max":1024,"value_len_max":33554432,"tx_entries_max":1024,"header_version":1,"#,
+                r#""exclude_commit_time":false,"quota_bytes":0,"quota_tx_per_second":0},"face":{"fileSize":5},"#,
+                r#""created_at":77,"created_by":"immudb"}"#
+            )
+        );
+        let record = read_database("orders", GroupId(9), text.as_bytes()).unwrap();
+        assert_eq!((record.group, record.id, record.members), (GroupId(9), DatabaseId([0xab; 16]), members));
+        assert_eq!((record.settings, record.created_at), (settings(), 77));
+        assert_eq!(node_json("a:1"), r#"{"addr":"a:1"}"#);
+        let user = User {
+            name: "eve".into(),
+            password: "$hash".into(),
+            permissions: [("orders".to_owned(), 2)].into(),
+            sql_privileges: BTreeMap::new(),
+            active: true,
+            created_by: "immudb".into(),
+            created_at_ms: 5,
+        };
+        let text = user_json(&user);
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"name":"eve","password":"$hash","permissions":{"orders":2},"sql_privileges":{},"active":true,"#,
+                r#""created_by":"immudb","created_at_ms":5}"#
+            )
+        );
+        assert_eq!(serde_json::from_str::<User>(&text).unwrap(), user);
+    }
+
+    #[test]
+    fn database_ids_parse_only_in_full() {
+        assert_eq!(hex_id("000102030405060708090a0b0c0d0e0f").map(|id| id.0[15]), Some(15));
+        for bad in ["", "00", "0001020304050607080g0a0b0c0d0e0f", "000102030405060708090a0b0c0d0e0f0"] {
+            assert_eq!(hex_id(bad), None);
+        }
+    }
+}

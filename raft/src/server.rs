@@ -1,0 +1,272 @@
+//! What peers ask of this node: raft messages of all groups, forwarded calls, files of snapshots, probes and promises.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_ledger::ids::GroupId;
+use alhambra_proto::peer as wire;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesOrdered};
+use openraft::raft::SnapshotResponse;
+use openraft::storage::Snapshot;
+use parking_lot::RwLock;
+use tokio::time::Instant;
+
+use crate::env::Env;
+use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
+use crate::error::SnapshotError;
+use crate::forming::driver::Former;
+use crate::group::Group;
+use crate::hosting::Hosting;
+use crate::link::{FORMAT, Handler, Hello, Incoming, Refusal};
+use crate::network::Network;
+use crate::snapshot::{SnapshotFile, SnapshotSink};
+
+/// How much of a file is asked for at once.
+const FETCH_BYTES: u64 = 1 << 20;
+/// Parts of a file under way.
+const FETCHES_IN_FLIGHT: usize = 4;
+/// A part that has not come after this long is given up, and the snapshot with it.
+const FETCH_WAIT: Duration = Duration::from_secs(15);
+/// Reading and writing files of snapshots has strands of its own, so that no group's log waits for it.
+const STRAND_SNAPSHOT: u64 = 1 << 63;
+
+/// Answers peers. Lives as long as the listener; groups and network come when the cluster is formed.
+pub(crate) struct Server {
+    pub(crate) env: Env,
+    pub(crate) former: Arc<Former>,
+    pub(crate) groups: Arc<Hosting>,
+    pub(crate) network: RwLock<Option<Arc<Network>>>,
+}
+
+fn bad(error: EnvelopeError) -> Refusal {
+    tracing::warn!(%error, "a message of a peer was refused");
+    Refusal::BadRequest
+}
+
+fn stopped<E: std::fmt::Display>(error: E) -> Refusal {
+    tracing::debug!(%error, "a call of a peer met a group that stops");
+    Refusal::Stopped
+}
+
+impl Server {
+    fn group(&self, id: GroupId) -> Result<Arc<Group>, Refusal> {
+        self.groups.get(id).ok_or(Refusal::UnknownGroup)
+    }
+}
+
+impl Handler for Arc<Server> {
+    fn welcome(&self, theirs: &wire::Hello) -> Result<Hello, wire::Refused> {
+        use wire::refused::Reason;
+        let refuse = |reason: Reason, cluster| wire::Refused { reason: reason.into(), cluster, format: FORMAT };
+        let Some(identity) = self.former.identity() else { return Err(refuse(Reason::NotFormed, String::new())) };
+        if theirs.format != FORMAT {
+            return Err(refuse(Reason::OtherFormat, identity.cluster));
+        }
+        if theirs.cluster != identity.cluster {
+            tracing::warn!(node = theirs.node, cluster = theirs.cluster, "refused a node of another cluster");
+            return Err(refuse(Reason::OtherCluster, identity.cluster));
+        }
+        Ok(Hello { cluster: identity.cluster, node: identity.node_id })
+    }
+
+    fn call(&self, from: u64, call: Incoming) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        let server = self.clone();
+        Box::pin(async move {
+            match call.kind {
+                kind::VOTE => {
+                    let request = envelope::decode_vote_request(&call.body).map_err(bad)?;
+                    let group = server.group(call.group)?;
+                    let reply = group.raft().vote(request).await.map_err(stopped)?;
+                    Ok(envelope::encode_vote_reply(&reply))
+                }
+                kind::PRE_VOTE => {
+                    let request = envelope::decode_vote_request(&call.body).map_err(bad)?;
+                    let group = server.group(call.group)?;
+                    let reply = group.raft().pre_vote(request).await.map_err(stopped)?;
+                    Ok(envelope::encode_vote_reply(&reply))
+                }
+                kind::HEARTBEAT => {
+                    let request = envelope::decode_append(&call.body).map_err(bad)?;
+                    let prev = request.prev_log_id;
+                    let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+                    let group = server.group(call.group)?;
+                    let reply = group.raft().append_entries(request).await.map_err(stopped)?;
+                    Ok(envelope::encode_append_reply(&reply.into_stream_result(prev, last)))
+                }
+                kind::TRANSFER => {
+                    let request = envelope::decode_transfer(&call.body).map_err(bad)?;
+                    let group = server.group(call.group)?;
+                    let reply = group.raft().handle_transfer_leader(request).await.map_err(stopped)?;
+                    Ok(envelope::encode_transfer_reply(&reply))
+                }
+                kind::INSTALL => {
+                    let install = envelope::decode_install(&call.body).map_err(bad)?;
+                    let group = server.group(call.group)?;
+                    let reply = server.install(from, call.group, &group, install).await?;
+                    Ok(envelope::encode_install_reply(&reply))
+                }
+                kind::FETCH => server.fetch(envelope::decode_fetch(&call.body).map_err(bad)?).await,
+                kind::PROPOSE => {
+                    let proposal = envelope::decode_propose(&call.body).map_err(bad)?;
+                    let reply = server.group(call.group)?.serve_propose(proposal, call.deadline).await;
+                    Ok(envelope::encode_propose_reply(&reply))
+                }
+                kind::READ_INDEX => {
+                    let reply = server.group(call.group)?.serve_read_index(call.deadline).await;
+                    Ok(envelope::encode_read_index_reply(&reply))
+                }
+                _ => Err(Refusal::BadRequest),
+            }
+        })
+    }
+
+    fn appends(
+        &self,
+        _from: u64,
+        group: GroupId,
+        bodies: BoxStream<'static, Bytes>,
+    ) -> BoxStream<'static, Result<Bytes, Refusal>> {
+        let group = match self.group(group) {
+            Ok(group) => group,
+            Err(refusal) => return refuse_all(bodies, refusal),
+        };
+        // A body that does not parse ends the stream; the asking side then begins a new one.
+        let appends = bodies.map(|body| envelope::decode_append(&body).map_err(bad).ok());
+        let appends = appends.take_while(|append| futures::future::ready(append.is_some())).filter_map(futures::future::ready);
+        let answers = futures::stream::once(async move { group.stream_append(appends).await }).flatten();
+        answers.map(|answer| answer.map(|answer| envelope::encode_append_reply(&answer)).map_err(stopped)).boxed()
+    }
+
+    fn probe(&self, view: wire::View) -> BoxFuture<'static, Result<wire::View, Refusal>> {
+        let former = self.former.clone();
+        Box::pin(async move { Ok(former.answer_probe(view).await) })
+    }
+
+    fn promise(&self, request: wire::PromiseRequest) -> BoxFuture<'static, Result<wire::PromiseReply, Refusal>> {
+        let former = self.former.clone();
+        Box::pin(async move { former.answer_promise(request).await.ok_or(Refusal::Failed) })
+    }
+}
+
+/// The first append is refused, and with it the stream.
+fn refuse_all(bodies: BoxStream<'static, Bytes>, refusal: Refusal) -> BoxStream<'static, Result<Bytes, Refusal>> {
+    bodies.map(move |_| Err(refusal)).boxed()
+}
+
+impl Server {
+    /// A part of a file that another node pulls.
+    async fn fetch(&self, fetch: Fetch) -> Result<Bytes, Refusal> {
+        let network = self.network.read().clone().ok_or(Refusal::Stopped)?;
+        let source = network.transfer(fetch.transfer).ok_or(Refusal::Gone)?;
+        let read = move || source.read(&fetch.name, fetch.offset, fetch.len as usize);
+        self.env.blocking(STRAND_SNAPSHOT, read).await.ok_or(Refusal::Stopped)?.map_err(|error| refuse_snapshot(&error))
+    }
+
+    /// Pulls the files of a snapshot from its sender and installs it.
+    async fn install(
+        &self,
+        from: u64,
+        id: GroupId,
+        group: &Arc<Group>,
+        install: Install,
+    ) -> Result<SnapshotResponse<crate::types::TypeConfig>, Refusal> {
+        let network = self.network.read().clone().ok_or(Refusal::Stopped)?;
+        let began = Instant::now();
+        let owner = group.clone();
+        let manifest = install.manifest.clone();
+        let mut sink = self.on_strand(id, move || owner.snapshot_sink(manifest)).await?;
+        let mut bytes = 0;
+        for file in sink.files() {
+            bytes += file.len;
+            sink = self.pull(&network, from, id, install.transfer, file, sink).await?;
+        }
+        let snapshot = self.on_strand(id, move || sink.finish()).await?;
+        tracing::info!(group = %id, node = from, bytes, seconds = began.elapsed().as_secs_f64(), "received a raft snapshot");
+        metrics::counter!("alhambra_raft_snapshots_received_total").increment(1);
+        metrics::counter!("alhambra_raft_snapshot_received_bytes_total").increment(bytes);
+        let snapshot = Snapshot { meta: install.meta, snapshot };
+        group.raft().install_full_snapshot(install.vote, snapshot).await.map_err(stopped)
+    }
+
+    /// Pulls one file, a few parts ahead.
+    async fn pull(
+        &self,
+        network: &Arc<Network>,
+        from: u64,
+        id: GroupId,
+        transfer: u64,
+        file: SnapshotFile,
+        mut sink: Box<dyn SnapshotSink>,
+    ) -> Result<Box<dyn SnapshotSink>, Refusal> {
+        let mut parts = FuturesOrdered::new();
+        let mut asked = 0;
+        let mut written = 0;
+        while written < file.len {
+            while asked < file.len && parts.len() < FETCHES_IN_FLIGHT {
+                let len = FETCH_BYTES.min(file.len - asked);
+                let fetch = Fetch {
+                    transfer,
+                    name: file.name.clone(),
+                    offset: asked,
+                    len: u32::try_from(len).expect("a part is at most FETCH_BYTES"),
+                };
+                let network = network.clone();
+                parts.push_back(async move {
+                    let part = network.fetch(from, id, &fetch, Instant::now() + FETCH_WAIT).await;
+                    part.map(|part| (fetch, part))
+                });
+                asked += len;
+            }
+            let (fetch, part) = match parts.next().await {
+                Some(Ok(part)) => part,
+                Some(Err(crate::link::LinkError::Refused { refusal: Refusal::Corrupted, .. })) => {
+                    tracing::error!(group = %id, node = from, file = file.name, "the sender's file is corrupted");
+                    return Err(Refusal::Corrupted);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(group = %id, node = from, file = file.name, %error, "a raft snapshot was not received");
+                    return Err(Refusal::Failed);
+                }
+                None => return Err(Refusal::Failed),
+            };
+            if part.len() != fetch.len as usize {
+                return Err(Refusal::Failed);
+            }
+            written += u64::from(fetch.len);
+            sink = self
+                .on_strand(id, move || {
+                    sink.write(&fetch.name, fetch.offset, &part)?;
+                    Ok(sink)
+                })
+                .await?;
+        }
+        Ok(sink)
+    }
+
+    async fn on_strand<T: Send + 'static>(
+        &self,
+        id: GroupId,
+        work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let done = self.env.blocking(STRAND_SNAPSHOT | id.get(), work).await.ok_or(Refusal::Stopped)?;
+        done.map_err(|error| refuse_snapshot(&error))
+    }
+}
+
+/// Said once, where it is handled: the other side only learns the kind.
+fn refuse_snapshot(error: &SnapshotError) -> Refusal {
+    tracing::error!(%error, source = ?std::error::Error::source(error), "a raft snapshot failed");
+    match error {
+        SnapshotError::Digest { .. }
+        | SnapshotError::Storage(alhambra_storage::error::Error::Corrupted { .. }) => Refusal::Corrupted,
+        SnapshotError::NoSuchFile { .. }
+        | SnapshotError::Range { .. }
+        | SnapshotError::Order { .. }
+        | SnapshotError::Incomplete { .. }
+        | SnapshotError::Storage(_)
+        | SnapshotError::Io(_) => Refusal::Failed,
+    }
+}
