@@ -25,7 +25,9 @@ use crate::codec::{decode_membership, encode_membership};
 use crate::error::{ProposeError, ReadError};
 use crate::forward::ReadIndex;
 use crate::log_store::frame_of_entry;
-use crate::types::{CommandBytes, RaftEntry, RaftLogId, RaftStoredMembership, RaftVote, TypeConfig, from_raft_log_id, to_raft_log_id};
+use crate::types::{
+    CommandBytes, RaftEntry, RaftLogId, RaftStoredMembership, RaftVote, TypeConfig, from_raft_log_id, to_raft_log_id,
+};
 
 /// First byte of every body.
 pub const FORMAT: u8 = 1;
@@ -95,11 +97,10 @@ fn take<T: DeserializeOwned>(body: &Bytes) -> Result<(T, Bytes)> {
         Some(&FORMAT) => {}
         Some(&other) => return Err(EnvelopeError::Format(other)),
     }
-    let (value, len) =
-        bincode::serde::decode_from_slice(&body[1..], config()).map_err(|error| match error {
-            bincode::error::DecodeError::UnexpectedEnd { .. } => EnvelopeError::Short,
-            _ => EnvelopeError::Invalid,
-        })?;
+    let (value, len) = bincode::serde::decode_from_slice(&body[1..], config()).map_err(|error| match error {
+        bincode::error::DecodeError::UnexpectedEnd { .. } => EnvelopeError::Short,
+        _ => EnvelopeError::Invalid,
+    })?;
     Ok((value, body.slice(1 + len..)))
 }
 
@@ -363,11 +364,8 @@ pub fn decode_transfer_reply(body: &Bytes) -> Result<TransferLeaderResponse<Type
 }
 
 /// What a raft snapshot stands for.
-pub type RaftSnapshotMeta = SnapshotMeta<
-    openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
-    u64,
-    openraft::BasicNode,
->;
+pub type RaftSnapshotMeta =
+    SnapshotMeta<openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>, u64, openraft::BasicNode>;
 
 /// Asks a node to pull the files of a snapshot and to install it.
 #[derive(Clone, Debug, PartialEq)]

@@ -314,8 +314,13 @@ impl Groups {
         }
         self.meta.detach();
         let hand_over = deadline.min(Instant::now() + HAND_OVER_WAIT);
-        let led: Vec<Arc<Group>> =
-            self.hosting.all().into_iter().filter_map(|hosted| hosted.group).filter(|group| group.is_leader()).collect();
+        let led: Vec<Arc<Group>> = self
+            .hosting
+            .all()
+            .into_iter()
+            .filter_map(|hosted| hosted.group)
+            .filter(|group| group.is_leader())
+            .collect();
         join_all(led.iter().map(|group| self.hand_over(group, hand_over))).await;
         let groups = self.hosting.clear();
         if timeout_at(deadline, join_all(groups.iter().map(|group| group.shutdown()))).await.is_err() {
@@ -464,8 +469,7 @@ impl Groups {
     fn reconcile(self: &Arc<Self>, identity: &Identity, network: &Arc<Network>, opening: &Arc<Semaphore>) {
         for record in self.placed() {
             if self.hosting.reserve(record.group, &record.name) {
-                let task =
-                    self.clone().host(record, identity.node_id, network.clone(), opening.clone());
+                let task = self.clone().host(record, identity.node_id, network.clone(), opening.clone());
                 self.spawn(task);
             }
         }

@@ -330,8 +330,7 @@ impl Meta {
         let (user_key, database_key) = (user_key(&user.name), database_key(&database.name));
         entries.push(entry(user_key.clone(), &record::user_json(&user)));
         entries.push(entry(database_key.clone(), &self.database_json(database)));
-        let preconditions =
-            vec![Precondition::MustNotExist(user_key), Precondition::MustNotExist(database_key)];
+        let preconditions = vec![Precondition::MustNotExist(user_key), Precondition::MustNotExist(database_key)];
         match self.write(entries, preconditions, deadline).await? {
             Written::At(tx) => tracing::info!(%tx, "systemdb has its first records"),
             Written::Refused => self.barrier(deadline).await?,

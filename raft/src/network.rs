@@ -379,8 +379,7 @@ impl Forward for Network {
         deadline: Instant,
     ) -> BoxFuture<'_, Result<ReadIndex, ForwardError<ReadError>>> {
         Box::pin(async move {
-            let request =
-                Request { lane: Lane::Small, group, kind: kind::READ_INDEX, session: 0, body: Bytes::new() };
+            let request = Request { lane: Lane::Small, group, kind: kind::READ_INDEX, session: 0, body: Bytes::new() };
             let answer = self.links.call(leader, request, deadline).await.map_err(|error| forward_error(&error))?;
             match envelope::decode_read_index_reply(&answer) {
                 Ok(answer) => answer.map_err(ForwardError::Remote),

@@ -135,7 +135,8 @@ impl Handler for Arc<Server> {
         };
         // A body that does not parse ends the stream; the asking side then begins a new one.
         let appends = bodies.map(|body| envelope::decode_append(&body).map_err(bad).ok());
-        let appends = appends.take_while(|append| futures::future::ready(append.is_some())).filter_map(futures::future::ready);
+        let appends =
+            appends.take_while(|append| futures::future::ready(append.is_some())).filter_map(futures::future::ready);
         let answers = futures::stream::once(async move { group.stream_append(appends).await }).flatten();
         answers.map(|answer| answer.map(|answer| envelope::encode_append_reply(&answer)).map_err(stopped)).boxed()
     }
@@ -260,8 +261,9 @@ impl Server {
 fn refuse_snapshot(error: &SnapshotError) -> Refusal {
     tracing::error!(%error, source = ?std::error::Error::source(error), "a raft snapshot failed");
     match error {
-        SnapshotError::Digest { .. }
-        | SnapshotError::Storage(alhambra_storage::error::Error::Corrupted { .. }) => Refusal::Corrupted,
+        SnapshotError::Digest { .. } | SnapshotError::Storage(alhambra_storage::error::Error::Corrupted { .. }) => {
+            Refusal::Corrupted
+        }
         SnapshotError::NoSuchFile { .. }
         | SnapshotError::Range { .. }
         | SnapshotError::Order { .. }

@@ -72,9 +72,7 @@ impl Former {
                 let me = identity.members.get(&identity.node_id).cloned().unwrap_or_else(|| listen.clone());
                 State::Named(Machine::new(me, plan.clone(), durable))
             }
-            None if plan.peers().contains(&listen) => {
-                State::Named(Machine::new(listen.clone(), plan.clone(), durable))
-            }
+            None if plan.peers().contains(&listen) => State::Named(Machine::new(listen.clone(), plan.clone(), durable)),
             None => State::Nameless(durable),
         };
         Ok(Arc::new(Self {

@@ -5,5 +5,6 @@
 mod cluster;
 mod faults;
 mod forming;
+mod nodes;
 mod replicas;
 mod seeding;

@@ -1,0 +1,342 @@
+//! Whole nodes in one process over TCP: form a cluster, create a database, write and read on any node, stop, resume.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_raft::env::Env;
+use alhambra_raft::forming::{FormError, PlanError, RELEASE_COMMAND};
+use alhambra_raft::group::{Level, Tuning};
+use alhambra_raft::groups::{Groups, NodeSpec, Phase, StartError};
+use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, NewDatabase, SYSTEM_DATABASE, User};
+use alhambra_storage::apply::Outcome;
+use alhambra_storage::command::Settings;
+use alhambra_storage::vfs::Vfs;
+use alhambra_storage::vfs::os::OsVfs;
+use tokio::time::Instant;
+
+use crate::cluster::{peek, set};
+
+/// Long enough for a machine that does other things too; nothing waits for it when all is well.
+const LONG: Duration = Duration::from_secs(60);
+
+fn soon() -> Instant {
+    Instant::now() + LONG
+}
+
+fn settings() -> Settings {
+    Settings {
+        key_len_max: 1024,
+        value_len_max: 1 << 20,
+        tx_entries_max: 1024,
+        header_version: 1,
+        exclude_commit_time: false,
+        quota_bytes: 0,
+        quota_tx_per_second: 0,
+    }
+}
+
+fn user(name: &str, password: &str) -> User {
+    User {
+        name: name.into(),
+        password: password.into(),
+        permissions: BTreeMap::from([("*".into(), 255)]),
+        sql_privileges: BTreeMap::new(),
+        active: true,
+        created_by: ADMIN_USER.into(),
+        created_at_ms: 0,
+    }
+}
+
+fn orders() -> NewDatabase {
+    NewDatabase {
+        name: "orders".into(),
+        settings: settings(),
+        segment_bytes: 1 << 20,
+        face: serde_json::json!({ "fileSize": 7 }),
+        created_by: ADMIN_USER.into(),
+    }
+}
+
+/// Free ports of this machine. They are given back before the nodes take them, so a test that loses one fails loudly.
+fn free_addrs(count: usize) -> Vec<String> {
+    let bound: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+}
+
+struct Nodes {
+    root: tempfile::TempDir,
+    addrs: Vec<String>,
+    expect: usize,
+    users_made: Arc<AtomicU64>,
+    running: BTreeMap<usize, Arc<Groups>>,
+}
+
+impl Nodes {
+    fn new(count: usize, expect: usize) -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            addrs: free_addrs(count),
+            expect,
+            users_made: Arc::default(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    fn env() -> Env {
+        let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::default());
+        Env::production(vfs)
+    }
+
+    fn dir(&self, node: usize) -> PathBuf {
+        self.root.path().join(format!("node{node}"))
+    }
+
+    fn spec(&self, node: usize) -> NodeSpec {
+        let made = self.users_made.clone();
+        NodeSpec {
+            dir: self.dir(node),
+            listen: self.addrs[node].clone(),
+            bootstrap_expect: self.expect,
+            peers: self.addrs.clone(),
+            insecure_peers: true,
+            segment_bytes: 1 << 20,
+            settings: settings(),
+            default_face: serde_json::json!({}),
+            first_user: Arc::new(move || {
+                made.fetch_add(1, Ordering::Relaxed);
+                user(ADMIN_USER, "hash")
+            }),
+            tuning: Tuning::default(),
+            apply_lag_max: 100,
+        }
+    }
+
+    async fn start(&mut self, node: usize) {
+        let groups = Groups::start(Self::env(), self.spec(node)).await.unwrap();
+        self.running.insert(node, groups);
+    }
+
+    async fn ready(&self) {
+        for (node, groups) in &self.running {
+            assert!(groups.wait_ready(soon()).await, "node {node}: {:?}", groups.ready());
+        }
+    }
+
+    async fn stop(&mut self, node: usize) {
+        let groups = self.running.remove(&node).unwrap();
+        groups.shutdown(soon()).await;
+    }
+
+    async fn stop_all(&mut self) {
+        for node in self.running.keys().copied().collect::<Vec<_>>() {
+            self.stop(node).await;
+        }
+    }
+
+    async fn put(&self, node: usize, database: &str, key: &str, value: &str) -> TxId {
+        let group = self.running[&node].group_by_name(database).unwrap();
+        match group.propose(set(key, value), soon()).await.unwrap() {
+            Outcome::Committed { tx, .. } => tx,
+            rejected @ Outcome::Rejected(_) => panic!("{rejected:?}"),
+        }
+    }
+
+    /// Reads with the strongest level.
+    async fn get(&self, node: usize, database: &str, key: &str) -> Option<String> {
+        let group = self.running[&node].group_by_name(database).unwrap();
+        group.barrier(Level::Linearizable, soon()).await.unwrap();
+        peek(&group, key)
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+#[test]
+fn three_nodes_form_write_and_read_everywhere_and_resume_with_the_same_identity() {
+    run(async {
+        let mut nodes = Nodes::new(3, 3);
+        for node in 0..3 {
+            nodes.start(node).await;
+        }
+        nodes.ready().await;
+        let identity = nodes.running[&0].identity().unwrap();
+        assert_eq!(identity.cluster.len(), 20);
+        let mut ids: Vec<u64> = Vec::new();
+        for groups in nodes.running.values() {
+            assert_eq!(groups.identity().unwrap().cluster, identity.cluster);
+            assert_eq!(groups.identity().unwrap().members, identity.members);
+            ids.push(groups.identity().unwrap().node_id);
+            groups.meta().barrier(soon()).await.unwrap();
+            assert_eq!(groups.meta().user(ADMIN_USER).unwrap().password, "hash");
+            let default = groups.meta().database(DEFAULT_DATABASE).unwrap();
+            assert_eq!((default.created_by.as_str(), default.group.get()), (SYSTEM_DATABASE, 1));
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 2, 3]);
+        assert_eq!(nodes.users_made.load(Ordering::Relaxed), 1, "the first user is made once");
+
+        // A database made on one node serves on all of them.
+        let (record, existed) = nodes.running[&2].meta().create_database(orders(), false, soon()).await.unwrap();
+        assert!(!existed);
+        let again = nodes.running[&1].meta().create_database(orders(), false, soon()).await;
+        assert_eq!(again, Err(MetaError::Exists { name: "orders".into() }));
+        let (same, existed) = nodes.running[&0].meta().create_database(orders(), true, soon()).await.unwrap();
+        assert!(existed);
+        assert_eq!(same, record);
+        assert_eq!(record.face, serde_json::json!({ "fileSize": 7 }));
+
+        for node in 0..3 {
+            nodes.put(node, "orders", &format!("from {node}"), "x").await;
+            nodes.put(node, DEFAULT_DATABASE, "last", &node.to_string()).await;
+        }
+        for node in 0..3 {
+            for from in 0..3 {
+                assert_eq!(nodes.get(node, "orders", &format!("from {from}")).await.as_deref(), Some("x"));
+            }
+            assert_eq!(nodes.get(node, DEFAULT_DATABASE, "last").await.as_deref(), Some("2"));
+        }
+
+        // Users change under conditions.
+        let eve = user("eve", "one");
+        let meta = nodes.running[&1].meta();
+        meta.put_user(eve.clone(), None, soon()).await.unwrap();
+        assert_eq!(meta.put_user(eve.clone(), None, soon()).await, Err(MetaError::Exists { name: "eve".into() }));
+        meta.put_user(user("eve", "two"), Some(&eve), soon()).await.unwrap();
+        let stale = meta.put_user(user("eve", "three"), Some(&eve), soon()).await;
+        assert_eq!(stale, Err(MetaError::Conflict { name: "eve".into() }));
+
+        // One node less: the others go on, wherever the leaders were.
+        nodes.stop(0).await;
+        for node in 1..3 {
+            nodes.put(node, "orders", "while one is away", &node.to_string()).await;
+        }
+        nodes.start(0).await;
+        nodes.ready().await;
+        assert_eq!(nodes.get(0, "orders", "while one is away").await.as_deref(), Some("2"));
+
+        nodes.stop_all().await;
+        for node in 0..3 {
+            nodes.start(node).await;
+        }
+        nodes.ready().await;
+        for node in 0..3 {
+            let groups = &nodes.running[&node];
+            assert_eq!(groups.identity().unwrap().cluster, identity.cluster);
+            assert_eq!(nodes.get(node, "orders", "from 1").await.as_deref(), Some("x"));
+            groups.meta().barrier(soon()).await.unwrap();
+            assert_eq!(groups.meta().user("eve").unwrap().password, "two");
+            assert_eq!(groups.meta().database("orders").unwrap(), record);
+        }
+        assert_eq!(nodes.users_made.load(Ordering::Relaxed), 1);
+        nodes.stop_all().await;
+    });
+}
+
+#[test]
+fn one_node_alone_forms_at_once_and_a_second_process_on_its_folder_is_refused() {
+    run(async {
+        let mut nodes = Nodes::new(1, 1);
+        let mut spec = nodes.spec(0);
+        spec.peers.clear();
+        spec.insecure_peers = false;
+        spec.listen = "127.0.0.1:0".into();
+        let groups = Groups::start(Nodes::env(), spec.clone()).await.unwrap();
+        assert!(groups.wait_ready(soon()).await, "{:?}", groups.ready());
+        nodes.running.insert(0, groups.clone());
+        nodes.put(0, DEFAULT_DATABASE, "k", "v").await;
+        let second = Groups::start(Nodes::env(), spec.clone()).await;
+        assert!(matches!(second, Err(StartError::InUse { .. })), "{second:?}");
+        // Its port, with another folder.
+        let mut neighbour = spec.clone();
+        neighbour.dir = nodes.dir(1);
+        neighbour.listen = groups.peer_addr();
+        let neighbour = Groups::start(Nodes::env(), neighbour).await;
+        assert!(matches!(neighbour, Err(StartError::Listen { .. })), "{neighbour:?}");
+        let cluster = groups.identity().unwrap().cluster;
+        drop(groups);
+        nodes.stop_all().await;
+        let groups = Groups::start(Nodes::env(), spec).await.unwrap();
+        assert!(groups.wait_ready(soon()).await);
+        assert_eq!(groups.identity().unwrap().cluster, cluster);
+        nodes.running.insert(0, groups);
+        assert_eq!(nodes.get(0, DEFAULT_DATABASE, "k").await.as_deref(), Some("v"));
+        nodes.stop_all().await;
+    });
+}
+
+#[test]
+fn impossible_plans_and_foreign_folders_are_refused_with_what_to_do() {
+    run(async {
+        let mut nodes = Nodes::new(2, 2);
+        let mut spec = nodes.spec(0);
+        spec.insecure_peers = false;
+        let refused = Groups::start(Nodes::env(), spec).await;
+        assert!(matches!(refused, Err(StartError::Plan(PlanError::Insecure))), "{refused:?}");
+        let mut spec = nodes.spec(0);
+        spec.bootstrap_expect = 1;
+        let refused = Groups::start(Nodes::env(), spec).await;
+        assert!(matches!(refused, Err(StartError::Plan(PlanError::NotMoreThanHalf { .. }))), "{refused:?}");
+        assert!(!nodes.dir(0).exists(), "nothing is made before the plan is known to be possible");
+
+        nodes.start(0).await;
+        nodes.start(1).await;
+        nodes.ready().await;
+        // Another cluster, whose node then is started with the peers of the first.
+        let mut alone = nodes.spec(0);
+        alone.dir = nodes.dir(7);
+        alone.listen = "127.0.0.1:0".into();
+        alone.peers.clear();
+        alone.bootstrap_expect = 1;
+        let other = Groups::start(Nodes::env(), alone.clone()).await.unwrap();
+        assert!(other.wait_ready(soon()).await);
+        other.shutdown(soon()).await;
+        drop(other);
+        alone.peers = nodes.addrs.clone();
+        alone.bootstrap_expect = 2;
+        let refused = Groups::start(Nodes::env(), alone).await;
+        match refused {
+            Err(StartError::Form(FormError::OtherCluster { theirs, .. })) => {
+                assert_eq!(theirs, nodes.running[&0].identity().unwrap().cluster);
+            }
+            other => panic!("{other:?}"),
+        }
+        // A node that is not in the list finds that out.
+        let mut stranger = nodes.spec(0);
+        stranger.dir = nodes.dir(8);
+        stranger.listen = "127.0.0.1:0".into();
+        let stranger = Groups::start(Nodes::env(), stranger).await.unwrap();
+        let error = stranger.failed().await;
+        assert!(matches!(error, StartError::Form(FormError::NotListed { .. })), "{error:?}");
+        stranger.shutdown(soon()).await;
+        nodes.stop_all().await;
+    });
+}
+
+#[test]
+fn two_of_three_form_and_the_third_waits_to_be_added() {
+    run(async {
+        let mut nodes = Nodes::new(3, 2);
+        nodes.start(0).await;
+        nodes.start(1).await;
+        nodes.ready().await;
+        nodes.start(2).await;
+        let late = nodes.running[&2].clone();
+        let deadline = soon();
+        while !matches!(late.ready().phase, Phase::Forming(text) if text.contains("waits to be added")) {
+            assert!(Instant::now() < deadline, "{:?}", late.ready());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(late.identity(), None);
+        assert_eq!(late.meta().barrier(soon()).await, Err(MetaError::Starting));
+        assert!(!RELEASE_COMMAND.is_empty());
+        drop(late);
+        nodes.stop_all().await;
+    });
+}
