@@ -2,16 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alhambra_node::config::Config;
+use alhambra_node::config::{Config, Secret};
 use alhambra_node::node::{Node, NodeHandle};
 use alhambra_storage::vfs::Vfs;
-use alhambra_storage::vfs::faulty::LyingVfs;
-use alhambra_storage::vfs::mem::MemVfs;
+use alhambra_storage::vfs::faulty::FaultyVfs;
+use alhambra_storage::vfs::mem::{Crash, MemVfs};
+use alhambra_storage::vfs::{FileKind, OpenMode};
 use turmoil::{Builder, Sim};
 
 use super::client::{self, Session};
@@ -75,7 +76,7 @@ pub struct Report {
 #[derive(Default)]
 struct Shared {
     history: History,
-    handles: BTreeMap<usize, NodeHandle>,
+    handles: BTreeMap<usize, Rc<NodeHandle>>,
     lives: BTreeMap<usize, u64>,
     load_over: bool,
     verdict: Option<Result<Final, String>>,
@@ -110,9 +111,19 @@ fn now() -> Duration {
 
 fn config(node: usize) -> Config {
     let peers: Vec<String> = NODES.iter().map(|name| format!("{name}:3323")).collect();
-    let mut config = Config::for_simulation(Path::new("/data"), NODES[node], &peers);
-    config.admin_password = Some(client::PASSWORD.to_string());
-    config.segment_bytes = SEGMENT_BYTES;
+    let mut config = Config::default();
+    config.dir = PathBuf::from("/data");
+    config.address = NODES[node].to_string();
+    config.port = client::PORT;
+    config.bootstrap_expect = 3;
+    config.peers = peers;
+    // Simulated hosts have names, not loopback addresses; nothing leaves the process.
+    config.insecure_peers = true;
+    config.metrics_server = false;
+    config.admin_password = Some(Secret::new(client::PASSWORD));
+    config.segment_size = SEGMENT_BYTES;
+    config.password_hash_memory = 8;
+    config.password_hash_passes = 1;
     config
 }
 
@@ -144,12 +155,14 @@ pub fn run(options: Options) -> Result<Report, String> {
                 };
                 let vfs: Arc<dyn Vfs> = match options.plant {
                     Plant::Nothing => Arc::new(disk),
-                    Plant::AcknowledgeBeforeFsync => Arc::new(LyingVfs::new(Arc::new(disk), |path| {
-                        path.extension().is_some_and(|extension| extension == "seg")
-                    })),
+                    Plant::AcknowledgeBeforeFsync => {
+                        let vfs = FaultyVfs::new(Arc::new(disk));
+                        vfs.set_syncs_lie(true);
+                        Arc::new(vfs)
+                    }
                 };
                 let env = env::env(vfs, seed ^ life.wrapping_mul(0x9e37_79b9), clock_offset_ms);
-                let handle = Node::start(config(i), env).await?;
+                let handle = Rc::new(Node::start(config(i), env).await?);
                 shared.borrow_mut().handles.insert(i, handle.clone());
                 handle.wait().await?;
                 Ok(())
@@ -278,12 +291,13 @@ fn inject(
     story: &mut Story<'_>,
 ) {
     let any = rng.below(3) as usize;
-    let leader = shared.borrow().handles.iter().find(|(_, handle)| handle.leads(client::DATABASE)).map(|(i, _)| *i);
+    let leader = shared.borrow().handles.iter().find(|(_, handle)| leads(handle)).map(|(i, _)| *i);
     let pause = Duration::from_millis(300 + rng.below(5_000));
     let mut crash = |node: usize, after: Duration| {
         shared.borrow_mut().handles.remove(&node);
         sim.crash(NODES[node]);
-        disks[node].crash();
+        let torn = if rng.below(2) == 0 { Crash::PowerLoss } else { Crash::PowerLossTorn { seed: rng.next() } };
+        disks[node].crash(torn);
         repairs.push((elapsed + after, Repair::Start(node)));
     };
     let what = match fault {
@@ -318,6 +332,11 @@ fn inject(
     };
     story.faults += 1;
     story.tell(elapsed, &what);
+}
+
+/// Whether this node leads the database that clients write to.
+fn leads(handle: &NodeHandle) -> bool {
+    handle.groups().group_by_name(client::DATABASE).is_some_and(|group| group.is_leader())
 }
 
 /// Writes and reads until the load is over; goes to another node whenever a call fails.
@@ -422,7 +441,8 @@ async fn collect(patience: Duration) -> Result<Final, String> {
                 transactions.push(shown.chain);
             }
         }
-        let alhs = chain::check(&transactions).map_err(|b| format!("{}: transaction {}: {}", NODES[i], b.tx, b.rule))?;
+        let alhs =
+            chain::check(&transactions).map_err(|b| format!("{}: transaction {}: {}", NODES[i], b.tx, b.rule))?;
         if i > 0 && ledger != result.ledger {
             return Err(format!("R2: {} shows other entries than {}", NODES[i], NODES[0]));
         }
@@ -483,11 +503,20 @@ fn judge(shared: &Rc<RefCell<Shared>>, disks: &[MemVfs], faults: usize) -> Resul
 /// Closed segments of the user database: those with a sidecar.
 fn closed_segments(disk: &MemVfs) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
-    for path in disk.files() {
-        let database = path.to_string_lossy().contains("defaultdb");
-        if database && path.extension().is_some_and(|e| e == "seg") && disk.exists(&path.with_extension("idx")) == Ok(true) {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            found.insert(name, disk.contents(&path));
+    let root = Path::new("/data/databases");
+    for (database, _) in disk.read_dir(root).unwrap_or_default() {
+        let ledger = root.join(&database).join("ledger");
+        for (name, kind) in disk.read_dir(&ledger).unwrap_or_default() {
+            let path = ledger.join(&name);
+            let closed = name.ends_with(".seg") && disk.exists(&path.with_extension("idx")).unwrap_or(false);
+            if database.starts_with(client::DATABASE)
+                && kind == FileKind::File
+                && closed
+                && let Ok(file) = disk.open(&path, OpenMode::Read)
+            {
+                let len = file.len().map_or(0, |len| len as usize);
+                found.insert(name, file.read_at(0, len).map(|bytes| bytes.to_vec()).unwrap_or_default());
+            }
         }
     }
     found
