@@ -212,6 +212,7 @@ const fn code_of_meta(error: &MetaError) -> Code {
         MetaError::Read(error) => code_of_read(error),
         // Recorded, hence not "surely not applied".
         MetaError::NotServing { .. } => Code::OutcomeUnknown,
+        MetaError::Rejected { .. } => Code::InvalidArgument,
         MetaError::Starting => Code::Starting,
     }
 }
