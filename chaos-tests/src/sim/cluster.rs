@@ -10,13 +10,13 @@ use std::time::Duration;
 use alhambra_node::config::{Config, Secret};
 use alhambra_node::node::{Node, NodeHandle};
 use alhambra_storage::vfs::Vfs;
-use alhambra_storage::vfs::faulty::FaultyVfs;
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{FileKind, OpenMode};
 use turmoil::{Builder, Sim};
 
 use super::client::{self, Session};
 use super::env::{self, SimRng};
+use super::plant::AcknowledgeBeforeFsync;
 use crate::check::replicas_equal::Replica;
 use crate::check::{acked_durable, linearizable, replicas_equal};
 use crate::history::{Ending, History, Read, Write};
@@ -155,11 +155,7 @@ pub fn run(options: Options) -> Result<Report, String> {
                 };
                 let vfs: Arc<dyn Vfs> = match options.plant {
                     Plant::Nothing => Arc::new(disk),
-                    Plant::AcknowledgeBeforeFsync => {
-                        let vfs = FaultyVfs::new(Arc::new(disk));
-                        vfs.set_syncs_lie(true);
-                        Arc::new(vfs)
-                    }
+                    Plant::AcknowledgeBeforeFsync => Arc::new(AcknowledgeBeforeFsync(Arc::new(disk))),
                 };
                 let env = env::env(vfs, seed ^ life.wrapping_mul(0x9e37_79b9), clock_offset_ms);
                 let handle = Rc::new(Node::start(config(i), env).await?);
@@ -225,7 +221,10 @@ fn drive(
         if elapsed >= options.load {
             shared.borrow_mut().load_over = true;
         } else if elapsed >= next_fault && repairs.is_empty() {
-            let fault = if due.is_empty() {
+            let fault = if options.plant == Plant::AcknowledgeBeforeFsync {
+                // Only this shows the bug as what it is; with other faults consensus itself stumbles over it first.
+                Fault::PowerLoss
+            } else if due.is_empty() {
                 [Fault::CrashLeader, Fault::CrashAny, Fault::Partition, Fault::OneLink, Fault::PowerLoss]
                     [rng.below(5) as usize]
             } else {
