@@ -87,7 +87,7 @@ impl Nodes {
     }
 
     fn env() -> Env {
-        let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::default());
+        let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
         Env::production(vfs)
     }
 
