@@ -248,7 +248,7 @@ impl Applier {
         if self.failed { Err(Error::Poisoned) } else { Ok(()) }
     }
 
-    /// Applies the next log entry: derived logs, then the index, then the published mark that readers start from [R1].
+    /// Applies the next log entry: derived logs, then the index, then the published mark that readers start from `R1`.
     ///
     /// Outcomes are deterministic. An error says that this replica cannot go on.
     pub(crate) fn apply(&mut self, core: &Core, entry: Applying<'_>) -> Result<Vec<Outcome>> {
@@ -381,7 +381,7 @@ impl Applier {
         Ok(prepare(&tail, settings, ts, metadata, entries, payload_at, &mut self.record))
     }
 
-    /// Record, tree, then the commit record that names both and the log entry [S2], then the index.
+    /// Record, tree, then the commit record that names both and the log entry `S2`, then the index.
     fn commit(&mut self, core: &Core, entry: &Applying<'_>, entries: &[LocatedEntry<'_>], prepared: Prepared) {
         let Prepared { header, alh } = prepared;
         let tx = header.id;

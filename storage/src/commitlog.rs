@@ -1,5 +1,5 @@
 //! `commit/`: a fixed-size record per transaction, that of transaction n at n - 1: where its tx record stands and which
-//! log entry it came with [S2].
+//! log entry it came with `S2`.
 
 use alhambra_ledger::ids::{LogIndex, TxId};
 

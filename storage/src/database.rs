@@ -116,7 +116,7 @@ impl Database {
         self.core().settings()
     }
 
-    /// Applies the log entry at the next index, whose frame stands at `position` in the ledger [R1]. One outcome per
+    /// Applies the log entry at the next index, whose frame stands at `position` in the ledger `R1`. One outcome per
     /// proposal of a batch, none for anything else. An error is fatal for this replica.
     pub fn apply(&self, log_id: LogId, position: Position, kind: FrameKind, payload: &Bytes) -> Result<Vec<Outcome>> {
         apply::run(self, Applying { log_id, position, kind, payload })
@@ -210,7 +210,7 @@ impl Database {
         Ok(core.commit_record(tx)?.log_index)
     }
 
-    /// The stored value of an entry, checked against its hash [S4].
+    /// The stored value of an entry, checked against its hash `S4`.
     pub fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
         self.core().value(entry)
     }
@@ -234,7 +234,7 @@ impl Database {
         self.core().prove_inclusion(tx, entry)
     }
 
-    /// Proof that `source` is history of `target`; verified before it is answered [V1].
+    /// Proof that `source` is history of `target`; verified before it is answered `V1`.
     pub fn dual_proof(&self, source: TxId, target: TxId) -> Result<DualProof> {
         self.core().dual_proof(source, target)
     }

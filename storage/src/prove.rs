@@ -1,4 +1,4 @@
-//! Gathers stored hashes into proofs. Every proof is verified by our own verifier before it is handed out [V1]: it costs a
+//! Gathers stored hashes into proofs. Every proof is verified by our own verifier before it is handed out `V1`: it costs a
 //! fraction of gathering, and a damaged derived log must never become a proof that a client takes for tampering.
 
 use alhambra_ledger::error::ProveError;

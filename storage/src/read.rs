@@ -1,7 +1,7 @@
 //! Reading: headers, transactions and values by id, and read snapshots over the index.
 //!
-//! Nothing is answered that was not checked: a header against its stored Alh, entries against Eh [L4], a value against its
-//! hash [S4]. What does not hold is `Error::Corrupted`.
+//! Nothing is answered that was not checked: a header against its stored Alh, entries against Eh `L4`, a value against its
+//! hash `S4`. What does not hold is `Error::Corrupted`.
 
 use std::sync::Arc;
 
@@ -105,7 +105,7 @@ impl Core {
         Ok(entry.with_key(key))
     }
 
-    /// The stored value of an entry; its SHA-256 is the stored one [S4].
+    /// The stored value of an entry; its SHA-256 is the stored one `S4`.
     pub(crate) fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
         if entry.value_len == 0 {
             return if entry.value_hash == digest::EMPTY {
@@ -197,7 +197,7 @@ impl ReadSnapshot {
         self.core.entry_record(version.tx, version.entry, Bytes::copy_from_slice(key))
     }
 
-    /// The stored value behind a version that this snapshot answered for `key`, checked against its hash [S4].
+    /// The stored value behind a version that this snapshot answered for `key`, checked against its hash `S4`.
     pub fn value(&self, key: &[u8], version: &Version) -> Result<Bytes> {
         self.core.value(&self.entry(key, version)?)
     }

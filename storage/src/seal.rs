@@ -1,5 +1,5 @@
 //! Seals: the digest of each closed segment, agreed through the log. What a replica needs to propose one, to remember those
-//! applied (`seal/`), and to compare them with its own bytes [R2].
+//! applied (`seal/`), and to compare them with its own bytes `R2`.
 //!
 //! Which segment a frame stands in is a function of frame lengths, so the applier follows it by itself (`Trail`) and all
 //! replicas list the same transactions and rejected proposals for a segment. Comparing digests has no part in apply: it
