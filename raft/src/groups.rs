@@ -276,7 +276,8 @@ impl Groups {
         };
         let groups: Vec<GroupReadiness> = self.hosting.all().iter().map(|hosted| self.readiness_of(hosted)).collect();
         let placed = self.placed().iter().all(|record| groups.iter().any(|group| group.group == record.group));
-        let ready = life == Life::Serving && placed && groups.iter().all(|group| group.ready);
+        let ready =
+            life == Life::Serving && self.meta.bootstrapped() && placed && groups.iter().all(|group| group.ready);
         Readiness { ready, phase, groups }
     }
 
