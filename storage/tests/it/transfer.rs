@@ -9,7 +9,7 @@ use alhambra_storage::segment::FrameKind;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs};
-use alhambra_storage::{Database, Error, FileRange, Manifest, Result};
+use alhambra_storage::{Database, Error, FileRange, Health, Manifest, Result};
 use bytes::Bytes;
 
 use crate::model::Model;
@@ -59,7 +59,7 @@ fn follower(vfs: &Arc<dyn Vfs>, leader: &Database, tx: u64) -> Result<Database> 
     db.ledger().flush()?;
     db.ledger().settle().expect("healthy disk");
     support::apply_through(&db, through)?;
-    for n in 0..30u8 {
+    for n in 0..120u8 {
         support::stage(&db, 1, FrameKind::Command, support::batch(3, &[put("own", &[n; 40])]).encode())?;
     }
     db.ledger().flush()?;
@@ -123,6 +123,8 @@ fn a_follower_far_behind_becomes_the_leader_and_goes_on() {
     compare(&db, &installed);
     assert_eq!(db.applied().log_id, manifest.log_id);
     assert_eq!(db.ledger().last_log_id(), manifest.log_id, "the own tail is gone");
+    assert_eq!(db.manifest().expect("healthy disk"), manifest, "R2");
+    assert_eq!(db.health(), Health::Sound);
     assert_eq!(db.load_vote().expect("healthy disk").as_deref(), Some(&b"mine"[..]));
     assert!(!vfs.exists(&staging()).expect("healthy disk"));
     assert_eq!(reader.tx(), TxId(30), "an old snapshot reads on");
@@ -238,6 +240,7 @@ fn a_crash_during_an_install_leaves_the_old_or_the_new_database() {
                 news += 1;
                 compare(&db, &new);
                 assert_eq!(db.ledger().last_log_id(), manifest.log_id);
+                assert_eq!(db.manifest().expect("healthy disk"), manifest, "R2");
             } else {
                 olds += 1;
                 compare(&db, &old);
