@@ -93,7 +93,7 @@ class Cluster:
     def leader(self):
         """The one node that says it leads the database."""
         database = self.login()[2]
-        said = re.compile(r'^alhambra_raft_is_leader\{[^}]*database="%s"[^}]*\} 1(\.0)?$' % re.escape(database), re.M)
+        said = re.compile(r'^alhambra_raft_is_leader\{[^}]*db="%s"[^}]*\} 1(\.0)?$' % re.escape(database), re.M)
 
         def only_one():
             leading = [node for node in self.nodes() if said.search(self.page(node, "/metrics")[1])]

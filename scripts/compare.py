@@ -199,8 +199,7 @@ class Demo:
         self.log = open(scratch / f"demo-{nodes}.log", "wb")
 
     def __enter__(self):
-        environment = dict(os.environ, ALHAMBRA_MAX_SESSIONS="1000")
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=self.log, env=environment)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=self.log)
         if not self.process.stdout.readline():
             self.process.wait()
             sys.exit(pathlib.Path(self.log.name).read_text())
@@ -211,7 +210,7 @@ class Demo:
         return json.loads((self.folder / "demo.json").read_text())["nodes"]
 
     def leader(self):
-        said = re.compile(r'^alhambra_raft_is_leader\{[^}]*database="defaultdb"[^}]*\} 1(\.0)?$', re.M)
+        said = re.compile(r'^alhambra_raft_is_leader\{[^}]*db="defaultdb"[^}]*\} 1(\.0)?$', re.M)
         leading = []
 
         def one():

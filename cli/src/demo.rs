@@ -33,6 +33,8 @@ const DATABASE: &str = "defaultdb";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const ONE_QUESTION: Duration = Duration::from_secs(5);
+/// So begins what a node's readiness page says about a database that cannot be served at all.
+const FAILED_MARK: &str = ", failed: ";
 /// How much of a dead node's log is shown.
 const LOG_LINES_SHOWN: usize = 8;
 
@@ -169,6 +171,13 @@ async fn wait_until_serving(nodes: &[NodePlan]) -> Result<String, Failure> {
             }
             match ask(node).await {
                 Ok(uuid) => break uuid,
+                // What has failed does not heal by waiting.
+                Err(why) if why.contains(FAILED_MARK) => {
+                    return Err(Failure::failed(
+                        format!("node {} cannot serve: {why}", node.number),
+                        format!("look into {}; nothing was changed", node.log.display()),
+                    ));
+                }
                 Err(why) => last = why,
             }
             time::sleep(ASK_AGAIN_AFTER).await;

@@ -7,7 +7,7 @@ use alhambra_client::{Entry, Scan};
 use serde_json::{Value, json};
 
 use crate::connect::{Connect, StateDir};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::output::{Output, Table, print_json, print_raw, text};
 use crate::trusted::Trusted;
 
@@ -98,8 +98,11 @@ pub struct ScanArgs {
 
 /// Writes one pair as one transaction.
 pub async fn set(args: SetArgs) -> Result<(), Failure> {
-    let trusted = args.common.connect().await?;
     let (key, value) = (args.key.into_vec(), args.value.into_vec());
+    if key.is_empty() {
+        return Err(Failure::new(Kind::Usage, "the key is empty", "give a key of at least one byte"));
+    }
+    let trusted = args.common.connect().await?;
     let verify = !args.common.no_verify;
     let outcome = if verify {
         trusted.client.verified_set(key.clone(), value.clone()).await.map(|verified| verified.header)

@@ -1,5 +1,6 @@
 //! `alhambra serve`: one node, until a signal stops it in order.
 
+use std::error::Error;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::thread;
@@ -9,6 +10,10 @@ use alhambra_node::{Config, Env, Node, NodeError};
 use alhambra_storage::vfs::os::OsVfs;
 use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::demo::ports;
 use crate::failure::{Failure, Kind, chain};
@@ -101,13 +106,32 @@ fn load(args: &ServeArgs) -> Result<Config, Failure> {
 
 fn node_failure(error: &NodeError) -> Failure {
     let mut what = chain(error);
-    if let NodeError::Listen { address, source, .. } = error
-        && source.kind() == io::ErrorKind::AddrInUse
-        && let Some(owner) = address.rsplit_once(':').and_then(|(_, port)| ports::owner(port.parse().ok()?))
+    if is_port_in_use(error)
+        && let Some(owner) = port_named_in(&error.to_string()).and_then(ports::owner)
     {
         what = format!("{what}, by process {} ({})", owner.process_id, owner.name);
     }
     Failure::failed(what, "mend what is named above and start again; nothing in the data folder was changed")
+}
+
+/// Whether the system said so, at the bottom of the error.
+fn is_port_in_use(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// The port of the first `host:port` in a text.
+fn port_named_in(text: &str) -> Option<u16> {
+    text.split_whitespace().find_map(|word| {
+        let (_, port) = word.trim_end_matches([':', ';', ',']).rsplit_once(':')?;
+        port.parse().ok()
+    })
 }
 
 fn log_to_stderr(config: &Config) {
@@ -118,10 +142,16 @@ fn log_to_stderr(config: &Config) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    // The consensus library tells every step of every group at `info`; that is debugging for everybody else.
+    let consensus = if level > LevelFilter::INFO { level } else { level.min(LevelFilter::WARN) };
+    let targets = Targets::new().with_default(level).with_target("openraft", consensus);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let log = tracing_subscriber::registry();
     match config.log_format {
-        LogFormat::Text => log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => {
+            log.with(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).with_filter(targets)).init();
+        }
+        LogFormat::Json => log.with(lines.json().with_filter(targets)).init(),
     }
 }
 
@@ -136,5 +166,23 @@ async fn wait_for_end_of_input() {
     });
     if reader.is_ok() {
         let _ = end.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_found_at_the_bottom_of_an_error() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot listen on 127.0.0.1:3322 for clients")]
+        struct Outer(#[source] io::Error);
+        let in_use = Outer(io::ErrorKind::AddrInUse.into());
+        assert!(is_port_in_use(&in_use));
+        assert!(!is_port_in_use(&Outer(io::ErrorKind::PermissionDenied.into())));
+        assert_eq!(port_named_in(&in_use.to_string()), Some(3322));
+        assert_eq!(port_named_in("on [::1]:9497: in use"), Some(9497));
+        assert_eq!(port_named_in("no port: none"), None);
     }
 }

@@ -179,7 +179,7 @@ async fn databases(session: &mut Session, metrics: &str) -> Result<Vec<DatabaseS
 
 /// What the metrics page says about this node's part in a database.
 fn role(metrics: &str, database: &str) -> &'static str {
-    let label = format!("database=\"{database}\"");
+    let label = format!("db=\"{database}\"");
     let line = metrics.lines().find(|line| line.starts_with("alhambra_raft_is_leader{") && line.contains(&label));
     match line.and_then(|line| line.rsplit_once(' ')).and_then(|(_, value)| value.parse::<f64>().ok()) {
         Some(1.0) => "leader",
@@ -227,8 +227,8 @@ mod tests {
     #[test]
     fn the_role_is_read_for_the_database_asked_for() {
         let metrics = "# TYPE alhambra_raft_is_leader gauge\n\
-            alhambra_raft_is_leader{database=\"defaultdb\",node=\"1\"} 1\n\
-            alhambra_raft_is_leader{database=\"other\"} 0\n";
+            alhambra_raft_is_leader{db=\"defaultdb\"} 1\n\
+            alhambra_raft_is_leader{db=\"other\"} 0\n";
         assert_eq!(role(metrics, "defaultdb"), "leader");
         assert_eq!(role(metrics, "other"), "follower");
         assert_eq!(role(metrics, "default"), "unknown");

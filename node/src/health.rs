@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use alhambra_raft::env::{BoxIo, Listener};
+use alhambra_raft::group::Health;
 use alhambra_raft::groups::{Groups, Phase, Readiness};
 use axum::Router;
 use axum::extract::State;
@@ -85,7 +86,11 @@ fn explain(readiness: &Readiness) -> String {
         let index = |log_id: Option<alhambra_ledger::ids::LogId>| log_id.map_or(0, |id| id.index.get());
         let (committed, applied) = (index(group.committed), index(group.applied));
         let state = if group.ready { "ready" } else { "not ready" };
-        let _ = writeln!(out, "{}: {state}, {leader}, applied {applied} of {committed} log entries", group.name);
+        let _ = write!(out, "{}: {state}, {leader}, applied {applied} of {committed} log entries", group.name);
+        if let Some(Health::Failed { reason }) = &group.health {
+            let _ = write!(out, ", failed: {reason}");
+        }
+        out.push('\n');
     }
     out
 }
@@ -133,8 +138,11 @@ mod tests {
             applied: Some(LogId::new(2, 7)),
             health: None,
         };
-        let text = explain(&Readiness { ready: false, phase: Phase::Serving, groups: vec![group] });
+        let text = explain(&Readiness { ready: false, phase: Phase::Serving, groups: vec![group.clone()] });
         assert_eq!(text, "not ready: serving\ndefaultdb: not ready, no known leader, applied 7 of 90 log entries\n");
+        let damaged = GroupReadiness { health: Some(Health::Failed { reason: "rotten".into() }), ..group.clone() };
+        let text = explain(&Readiness { ready: false, phase: Phase::Serving, groups: vec![damaged] });
+        assert!(text.ends_with("applied 7 of 90 log entries, failed: rotten\n"), "{text}");
         let waiting = Readiness { ready: false, phase: Phase::Forming("2 of 3 nodes".into()), groups: vec![] };
         assert_eq!(explain(&waiting), "not ready: forming: 2 of 3 nodes\n");
     }

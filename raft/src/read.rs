@@ -59,11 +59,6 @@ impl Rounds {
         self.wake.notify_one();
         receiver
     }
-
-    /// Everybody who waits learns that the replica has stopped.
-    pub(crate) fn close(&self) {
-        self.waiting.lock().clear();
-    }
 }
 
 impl Replica {
@@ -232,11 +227,10 @@ impl Replica {
         if reached(&applied.borrow_and_update()) {
             return Ok(());
         }
-        tokio::select! {
-            biased;
-            reached = applied.wait_for(|a| reached(a)) => reached.map(drop).map_err(|_| ReadError::Stopped),
-            () = self.core_stopped() => Err(ReadError::Stopped),
-            () = sleep_until(deadline) => Err(ReadError::Lagging),
+        match timeout_at(deadline, applied.wait_for(|a| reached(a))).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ReadError::Stopped),
+            Err(_) => Err(ReadError::Lagging),
         }
     }
 }

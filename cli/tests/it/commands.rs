@@ -1,0 +1,229 @@
+//! The client commands against a running node.
+
+use std::fs;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::support::{Demo, alhambra, free_base_port, run, stderr, stdout};
+
+struct Client {
+    demo: Demo,
+    home: tempfile::TempDir,
+}
+
+impl Client {
+    fn start() -> Client {
+        let home = tempfile::tempdir().unwrap();
+        let demo = Demo::start(&home.path().join("demo"), 1, free_base_port(1));
+        Client { demo, home }
+    }
+
+    fn call(&self, arguments: &[&str]) -> Output {
+        let mut command = alhambra(arguments);
+        command
+            .env("ALHAMBRA_ENDPOINT", self.demo.endpoint_list())
+            .env("IMMUDB_USERNAME", "immudb")
+            .env("ALHAMBRA_STATE_DIR", self.home.path().join("states"));
+        run(&mut command)
+    }
+
+    fn answer(&self, arguments: &[&str]) -> String {
+        let output = self.call(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        stdout(&output)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let answer = self.answer(&[arguments, &["--output", "json"]].concat());
+        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {answer}"))
+    }
+}
+
+#[test]
+fn what_is_set_is_read_back_verified() {
+    let client = Client::start();
+    let set = client.json(&["set", "hello", "world"]);
+    assert_eq!((&set["tx"], &set["key"], &set["verified"]), (&json!(1), &json!("hello"), &json!(true)));
+    client.json(&["set", "hello", "again"]);
+    client.json(&["set", "other", "x"]);
+
+    let got = client.json(&["get", "hello"]);
+    let expected = json!({"key": "hello", "value": "again", "tx": 2, "revision": 2, "verified": true});
+    assert_eq!(got, expected);
+    assert_eq!(client.answer(&["get", "hello", "--output", "raw"]), "again");
+    let table = client.answer(&["get", "hello"]);
+    assert!(table.starts_with("key    value  tx  revision  verified\nhello  again  2   2         yes\n"), "{table}");
+    let unverified = client.json(&["get", "hello", "--no-verify"]);
+    assert_eq!((&unverified["value"], &unverified["verified"]), (&json!("again"), &json!(false)));
+
+    let history = client.json(&["history", "hello"]);
+    let versions: Vec<_> =
+        history["entries"].as_array().unwrap().iter().map(|e| (&e["revision"], &e["value"])).collect();
+    assert_eq!(versions, [(&json!(1), &json!("world")), (&json!(2), &json!("again"))]);
+    assert!(history["entries"].as_array().unwrap().iter().all(|entry| entry["verified"] == json!(true)), "{history}");
+
+    let scan = client.json(&["scan"]);
+    let keys: Vec<_> = scan["entries"].as_array().unwrap().iter().map(|entry| &entry["key"]).collect();
+    assert_eq!(keys, [&json!("hello"), &json!("other")]);
+    assert_eq!(client.json(&["scan", "oth"])["entries"].as_array().unwrap().len(), 1);
+    assert_eq!(client.json(&["scan", "nothing"])["entries"], json!([]));
+    assert_eq!(client.demo.stop(), Some(0));
+}
+
+#[test]
+fn verify_moves_the_trusted_state_forward_and_says_what_is_proven() {
+    let client = Client::start();
+    client.json(&["set", "k", "1", "--no-verify"]);
+    let first = client.json(&["verify"]);
+    assert_eq!((&first["trusted_before"], &first["tx"]), (&json!(0), &json!(1)));
+    client.json(&["set", "k", "2", "--no-verify"]);
+    client.json(&["set", "k", "3", "--no-verify"]);
+    let second = client.json(&["verify", "k"]);
+    assert_eq!((&second["trusted_before"], &second["tx"]), (&json!(1), &json!(3)));
+    assert_eq!((&second["entry"]["value"], &second["entry"]["tx"]), (&json!("3"), &json!(3)));
+    let text = client.answer(&["verify", "k"]);
+    for part in ["proven", "not proven", "newest"] {
+        assert!(text.contains(part), "{text}");
+    }
+
+    // A client that trusts another history at the same transaction finds the server out, and keeps what it trusts.
+    let states: Vec<_> = fs::read_dir(client.home.path().join("states")).unwrap().map(|e| e.unwrap().path()).collect();
+    let state = states
+        .iter()
+        .find(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .expect("one state file");
+    let text = fs::read_to_string(state).unwrap();
+    let alh = second["alh"].as_str().unwrap();
+    assert!(text.contains(alh), "the state file shows the Alh as hex: {text}");
+    let other = alh.replace(&alh[..2], if &alh[..2] == "00" { "11" } else { "00" });
+    let forged = text.replace(alh, &other);
+    fs::write(state, &forged).unwrap();
+    client.json(&["set", "k", "4", "--no-verify"]);
+    let output = client.call(&["verify"]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains("what to do: "), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(state).unwrap(), forged, "the trusted state must not move");
+    assert_eq!(client.demo.stop(), Some(0));
+}
+
+#[test]
+fn status_shows_nodes_roles_databases_and_readiness() {
+    let home = tempfile::tempdir().unwrap();
+    let demo = Demo::start(home.path(), 3, free_base_port(3));
+    let output = run(&mut alhambra(&["status", "--output", "json", "--endpoint", &demo.endpoint_list()]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let status: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let nodes = status["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), 3);
+    let mut leaders = 0;
+    for node in nodes {
+        assert_eq!(node["ready"], json!(true), "{node}");
+        assert_eq!(node["cluster"], demo.json["uuid"]);
+        let database = &node["databases"].as_array().unwrap()[0];
+        assert_eq!((&database["name"], &database["tx"]), (&json!("defaultdb"), &json!(0)));
+        leaders += usize::from(database["role"] == json!("leader"));
+    }
+    assert_eq!(leaders, 1, "{status}");
+
+    // A node that is down is shown as such, and makes the command fail.
+    let with_a_hole = format!("{},127.0.0.1:9", demo.endpoint_list());
+    let output = run(&mut alhambra(&["status", "--endpoint", &with_a_hole]));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stdout(&output).contains("127.0.0.1:9"), "{}", stdout(&output));
+    assert_eq!(demo.stop(), Some(0));
+}
+
+#[test]
+fn bench_prints_a_table_and_json() {
+    let client = Client::start();
+    let endpoint = client.demo.endpoint_list();
+    let kv = |more: &[&str]| {
+        let base = ["bench", "kv", "--endpoint", &endpoint, "--seconds", "1", "--clients", "1,4"];
+        client.answer(&[&base[..], more].concat())
+    };
+    let table = kv(&["--batch", "1,10"]);
+    assert_eq!(table.lines().filter(|line| line.starts_with("| ")).count(), 5, "a heading and four rows: {table}");
+    assert!(table.contains("Machine: "), "{table}");
+    for more in [&["--json"][..], &["--json", "--verified"], &["--json", "--mode", "get", "--verified"]] {
+        let report: Value = serde_json::from_str(&kv(more)).unwrap();
+        for row in report["rows"].as_array().unwrap() {
+            assert_eq!(row["errors"], json!(0), "{row}");
+            assert!(row["tx_per_second"].as_f64().unwrap() > 0.0, "{row}");
+        }
+    }
+    assert_eq!(client.demo.stop(), Some(0));
+}
+
+#[test]
+fn fsck_compares_the_seals_of_a_stopped_node() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("demo");
+    let base_port = free_base_port(1);
+    let demo = Demo::start_with(&dir, 1, base_port, &[("ALHAMBRA_SEGMENT_SIZE", "65536")]);
+    let states = home.path().join("states");
+    for n in 0..8 {
+        let (key, value) = (format!("key-{n}"), "v".repeat(30_000));
+        let output =
+            run(alhambra(&["set", &key, &value, "--endpoint", &demo.endpoint_list()])
+                .env("ALHAMBRA_STATE_DIR", &states));
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let node = dir.join("node-1");
+    let fsck = || run(&mut alhambra(&["fsck", "--seals", "--dir", node.to_str().unwrap()]));
+    assert_eq!(fsck().status.code(), Some(1), "a folder in use is refused: {}", stderr(&fsck()));
+    assert_eq!(demo.stop(), Some(0));
+
+    let output = fsck();
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    let segment =
+        find(&node.join("databases"), &|path| path.ends_with("0000000001.seg")).pop().expect("a sealed segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&segment, &bytes).unwrap();
+    let output = fsck();
+    assert_eq!(output.status.code(), Some(1), "{}{}", stdout(&output), stderr(&output));
+    let said = stdout(&output) + &stderr(&output);
+    assert!(said.contains(segment.file_name().unwrap().to_str().unwrap()), "{said}");
+}
+
+fn find(dir: &std::path::Path, wanted: &dyn Fn(&std::path::Path) -> bool) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(find(&entry.path(), wanted));
+        } else if wanted(&entry.path()) {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+#[test]
+fn version_and_completions_need_no_server() {
+    assert_eq!(stdout(&run(&mut alhambra(&["version"]))), format!("alhambra {}\n", env!("CARGO_PKG_VERSION")));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&run(&mut alhambra(&["completions", shell]))).contains("alhambra"), "{shell}");
+    }
+    let help = stdout(&run(&mut alhambra(&["--help"])));
+    assert!(help.contains("Exit codes:"), "{help}");
+}
+
+#[test]
+fn config_shows_every_setting_with_its_origin() {
+    let output = run(alhambra(&["config", "--print", "--port", "4001"])
+        .env("ALHAMBRA_PEER_PORT", "4002")
+        .env("IMMUDB_PORT", "4003")
+        .env("IMMUDB_MAX_SESSIONS", "7"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for line in [
+        "port = \"4001\"  # flag",
+        "peer-port = \"4002\"  # environment ALHAMBRA_PEER_PORT",
+        "max-sessions = \"7\"  # environment IMMUDB_MAX_SESSIONS",
+        "bootstrap-expect = \"1\"  # default",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} is missing in:\n{text}");
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the built `alhambra` binary: real processes, real ports on loopback, real kills.
+
+#![allow(clippy::unwrap_used)] // helpers of tests are not seen as tests
+
+mod bad_input;
+mod commands;
+mod crash;
+mod demo;
+mod no_quorum;
+mod support;
