@@ -73,9 +73,10 @@ pub struct GroupSpec {
 pub struct Tuning {
     /// How often a leader shows that it lives, milliseconds.
     pub heartbeat_ms: u64,
-    /// A follower that hears nothing for this long stands for election, milliseconds, at least.
+    /// A follower stands for election when it has heard nothing for `election_max_ms` (the leader's lease) and then for a
+    /// random time from here up to that again, milliseconds.
     pub election_min_ms: u64,
-    /// The same, at most.
+    /// See `election_min_ms`; a leader that has not heard of a quorum for this long takes no proposals.
     pub election_max_ms: u64,
     /// Bytes of proposals that may wait before `Overloaded`.
     pub queue_bytes_max: u64,
@@ -97,8 +98,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             heartbeat_ms: 150,
-            election_min_ms: 600,
-            election_max_ms: 1200,
+            election_min_ms: 350,
+            election_max_ms: 700,
             queue_bytes_max: 64 << 20,
             batch_bytes: 1 << 20,
             batch_proposals_max: 4096,
@@ -256,14 +257,20 @@ impl Replica {
         self.server.borrow_watched().state.is_leader()
     }
 
-    /// Ends when this replica knows another leader than `seen`, or none.
+    /// Ends when this replica knows another leader than `seen`, or none, or has stopped.
     pub(crate) async fn leader_other_than(&self, seen: Option<u64>) {
         let mut server = self.server.clone();
         while server.borrow_watched().current_leader == seen {
             if server.changed().await.is_err() {
-                std::future::pending::<()>().await;
+                return;
             }
         }
+    }
+
+    /// Ends when the consensus core has.
+    pub(crate) async fn core_stopped(&self) {
+        let mut server = self.server.clone();
+        while server.changed().await.is_ok() {}
     }
 
     /// Follows role and leader.
@@ -523,8 +530,10 @@ impl Group {
         if self.replica.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.replica.proposer.close();
         // The core may have failed before; it is stopped either way.
         let _ = self.replica.raft.shutdown().await;
+        self.replica.rounds.close();
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }

@@ -276,7 +276,8 @@ impl Groups {
         };
         let groups: Vec<GroupReadiness> = self.hosting.all().iter().map(|hosted| self.readiness_of(hosted)).collect();
         let placed = self.placed().iter().all(|record| groups.iter().any(|group| group.group == record.group));
-        let ready = life == Life::Serving && placed && groups.iter().all(|group| group.ready);
+        let ready =
+            life == Life::Serving && self.meta.bootstrapped() && placed && groups.iter().all(|group| group.ready);
         Readiness { ready, phase, groups }
     }
 
@@ -584,13 +585,13 @@ async fn initialise(group: &Group, members: &BTreeMap<u64, String>) {
     }
 }
 
-/// Makes the data folder and takes its lock.
 /// The error and its sources in one line: the innermost names the file.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(error.source(), |error| error.source());
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
+/// Makes the data folder and takes its lock.
 fn lock(env: &Env, spec: &NodeSpec) -> Result<Box<dyn LockGuard>, StartError> {
     let dir = |source| StartError::Dir { dir: spec.dir.clone(), source };
     env.vfs.create_dir_all(&spec.dir).map_err(dir)?;

@@ -59,6 +59,11 @@ impl Rounds {
         self.wake.notify_one();
         receiver
     }
+
+    /// Everybody who waits learns that the replica has stopped.
+    pub(crate) fn close(&self) {
+        self.waiting.lock().clear();
+    }
 }
 
 impl Replica {
@@ -227,10 +232,11 @@ impl Replica {
         if reached(&applied.borrow_and_update()) {
             return Ok(());
         }
-        match timeout_at(deadline, applied.wait_for(|a| reached(a))).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(ReadError::Stopped),
-            Err(_) => Err(ReadError::Lagging),
+        tokio::select! {
+            biased;
+            reached = applied.wait_for(|a| reached(a)) => reached.map(drop).map_err(|_| ReadError::Stopped),
+            () = self.core_stopped() => Err(ReadError::Stopped),
+            () = sleep_until(deadline) => Err(ReadError::Lagging),
         }
     }
 }

@@ -31,7 +31,9 @@ pub(crate) struct Strands {
 impl Strands {
     /// The strands of a group.
     pub(crate) fn new(executor: &Arc<dyn Executor>, group: GroupId) -> Self {
-        let strand = |n: u64| Strand { executor: executor.clone(), number: group.get() << 2 | n };
+        // Whatever number of threads the executor spreads them over: the logs of neighbouring groups are on different
+        // threads, and so are the strands of one group.
+        let strand = |n: u64| Strand { executor: executor.clone(), number: group.get() + n * 0x1_0000_0001 };
         Self { log: strand(0), background: strand(1), reads: strand(2) }
     }
 }

@@ -77,6 +77,7 @@ struct Queue {
     slots: VecDeque<Arc<Slot>>,
     bytes: u64,
     in_flight: usize,
+    closed: bool,
 }
 
 /// Gathers proposals into batches and hands them to the consensus core.
@@ -189,6 +190,9 @@ impl Proposer {
         let slot = Arc::new(Slot(Mutex::new(Some(Waiting { proposal, len, deadline, answer }))));
         {
             let mut queue = self.queue.lock();
+            if queue.closed {
+                return Err(ProposeError::Stopped);
+            }
             while queue.slots.front().is_some_and(|slot| slot.0.lock().is_none()) {
                 queue.slots.pop_front();
             }
@@ -202,10 +206,24 @@ impl Proposer {
         Ok((slot, receiver))
     }
 
+    /// Takes no more proposals; those that wait surely are not applied.
+    pub(crate) fn close(&self) {
+        let waiting = {
+            let mut queue = self.queue.lock();
+            queue.closed = true;
+            queue.bytes = 0;
+            std::mem::take(&mut queue.slots)
+        };
+        for waiting in waiting.iter().filter_map(|slot| slot.0.lock().take()) {
+            let _ = waiting.answer.send(Err(Missed::Refused(ProposeError::Stopped)));
+        }
+    }
+
     /// Takes a proposal back out of the queue; false when the proposer has it already.
     fn withdraw(&self, slot: &Slot) -> bool {
         let Some(waiting) = slot.0.lock().take() else { return false };
-        self.queue.lock().bytes -= waiting.len;
+        let mut queue = self.queue.lock();
+        queue.bytes = queue.bytes.saturating_sub(waiting.len);
         true
     }
 

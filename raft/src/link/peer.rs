@@ -227,6 +227,10 @@ impl Peer {
         if shared.closed || shared.generation != generation {
             return Take::Ended;
         }
+        // Until the other side has said who it is on every lane, nothing is sent to it.
+        if !matches!(shared.state, State::Up) {
+            return Take::Nothing;
+        }
         let now = Instant::now();
         let mut frames = Vec::new();
         let mut bytes = 0;
@@ -300,6 +304,9 @@ impl Peer {
                         let mut shared = self.shared.lock();
                         shared.state = State::Up;
                         shared.last_heard = Instant::now();
+                        for signal in signals.iter() {
+                            signal.notify_one();
+                        }
                     }
                     let reason = self.serve(lanes, &addr).await;
                     tracing::info!(node = self.node, addr, reason, "connection to peer ended");

@@ -223,6 +223,37 @@ fn a_node_alone_keeps_what_it_acknowledged() {
 }
 
 #[test]
+fn waiting_calls_end_when_the_replica_stops() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let leader = cluster.leader().await;
+        put(&cluster.group(leader), "k", "v").await.unwrap();
+        cluster.isolate(leader, true);
+        let group = cluster.group(leader);
+        // Enough that some are on their way and some wait.
+        let began = tokio::time::Instant::now();
+        let writes = (0..20).map(|n| {
+            let group = group.clone();
+            tokio::spawn(async move { group.propose(set(&format!("k{n}"), "v"), after(60_000)).await })
+        });
+        let writes: Vec<_> = writes.collect();
+        let read = tokio::spawn({
+            let group = group.clone();
+            async move { group.barrier(Level::AtLeast(TxId(1_000)), after(60_000)).await }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        drop(group);
+        cluster.stop(leader).await;
+        for write in writes {
+            let answer = write.await.unwrap();
+            assert!(matches!(answer, Err(ProposeError::OutcomeUnknown | ProposeError::Stopped)), "{answer:?}");
+        }
+        assert_eq!(read.await.unwrap(), Err(ReadError::Stopped));
+        assert!(began.elapsed().as_millis() < 2_000, "they waited for {:?}", began.elapsed());
+    });
+}
+
+#[test]
 fn a_disk_that_fails_stops_the_replica_and_not_the_group() {
     run(async {
         let mut cluster = Cluster::three().await;
