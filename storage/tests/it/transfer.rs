@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{LogIndex, TxId};
 use alhambra_storage::command::Command;
 use alhambra_storage::segment::FrameKind;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
@@ -44,14 +44,10 @@ fn leader(behind: u64) -> (Arc<dyn Vfs>, Database, Model, Model) {
 /// A follower that has the log of `leader` up to the transaction `tx`, and a tail of its own behind it.
 fn follower(vfs: &Arc<dyn Vfs>, leader: &Database, tx: u64) -> Result<Database> {
     let db = open(vfs, &dir())?;
-    let through = leader.log_index_of(TxId(tx)).expect("applied").index_of();
+    let through = leader.log_index_of(TxId(tx)).expect("applied").0;
     let mut next = 0;
     while next <= through {
-        let frames = leader.ledger().read(
-            alhambra_ledger::ids::LogIndex(next),
-            alhambra_ledger::ids::LogIndex(through + 1),
-            1 << 20,
-        )?;
+        let frames = leader.ledger().read(LogIndex(next), LogIndex(through + 1), 1 << 20)?;
         let frames: Vec<_> = frames.into_iter().map(|(_, frame)| frame).collect();
         next += frames.len() as u64;
         db.ledger().stage(&frames)?;
@@ -65,16 +61,6 @@ fn follower(vfs: &Arc<dyn Vfs>, leader: &Database, tx: u64) -> Result<Database> 
     db.ledger().flush()?;
     db.save_vote(b"mine")?;
     Ok(db)
-}
-
-trait IndexOf {
-    fn index_of(self) -> u64;
-}
-
-impl IndexOf for alhambra_ledger::ids::LogIndex {
-    fn index_of(self) -> u64 {
-        self.0
-    }
 }
 
 fn staging() -> PathBuf {
@@ -133,10 +119,7 @@ fn a_follower_far_behind_becomes_the_leader_and_goes_on() {
     // The rest comes through the log.
     let from = manifest.log_id.expect("applied").index.0 + 1;
     let through = leader.applied().log_id.expect("applied").index.0;
-    let frames = leader
-        .ledger()
-        .read(alhambra_ledger::ids::LogIndex(from), alhambra_ledger::ids::LogIndex(through + 1), 1 << 20)
-        .expect("leader");
+    let frames = leader.ledger().read(LogIndex(from), LogIndex(through + 1), 1 << 20).expect("leader");
     let frames: Vec<_> = frames.into_iter().map(|(_, frame)| frame).collect();
     db.ledger().stage(&frames).expect("follows");
     db.ledger().flush().expect("healthy disk");

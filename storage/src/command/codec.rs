@@ -1,0 +1,473 @@
+//! Bytes of commands, as `docs/format.md` gives them: big endian, versioned, read without copying.
+//!
+//! Apply reads a command through [`decode_located`], which borrows from the payload and says where in it each key and value
+//! stands: these offsets become their positions in the ledger.
+
+use std::ops::Range;
+
+use alhambra_ledger::ids::{DatabaseId, TxId};
+use bytes::Bytes;
+
+use super::{Command, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal};
+use crate::wire::{Malformed, Put, Reader};
+
+/// Version of the command codec that this build writes; it reads this one only.
+pub const COMMAND_VERSION: u8 = 1;
+
+const KIND_GENESIS: u8 = 1;
+const KIND_CONFIGURE: u8 = 2;
+const KIND_BATCH: u8 = 3;
+const KIND_SEAL: u8 = 4;
+
+const PROPOSAL_HAS_REQUEST: u8 = 1;
+const PROPOSAL_HAS_METADATA: u8 = 2;
+const PROPOSAL_HAS_PRECONDITIONS: u8 = 4;
+const PROPOSAL_FLAGS: u8 = PROPOSAL_HAS_REQUEST | PROPOSAL_HAS_METADATA | PROPOSAL_HAS_PRECONDITIONS;
+
+const ENTRY_HAS_METADATA: u8 = 1;
+
+/// How a value's bytes stand in the ledger. Only this one exists; the byte is reserved in every entry.
+const COMPRESSION_NONE: u8 = 0;
+
+const MUST_EXIST: u8 = 1;
+const MUST_NOT_EXIST: u8 = 2;
+const NOT_MODIFIED_AFTER: u8 = 3;
+
+const SETTINGS_EXCLUDE_COMMIT_TIME: u8 = 1;
+
+/// Why bytes are not a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer release. Fatal for a replica: it must not guess.
+    #[error("command format version {version} is newer than this release knows (up to {COMMAND_VERSION})")]
+    UnsupportedVersion {
+        /// As found.
+        version: u8,
+    },
+    /// Not the form that `docs/format.md` gives.
+    #[error("malformed command at byte {at}")]
+    Malformed {
+        /// Offset up to which the bytes made sense.
+        at: usize,
+    },
+}
+
+/// One entry of a decoded proposal, borrowed from the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocatedEntry<'a> {
+    /// Stored key.
+    pub key: &'a [u8],
+    /// Offset of the key's first byte within the payload.
+    pub key_at: u32,
+    /// Serialised entry metadata.
+    pub metadata: &'a [u8],
+    /// Stored value.
+    pub value: &'a [u8],
+    /// Offset of the value's first byte within the payload.
+    pub value_at: u32,
+}
+
+/// A precondition borrowed from the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocatedPrecondition<'a> {
+    /// See [`Precondition::MustExist`].
+    MustExist(&'a [u8]),
+    /// See [`Precondition::MustNotExist`].
+    MustNotExist(&'a [u8]),
+    /// See [`Precondition::NotModifiedAfter`].
+    NotModifiedAfter {
+        /// Stored key.
+        key: &'a [u8],
+        /// Newest transaction that may have written the key.
+        tx: TxId,
+    },
+}
+
+/// One proposal of a [`LocatedBatch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocatedProposal<'a> {
+    /// See [`TxProposal::request`].
+    pub request: Option<RequestId>,
+    /// Serialised transaction metadata.
+    pub metadata: &'a [u8],
+    /// Where its entries stand in [`LocatedBatch::entries`].
+    pub entries: Range<usize>,
+    /// Where its preconditions stand in [`LocatedBatch::preconditions`].
+    pub preconditions: Range<usize>,
+}
+
+/// A decoded batch: all entries of all proposals in two flat lists, so that decoding allocates per batch, not per proposal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocatedBatch<'a> {
+    /// Unix seconds.
+    pub ts: i64,
+    /// In order.
+    pub proposals: Vec<LocatedProposal<'a>>,
+    /// Entries of all proposals, in order.
+    pub entries: Vec<LocatedEntry<'a>>,
+    /// Preconditions of all proposals, in order.
+    pub preconditions: Vec<LocatedPrecondition<'a>>,
+}
+
+impl<'a> LocatedBatch<'a> {
+    /// Entries of one of this batch's proposals.
+    pub fn entries_of(&self, proposal: &LocatedProposal<'a>) -> &[LocatedEntry<'a>] {
+        &self.entries[proposal.entries.clone()]
+    }
+
+    /// Preconditions of one of this batch's proposals.
+    pub fn preconditions_of(&self, proposal: &LocatedProposal<'a>) -> &[LocatedPrecondition<'a>] {
+        &self.preconditions[proposal.preconditions.clone()]
+    }
+}
+
+/// A decoded command with the offset of each key and value within the payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Located<'a> {
+    /// See [`Command::Genesis`].
+    Genesis {
+        /// Database id.
+        database: DatabaseId,
+        /// Bytes after which a segment is closed.
+        segment_bytes: u64,
+        /// First settings.
+        settings: Settings,
+    },
+    /// See [`Command::Configure`].
+    Configure(Settings),
+    /// See [`Command::Batch`].
+    Batch(LocatedBatch<'a>),
+    /// See [`Command::Seal`].
+    Seal(Seal),
+}
+
+impl Command {
+    /// The command's bytes, current version. `Command::decode(&c.encode()) == Ok(c)`.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.encoded_len_estimate());
+        out.put_u8(COMMAND_VERSION);
+        match self {
+            Self::Genesis { database, segment_bytes, settings } => {
+                out.put_u8(KIND_GENESIS);
+                out.put_bytes(&database.0);
+                out.put_u64(*segment_bytes);
+                settings.encode_into(&mut out);
+            }
+            Self::Configure(settings) => {
+                out.put_u8(KIND_CONFIGURE);
+                settings.encode_into(&mut out);
+            }
+            Self::Batch { ts, proposals } => {
+                out.put_u8(KIND_BATCH);
+                out.put_i64(*ts);
+                out.put_varint(proposals.len() as u64);
+                for proposal in proposals {
+                    proposal.encode_into(&mut out);
+                }
+            }
+            Self::Seal(seal) => {
+                out.put_u8(KIND_SEAL);
+                seal.encode_into(&mut out);
+            }
+        }
+        Bytes::from(out)
+    }
+
+    /// Reads a command; keys, metadata and values are slices of `payload`, not copies.
+    pub fn decode(payload: &Bytes) -> Result<Self, DecodeError> {
+        Ok(match decode_located(payload)? {
+            Located::Genesis { database, segment_bytes, settings } => {
+                Self::Genesis { database, segment_bytes, settings }
+            }
+            Located::Configure(settings) => Self::Configure(settings),
+            Located::Seal(seal) => Self::Seal(seal),
+            Located::Batch(batch) => {
+                let own = |part: &[u8]| if part.is_empty() { Bytes::new() } else { payload.slice_ref(part) };
+                let proposals = batch.proposals.iter().map(|proposal| TxProposal {
+                    request: proposal.request,
+                    metadata: own(proposal.metadata),
+                    entries: (batch.entries_of(proposal).iter())
+                        .map(|e| ProposalEntry { key: own(e.key), metadata: own(e.metadata), value: own(e.value) })
+                        .collect(),
+                    preconditions: (batch.preconditions_of(proposal).iter())
+                        .map(|condition| match *condition {
+                            LocatedPrecondition::MustExist(key) => Precondition::MustExist(own(key)),
+                            LocatedPrecondition::MustNotExist(key) => Precondition::MustNotExist(own(key)),
+                            LocatedPrecondition::NotModifiedAfter { key, tx } => {
+                                Precondition::NotModifiedAfter { key: own(key), tx }
+                            }
+                        })
+                        .collect(),
+                });
+                Self::Batch { ts: batch.ts, proposals: proposals.collect() }
+            }
+        })
+    }
+
+    /// Bytes that [`Command::encode`] will need at most.
+    fn encoded_len_estimate(&self) -> usize {
+        match self {
+            Self::Genesis { .. } | Self::Configure(_) => 64,
+            Self::Batch { proposals, .. } => 18 + proposals.iter().map(TxProposal::encoded_len_max).sum::<usize>(),
+            Self::Seal(seal) => 128 + 16 * seal.rejected.len(),
+        }
+    }
+}
+
+/// Reads a command and tells where in `payload` each key and value stands.
+pub fn decode_located(payload: &[u8]) -> Result<Located<'_>, DecodeError> {
+    if let Some(&version) = payload.first()
+        && version != COMMAND_VERSION
+    {
+        return Err(DecodeError::UnsupportedVersion { version });
+    }
+    let mut reader = Reader::new(payload);
+    read_command(&mut reader)
+        .and_then(|command| if reader.left() == 0 { Ok(command) } else { Err(Malformed) })
+        .map_err(|Malformed| DecodeError::Malformed { at: reader.at() })
+}
+
+fn read_command<'a>(reader: &mut Reader<'a>) -> Result<Located<'a>, Malformed> {
+    let _version = reader.u8()?;
+    Ok(match reader.u8()? {
+        KIND_GENESIS => Located::Genesis {
+            database: DatabaseId(reader.array()?),
+            segment_bytes: reader.u64()?,
+            settings: Settings::read(reader)?,
+        },
+        KIND_CONFIGURE => Located::Configure(Settings::read(reader)?),
+        KIND_BATCH => Located::Batch(read_batch(reader)?),
+        KIND_SEAL => Located::Seal(Seal::read(reader)?),
+        _ => return Err(Malformed),
+    })
+}
+
+fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed> {
+    /// Smallest proposal: flags and a count of entries.
+    const PROPOSAL_BYTES_MIN: usize = 2;
+    /// Smallest entry: flags, key length, compression, value length.
+    const ENTRY_BYTES_MIN: usize = 4;
+    /// Smallest precondition: kind and key length.
+    const PRECONDITION_BYTES_MIN: usize = 2;
+
+    let ts = reader.i64()?;
+    let count = reader.count(PROPOSAL_BYTES_MIN)?;
+    let mut batch = LocatedBatch {
+        ts,
+        proposals: Vec::with_capacity(count),
+        entries: Vec::with_capacity(count),
+        ..Default::default()
+    };
+    for _ in 0..count {
+        let flags = reader.u8()?;
+        if flags & !PROPOSAL_FLAGS != 0 {
+            return Err(Malformed);
+        }
+        let request = if flags & PROPOSAL_HAS_REQUEST != 0 {
+            Some(RequestId { client: reader.array()?, sequence: reader.u64()?, floor: TxId(reader.u64()?) })
+        } else {
+            None
+        };
+        let metadata = if flags & PROPOSAL_HAS_METADATA != 0 { reader.some_prefixed()? } else { &[] };
+        let first_entry = batch.entries.len();
+        for _ in 0..reader.count(ENTRY_BYTES_MIN)? {
+            let flags = reader.u8()?;
+            if flags & !ENTRY_HAS_METADATA != 0 {
+                return Err(Malformed);
+            }
+            let key = reader.prefixed()?;
+            let key_at = position(reader.at() - key.len())?;
+            let metadata = if flags & ENTRY_HAS_METADATA != 0 { reader.some_prefixed()? } else { &[] };
+            if reader.u8()? != COMPRESSION_NONE {
+                return Err(Malformed);
+            }
+            let value = reader.prefixed()?;
+            let value_at = position(reader.at() - value.len())?;
+            batch.entries.push(LocatedEntry { key, key_at, metadata, value, value_at });
+        }
+        let first_precondition = batch.preconditions.len();
+        if flags & PROPOSAL_HAS_PRECONDITIONS != 0 {
+            let count = reader.count(PRECONDITION_BYTES_MIN)?;
+            if count == 0 {
+                return Err(Malformed);
+            }
+            for _ in 0..count {
+                let kind = reader.u8()?;
+                let key = reader.prefixed()?;
+                batch.preconditions.push(match kind {
+                    MUST_EXIST => LocatedPrecondition::MustExist(key),
+                    MUST_NOT_EXIST => LocatedPrecondition::MustNotExist(key),
+                    NOT_MODIFIED_AFTER => LocatedPrecondition::NotModifiedAfter { key, tx: TxId(reader.u64()?) },
+                    _ => return Err(Malformed),
+                });
+            }
+        }
+        batch.proposals.push(LocatedProposal {
+            request,
+            metadata,
+            entries: first_entry..batch.entries.len(),
+            preconditions: first_precondition..batch.preconditions.len(),
+        });
+    }
+    Ok(batch)
+}
+
+/// Offsets within a payload fit 32 bits: a frame's length does.
+fn position(at: usize) -> Result<u32, Malformed> {
+    u32::try_from(at).map_err(|_| Malformed)
+}
+
+impl TxProposal {
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        let mut flags = 0;
+        if self.request.is_some() {
+            flags |= PROPOSAL_HAS_REQUEST;
+        }
+        if !self.metadata.is_empty() {
+            flags |= PROPOSAL_HAS_METADATA;
+        }
+        if !self.preconditions.is_empty() {
+            flags |= PROPOSAL_HAS_PRECONDITIONS;
+        }
+        out.put_u8(flags);
+        if let Some(request) = &self.request {
+            out.put_bytes(&request.client);
+            out.put_u64(request.sequence);
+            out.put_u64(request.floor.0);
+        }
+        if !self.metadata.is_empty() {
+            out.put_prefixed(&self.metadata);
+        }
+        out.put_varint(self.entries.len() as u64);
+        for entry in &self.entries {
+            out.put_u8(if entry.metadata.is_empty() { 0 } else { ENTRY_HAS_METADATA });
+            out.put_prefixed(&entry.key);
+            if !entry.metadata.is_empty() {
+                out.put_prefixed(&entry.metadata);
+            }
+            out.put_u8(COMPRESSION_NONE);
+            out.put_prefixed(&entry.value);
+        }
+        if !self.preconditions.is_empty() {
+            out.put_varint(self.preconditions.len() as u64);
+            for precondition in &self.preconditions {
+                match precondition {
+                    Precondition::MustExist(key) => {
+                        out.put_u8(MUST_EXIST);
+                        out.put_prefixed(key);
+                    }
+                    Precondition::MustNotExist(key) => {
+                        out.put_u8(MUST_NOT_EXIST);
+                        out.put_prefixed(key);
+                    }
+                    Precondition::NotModifiedAfter { key, tx } => {
+                        out.put_u8(NOT_MODIFIED_AFTER);
+                        out.put_prefixed(key);
+                        out.put_u64(tx.0);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes that this proposal takes in an encoded command, at most. What a queue bounded in bytes counts.
+    pub fn encoded_len_max(&self) -> usize {
+        let entries = self.entries.iter().map(|e| 14 + e.key.len() + e.metadata.len() + e.value.len()).sum::<usize>();
+        let preconditions = (self.preconditions.iter())
+            .map(|condition| match condition {
+                Precondition::MustExist(key) | Precondition::MustNotExist(key) => 9 + key.len(),
+                Precondition::NotModifiedAfter { key, .. } => 17 + key.len(),
+            })
+            .sum::<usize>();
+        57 + self.metadata.len() + entries + preconditions
+    }
+}
+
+impl Settings {
+    /// Settings of a new database unless told otherwise: what the compatible server has by default.
+    pub const DEFAULT: Self = Self {
+        key_len_max: 1024,
+        value_len_max: 32 << 20,
+        tx_entries_max: 1024,
+        header_version: 1,
+        exclude_commit_time: false,
+        quota_bytes: 0,
+        quota_tx_per_second: 0,
+    };
+
+    pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.key_len_max);
+        out.put_u32(self.value_len_max);
+        out.put_u32(self.tx_entries_max);
+        out.put_u16(self.header_version);
+        out.put_u8(if self.exclude_commit_time { SETTINGS_EXCLUDE_COMMIT_TIME } else { 0 });
+        out.put_u64(self.quota_bytes);
+        out.put_u64(self.quota_tx_per_second);
+    }
+
+    /// Reads settings; those that could not be obeyed (a key longer than the hashed length field, an unknown header
+    /// version) are malformed, so that no replica ever holds them.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let settings = Self {
+            key_len_max: reader.u32()?,
+            value_len_max: reader.u32()?,
+            tx_entries_max: reader.u32()?,
+            header_version: reader.u16()?,
+            exclude_commit_time: match reader.u8()? {
+                0 => false,
+                SETTINGS_EXCLUDE_COMMIT_TIME => true,
+                _ => return Err(Malformed),
+            },
+            quota_bytes: reader.u64()?,
+            quota_tx_per_second: reader.u64()?,
+        };
+        if settings.is_valid() { Ok(settings) } else { Err(Malformed) }
+    }
+
+    /// Whether a database can have these settings: header version 0 or 1, at least one byte of key, one entry per
+    /// transaction, key and entry counts within what headers and digests can express.
+    pub fn is_valid(&self) -> bool {
+        let entries_max = if self.header_version == 0 { u32::from(u16::MAX) } else { u32::MAX };
+        self.header_version <= 1
+            && (1..=u32::from(u16::MAX)).contains(&self.key_len_max)
+            && (1..=entries_max).contains(&self.tx_entries_max)
+    }
+}
+
+impl Seal {
+    pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.segment);
+        out.put_u32(self.generation);
+        out.put_bytes(&self.digest);
+        out.put_u64(self.last_tx.0);
+        out.put_bytes(&self.alh);
+        out.put_u8(0); // no map root
+        out.put_varint(self.rejected.len() as u64);
+        let mut previous = 0;
+        for &(index, number) in &self.rejected {
+            debug_assert!(index >= previous, "rejected proposals are listed in log order");
+            out.put_varint(index - previous);
+            out.put_varint(u64::from(number));
+            previous = index;
+        }
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let segment = reader.u64()?;
+        let generation = reader.u32()?;
+        let digest = reader.array()?;
+        let last_tx = TxId(reader.u64()?);
+        let alh = reader.array()?;
+        if reader.u8()? != 0 {
+            return Err(Malformed);
+        }
+        let count = reader.count(2)?;
+        let mut rejected = Vec::with_capacity(count);
+        let mut index = 0u64;
+        for _ in 0..count {
+            index = index.checked_add(reader.varint()?).ok_or(Malformed)?;
+            rejected.push((index, reader.varint_u32()?));
+        }
+        Ok(Self { segment, generation, digest, last_tx, alh, rejected })
+    }
+}
