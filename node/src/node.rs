@@ -164,8 +164,8 @@ impl NodeHandle {
     }
 
     /// The groups of this node, for tests and simulations that look inside.
-    pub fn groups(&self) -> &Arc<Groups> {
-        &self.groups
+    pub fn groups(&self) -> Arc<Groups> {
+        self.groups.clone()
     }
 
     /// Waits until every database of this node has a leader and is caught up; false at the deadline.

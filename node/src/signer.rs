@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use alhambra_ledger::state::TrustedState;
 use alhambra_proto::schema;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use p256::SecretKey;
 use p256::ecdsa::signature::Signer as _;
@@ -77,6 +79,13 @@ impl Signer {
     }
 }
 
+/// The bytes of the first part of a PEM text that has this label.
+fn section(pem: &str, label: &str) -> Option<Vec<u8>> {
+    let (_, rest) = pem.split_once(&format!("-----BEGIN {label}-----"))?;
+    let (body, _) = rest.split_once(&format!("-----END {label}-----"))?;
+    STANDARD.decode(body.split_whitespace().collect::<String>()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use alhambra_ledger::digest::sha256;
@@ -100,6 +109,15 @@ mod tests {
         key.verify(&state.signed_bytes().unwrap(), &signature).unwrap();
         let other = TrustedState { tx: TxId(8), ..state };
         assert!(key.verify(&other.signed_bytes().unwrap(), &signature).is_err());
+    }
+
+    #[test]
+    fn lines_may_have_any_length() {
+        let (begin, rest) = PEM.split_once("-----BEGIN EC PRIVATE KEY-----").unwrap();
+        let (body, _) = rest.split_once("-----END").unwrap();
+        let one_line: String = body.split_whitespace().collect();
+        let pem = format!("{begin}-----BEGIN EC PRIVATE KEY-----\n{one_line}\n-----END EC PRIVATE KEY-----\n");
+        assert_eq!(Signer::from_pem(&pem).unwrap().public_key, Signer::from_pem(PEM).unwrap().public_key);
     }
 
     #[test]

@@ -1,0 +1,228 @@
+//! Three nodes: any of them answers any call, and none of them ever hangs.
+
+use std::time::Duration;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_node::{Config, Node, NodeHandle};
+use alhambra_proto::code::{Applied, Code as Outcome};
+use alhambra_proto::schema;
+use alhambra_storage::vfs::mem::MemVfs;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::support::*;
+
+struct Cluster {
+    configs: Vec<Config>,
+    disks: Vec<MemVfs>,
+    nodes: Vec<Option<NodeHandle>>,
+}
+
+impl Cluster {
+    async fn start(request_timeout: Duration) -> Self {
+        let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+        let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let configs: Vec<Config> = (ports.iter())
+            .map(|port| {
+                let mut config = config();
+                config.peer_port = *port;
+                config.peers = peers.clone();
+                config.bootstrap_expect = 3;
+                config.insecure_peers = true;
+                config.request_timeout = request_timeout;
+                config
+            })
+            .collect();
+        let mut cluster = Self { configs, disks: vec![MemVfs::new(), MemVfs::new(), MemVfs::new()], nodes: vec![None, None, None] };
+        for n in 0..3 {
+            cluster.start_node(n).await;
+        }
+        for n in 0..3 {
+            assert!(cluster.node(n).wait_ready(Instant::now() + PATIENCE).await, "{:?}", cluster.node(n).groups().ready());
+        }
+        cluster
+    }
+
+    async fn start_node(&mut self, n: usize) {
+        let tried = async {
+            loop {
+                // The port of the node that was stopped may take a moment to be free.
+                match Node::start(self.configs[n].clone(), env(&self.disks[n])).await {
+                    Ok(node) => return node,
+                    Err(error) => eprintln!("node {n}: {error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        self.nodes[n] = Some(tokio::time::timeout(PATIENCE, tried).await.expect("the node starts"));
+    }
+
+    fn node(&self, n: usize) -> &NodeHandle {
+        self.nodes[n].as_ref().unwrap()
+    }
+
+    async fn stop(&mut self, n: usize) {
+        if let Some(node) = self.nodes[n].take() {
+            node.shutdown().await;
+        }
+    }
+
+    /// Which node leads the default database.
+    fn leader(&self) -> usize {
+        let leads = |n: &usize| self.nodes[*n].as_ref().is_some_and(|node| node.groups().group_by_name("defaultdb").is_some_and(|group| group.is_leader()));
+        (0..3).find(leads).expect("somebody leads")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_answers_any_call() {
+    let cluster = Cluster::start(Duration::from_secs(10)).await;
+    let mut clients = Vec::new();
+    for n in 0..3 {
+        clients.push(Client::on(cluster.node(n), "defaultdb").await);
+    }
+    let mut uuids = std::collections::BTreeSet::new();
+    for (n, client) in clients.iter().enumerate() {
+        let key = format!("k{n}");
+        let header = client.set(&key, "v").await.unwrap();
+        // Acknowledged here, so seen everywhere from now on, and at once.
+        for other in &clients {
+            assert_eq!(other.get(&key).await.unwrap().tx, header.id);
+            let request = schema::KeyRequest { key: bytes(&key), at_tx: header.id, ..Default::default() };
+            assert_eq!(other.get_of(request).await.unwrap().value, "v");
+            let request = schema::VerifiableGetRequest {
+                key_request: Some(schema::KeyRequest { key: bytes(&key), ..Default::default() }),
+                prove_since_tx: header.id,
+            };
+            other.inner.clone().verifiable_get(other.request(request)).await.unwrap();
+        }
+        let reply = client.inner.clone().health(client.request(())).await.unwrap();
+        uuids.insert(reply.metadata().get("immudb-uuid").unwrap().to_str().unwrap().to_owned());
+    }
+    assert_eq!(uuids.len(), 1, "one cluster, one UUID");
+
+    // A database that one node creates can be used through every node.
+    let name = schema::Database { database_name: "fresh".into() };
+    clients[0].inner.clone().create_database(clients[0].request(name)).await.unwrap();
+    for n in 0..3 {
+        eventually("the database on every node", || async {
+            let mut client = Client::anonymous(cluster.node(n)).await;
+            match client.open("immudb", PASSWORD, "fresh").await {
+                Ok(opened) => client.with("sessionid", opened.session_id).set(&format!("n{n}"), "v").await.is_ok(),
+                Err(_) => false,
+            }
+        })
+        .await;
+    }
+    // All replicas have the same history.
+    let states = async || {
+        let mut states = Vec::new();
+        for client in &clients {
+            states.push(client.state().await.unwrap());
+        }
+        states
+    };
+    let states = states().await;
+    assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
+    // Only a quorum says that a state does not exist, also through a follower.
+    for client in &clients {
+        let request = schema::VerifiableGetRequest {
+            key_request: Some(schema::KeyRequest { key: bytes("k0"), ..Default::default() }),
+            prove_since_tx: 999,
+        };
+        let refusal = client.inner.clone().verifiable_get(client.request(request)).await;
+        refused(refusal, Code::InvalidArgument, "illegal state", "");
+    }
+}
+
+/// Holds a call to its time and to an error that says whether it may have been applied.
+fn typed(status: &Status, took: Duration, at_most: Duration) -> Applied {
+    assert!(took < at_most, "took {took:?}: {status:?}");
+    let outcome = Outcome::of(status).unwrap_or_else(|| panic!("no outcome in {status:?}"));
+    let expected = match outcome.applied() {
+        Applied::No => Code::Unavailable,
+        Applied::Unknown => Code::DeadlineExceeded,
+    };
+    assert_eq!(status.code(), expected, "{status:?}");
+    outcome.applied()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_every_call_ends_in_time_and_writes_resume_by_themselves() {
+    let request_timeout = Duration::from_millis(1500);
+    let mut cluster = Cluster::start(request_timeout).await;
+    let survivor = cluster.leader();
+    let client = Client::on(cluster.node(survivor), "defaultdb").await;
+    let header = client.set("k", "before").await.unwrap();
+    let others: Vec<usize> = (0..3).filter(|n| *n != survivor).collect();
+    for n in &others {
+        cluster.stop(*n).await;
+    }
+    let slack = Duration::from_secs(3);
+    // With no deadline of the client, and with one of its own.
+    for own in [None, Some(Duration::from_millis(700))] {
+        let timed = |mut request: tonic::Request<schema::SetRequest>| {
+            if let Some(own) = own {
+                request.set_timeout(own);
+            }
+            request
+        };
+        let began = Instant::now();
+        let request = timed(client.request(schema::SetRequest { k_vs: vec![kv("k", "during")], ..Default::default() }));
+        let status = client.inner.clone().set(request).await.unwrap_err();
+        typed(&status, began.elapsed(), own.unwrap_or(request_timeout) + slack);
+    }
+    let began = Instant::now();
+    let status = client.get("k").await.unwrap_err();
+    assert_eq!(typed(&status, began.elapsed(), request_timeout + slack), Applied::No);
+    let began = Instant::now();
+    let beyond = schema::VerifiableGetRequest {
+        key_request: Some(schema::KeyRequest { key: bytes("k"), ..Default::default() }),
+        prove_since_tx: 999,
+    };
+    let status = client.inner.clone().verifiable_get(client.request(beyond)).await.unwrap_err();
+    assert_ne!(status.message(), "illegal state", "nobody can know");
+    typed(&status, began.elapsed(), request_timeout + slack);
+
+    // What never changes, and what is known to be enough, can be read all the same.
+    let at = schema::KeyRequest { key: bytes("k"), at_tx: header.id, ..Default::default() };
+    assert_eq!(client.get_of(at).await.unwrap().value, "before");
+    let local = client.with("alhambra-read-level", "local");
+    let request = local.request(schema::KeyRequest { key: bytes("k"), ..Default::default() });
+    let reply = local.inner.clone().get(request).await.unwrap();
+    assert_eq!(reply.metadata().get("alhambra-read-level").unwrap(), "local");
+    assert_eq!(reply.get_ref().value, "before");
+    let wrong = client.with("alhambra-read-level", "fresh").get("k").await.unwrap_err();
+    assert_eq!(wrong.code(), Code::InvalidArgument);
+    let mut again = Client::anonymous(cluster.node(survivor)).await;
+    again.open("immudb", PASSWORD, "defaultdb").await.unwrap();
+    let (_, body) = page(cluster.node(survivor), "/livez").await;
+    assert_eq!(body, "alive\n");
+
+    cluster.start_node(others[0]).await;
+    eventually("a write after one node came back", || async { client.set("k", "after").await.is_ok() }).await;
+    let reply = client.get("k").await.unwrap();
+    assert_eq!(reply.value, "after");
+    assert!(TxId(reply.tx) > TxId(header.id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_leader_goes_the_others_go_on() {
+    let mut cluster = Cluster::start(Duration::from_secs(10)).await;
+    let leader = cluster.leader();
+    let follower = (0..3).find(|n| *n != leader).unwrap();
+    let client = Client::on(cluster.node(follower), "defaultdb").await;
+    for n in 0..20 {
+        client.set(&format!("k{n}"), "v").await.unwrap();
+    }
+    cluster.stop(leader).await;
+    // The session lives on this node, so nothing is lost but time.
+    client.set("after", "v").await.unwrap();
+    let count = client.inner.clone().count_all(client.request(())).await.unwrap().into_inner().count;
+    assert_eq!(count, 21);
+    // The node that was away catches up by itself.
+    cluster.start_node(leader).await;
+    assert!(cluster.node(leader).wait_ready(Instant::now() + PATIENCE).await);
+    let back = Client::on(cluster.node(leader), "defaultdb").await;
+    assert_eq!(back.state().await.unwrap(), client.state().await.unwrap());
+}

@@ -1,0 +1,137 @@
+//! Verified calls, checked with nothing but the ledger's rules and what the client remembers.
+
+use alhambra_ledger::digest::{EMPTY, sha256};
+use alhambra_ledger::entry::entry_digest;
+use alhambra_ledger::ids::TxId;
+use alhambra_ledger::proof::{verify_dual, verify_entries, verify_entry};
+use alhambra_ledger::state::TrustedState;
+use alhambra_ledger::{htree, kv as stored};
+use alhambra_proto::convert::{self, kv_metadata_from};
+use alhambra_proto::schema;
+use p256::ecdsa::signature::Verifier as _;
+use p256::ecdsa::{DerSignature, VerifyingKey};
+use tonic::{Code, Response};
+
+use crate::support::*;
+
+/// What an SDK does with a transaction: rebuild, compare, move its state forward.
+fn check(state: &mut TrustedState, verifiable: &schema::VerifiableTx) -> convert::VerifiableTx {
+    let verifiable = convert::VerifiableTx::try_from(verifiable).unwrap();
+    let header = &verifiable.tx.header;
+    let digests: Vec<_> = verifiable.tx.entries.iter().map(|entry| entry.digest(header.version).unwrap()).collect();
+    assert_eq!(digests.len(), header.nentries as usize);
+    verify_entries(&digests, header).unwrap();
+    let (id, alh) = (header.id, header.alh().unwrap());
+    if state.tx.get() == 0 {
+        state.advance(id, alh).unwrap();
+    } else if id >= state.tx {
+        verify_dual(&verifiable.dual_proof, state.tx, id, &state.alh, &alh).unwrap();
+        state.advance(id, alh).unwrap();
+    } else {
+        verify_dual(&verifiable.dual_proof, id, state.tx, &alh, &state.alh).unwrap();
+    }
+    verifiable
+}
+
+fn set_request(values: Vec<schema::KeyValue>, prove_since_tx: u64) -> schema::VerifiableSetRequest {
+    let set_request = Some(schema::SetRequest { k_vs: values, ..Default::default() });
+    schema::VerifiableSetRequest { set_request, prove_since_tx }
+}
+
+fn get_request(key: &str, prove_since_tx: u64) -> schema::VerifiableGetRequest {
+    let key_request = Some(schema::KeyRequest { key: bytes(key), ..Default::default() });
+    schema::VerifiableGetRequest { key_request, prove_since_tx }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_continues_the_state_that_the_client_trusts() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    let mut inner = client.inner.clone();
+    let first = client.state().await.unwrap();
+    assert_eq!((first.tx_id, &first.tx_hash[..], first.db.as_str()), (0, &EMPTY.0[..], "defaultdb"));
+    assert!(first.signature.is_none() && first.precommitted_tx_hash.is_empty());
+
+    let mut state = TrustedState::empty("defaultdb".into());
+    for n in 0..12 {
+        let values = (0..=n % 3).map(|m| kv(&format!("k{n}-{m}"), &format!("v{n}"))).collect();
+        let request = set_request(values, state.tx.get());
+        let written = inner.verifiable_set(client.request(request)).await.unwrap().into_inner();
+        check(&mut state, &written);
+        assert_eq!(state.tx, TxId(n + 1));
+    }
+    // Entries that are older and entries that are newer than what the client trusts.
+    client.set("newest", "value").await.unwrap();
+    let mut halfway = TrustedState::empty("defaultdb".into());
+    let request = schema::VerifiableTxRequest { tx: 6, ..Default::default() };
+    check(&mut halfway, &inner.verifiable_tx_by_id(client.request(request)).await.unwrap().into_inner());
+    for (key, value, tx) in [("k2-1", "v2", 3), ("k5-0", "v5", 6), ("k11-2", "v11", 12), ("newest", "value", 13)] {
+        for trusted in [&mut TrustedState::empty("defaultdb".into()), &mut halfway.clone(), &mut state] {
+            let request = get_request(key, trusted.tx.get());
+            let found = inner.verifiable_get(client.request(request)).await.unwrap().into_inner();
+            let entry = found.entry.unwrap();
+            assert_eq!((&entry.value[..], entry.tx), (value.as_bytes(), tx));
+            let verifiable = check(trusted, &found.verifiable_tx.unwrap());
+            let proof = htree::InclusionProof::try_from(&found.inclusion_proof.unwrap()).unwrap();
+            let metadata = kv_metadata_from(entry.metadata.as_ref()).to_bytes();
+            let hash = sha256(&stored::set_value(value.as_bytes()));
+            let digest = entry_digest(1, &stored::set_key(key.as_bytes()), &metadata, &hash).unwrap();
+            verify_entry(&proof, &digest, &verifiable.tx.header).unwrap();
+        }
+    }
+    let current = TrustedState::try_from(&client.state().await.unwrap()).unwrap();
+    assert_eq!(current, state);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_the_ledger_does_not_have_is_refused_in_the_words_of_each_call() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    let mut inner = client.inner.clone();
+    client.set("k", "v").await.unwrap();
+    let state = |result: Result<(), tonic::Status>| refused(result, Code::InvalidArgument, "illegal state", "");
+    state(inner.verifiable_set(client.request(set_request(vec![kv("k", "w")], 2))).await.map(drop));
+    state(inner.verifiable_get(client.request(get_request("k", 2))).await.map(drop));
+    let by_id = |tx, prove_since_tx| schema::VerifiableTxRequest { tx, prove_since_tx, ..Default::default() };
+    let text = "illegal state: latest txID=1 is lower than specified as initial tx=2";
+    refused(inner.verifiable_tx_by_id(client.request(by_id(1, 2))).await, Code::Unknown, text, "");
+    refused(inner.verifiable_tx_by_id(client.request(by_id(2, 1))).await, Code::Unknown, "tx not found", "");
+    refused(inner.verifiable_tx_by_id(client.request(by_id(0, 0))).await, Code::InvalidArgument, "illegal arguments", "");
+    let empty = schema::VerifiableSetRequest::default();
+    refused(inner.verifiable_set(client.request(empty)).await, Code::InvalidArgument, "illegal arguments", "");
+    let empty = schema::VerifiableGetRequest::default();
+    let text = "illegal arguments: empty request";
+    refused(inner.verifiable_get(client.request(empty)).await, Code::Unknown, text, "");
+    refused(inner.verifiable_get(client.request(get_request("nothing", 1))).await, Code::Unknown, "tbtree: key not found", "");
+    assert_eq!(client.state().await.unwrap().tx_id, 1, "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_key_every_state_is_signed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    std::fs::write(&path, include_str!("../../testdata/signing_key.pem")).unwrap();
+    let mut config = config();
+    config.signing_key = Some(path);
+    let node = single_with(config).await;
+    let client = Client::on(&node, "defaultdb").await;
+    let mut inner = client.inner.clone();
+    let holds = |state: &TrustedState, signature: &schema::Signature| {
+        let key = VerifyingKey::from_sec1_bytes(&signature.public_key).unwrap();
+        let signature = DerSignature::try_from(&signature.signature[..]).unwrap();
+        key.verify(&state.signed_bytes().unwrap(), &signature).unwrap();
+    };
+    let mut state = TrustedState::empty("defaultdb".into());
+    for n in 0..3 {
+        let request = set_request(vec![kv("k", &n.to_string())], state.tx.get());
+        let written = inner.verifiable_set(client.request(request)).await.unwrap().into_inner();
+        check(&mut state, &written);
+        holds(&state, &written.signature.unwrap());
+    }
+    // The signature of a read is over the target of its proof, here the client's own state.
+    let request = schema::VerifiableTxRequest { tx: 1, prove_since_tx: 3, ..Default::default() };
+    let found = inner.verifiable_tx_by_id(client.request(request)).await.map(Response::into_inner).unwrap();
+    holds(&state, &found.signature.unwrap());
+    let current = client.state().await.unwrap();
+    holds(&TrustedState::try_from(&current).unwrap(), &current.signature.unwrap());
+}
