@@ -58,11 +58,13 @@ impl Signer {
         Self::from_pem(&pem).ok_or_else(|| SignerError::NoKey { path: path.to_owned() })
     }
 
-    /// The key in a PEM text, which may have other parts (`openssl` writes the curve's parameters before it).
+    /// The key in a PEM text, which may have other parts (`openssl` writes the curve's parameters before it) and lines of
+    /// any length.
     pub fn from_pem(pem: &str) -> Option<Self> {
-        let secret = pem
-            .find("-----BEGIN EC PRIVATE KEY-----")
-            .map_or_else(|| SecretKey::from_pkcs8_pem(pem).ok(), |at| SecretKey::from_sec1_pem(&pem[at..]).ok())?;
+        let secret = match section(pem, "EC PRIVATE KEY") {
+            Some(der) => SecretKey::from_sec1_der(&der).ok(),
+            None => SecretKey::from_pkcs8_der(&section(pem, "PRIVATE KEY")?).ok(),
+        }?;
         let key = SigningKey::from(secret);
         let public_key = Bytes::copy_from_slice(key.verifying_key().to_sec1_point(false).as_bytes());
         Some(Self { key, public_key })

@@ -33,12 +33,17 @@ impl Cluster {
                 config
             })
             .collect();
-        let mut cluster = Self { configs, disks: vec![MemVfs::new(), MemVfs::new(), MemVfs::new()], nodes: vec![None, None, None] };
+        let mut cluster =
+            Self { configs, disks: vec![MemVfs::new(), MemVfs::new(), MemVfs::new()], nodes: vec![None, None, None] };
         for n in 0..3 {
             cluster.start_node(n).await;
         }
         for n in 0..3 {
-            assert!(cluster.node(n).wait_ready(Instant::now() + PATIENCE).await, "{:?}", cluster.node(n).groups().ready());
+            assert!(
+                cluster.node(n).wait_ready(Instant::now() + PATIENCE).await,
+                "{:?}",
+                cluster.node(n).groups().ready()
+            );
         }
         cluster
     }
@@ -69,7 +74,11 @@ impl Cluster {
 
     /// Which node leads the default database.
     fn leader(&self) -> usize {
-        let leads = |n: &usize| self.nodes[*n].as_ref().is_some_and(|node| node.groups().group_by_name("defaultdb").is_some_and(|group| group.is_leader()));
+        let leads = |n: &usize| {
+            self.nodes[*n]
+                .as_ref()
+                .is_some_and(|node| node.groups().group_by_name("defaultdb").is_some_and(|group| group.is_leader()))
+        };
         (0..3).find(leads).expect("somebody leads")
     }
 }

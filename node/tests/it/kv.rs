@@ -123,8 +123,7 @@ async fn the_limits_of_a_database_are_its_own() {
         max_tx_entries: number(2),
         ..Default::default()
     };
-    let create =
-        schema::CreateDatabaseRequest { name: "small".into(), settings: Some(settings), if_not_exists: false };
+    let create = schema::CreateDatabaseRequest { name: "small".into(), settings: Some(settings), if_not_exists: false };
     let created = client.inner.clone().create_database_v2(client.request(create)).await.unwrap().into_inner();
     assert_eq!(created.settings.unwrap().max_key_len, number(32));
     let small = Client::on(&node, "small").await;

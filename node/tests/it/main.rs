@@ -1,5 +1,7 @@
 //! Nodes in one process, driven through their sockets by a plain gRPC client. What is expected stands in the protocol sheet.
 
+#![allow(deprecated, reason = "old SDKs make deprecated calls, so they are tested")]
+
 mod cluster;
 mod kv;
 mod reads;

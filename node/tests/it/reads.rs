@@ -50,9 +50,21 @@ async fn get_finds_the_version_that_is_asked_for() {
         (at_revision(5), Code::Unknown, invalid),
         (at_revision(-4), Code::Unknown, invalid),
         (at_revision(i64::MIN), Code::Unknown, invalid),
-        (schema::KeyRequest { since_tx: 1, ..at_tx(1) }, Code::Unknown, "illegal arguments: SinceTx should not be specified when AtTx is used"),
-        (schema::KeyRequest { at_revision: 1, ..at_tx(1) }, Code::Unknown, "illegal arguments: AtRevision should not be specified when AtTx is used"),
-        (schema::KeyRequest { since_tx: 6, ..key_request("k") }, Code::Unknown, "illegal arguments: SinceTx must not be greater than the current transaction ID"),
+        (
+            schema::KeyRequest { since_tx: 1, ..at_tx(1) },
+            Code::Unknown,
+            "illegal arguments: SinceTx should not be specified when AtTx is used",
+        ),
+        (
+            schema::KeyRequest { at_revision: 1, ..at_tx(1) },
+            Code::Unknown,
+            "illegal arguments: AtRevision should not be specified when AtTx is used",
+        ),
+        (
+            schema::KeyRequest { since_tx: 6, ..key_request("k") },
+            Code::Unknown,
+            "illegal arguments: SinceTx must not be greater than the current transaction ID",
+        ),
     ] {
         refused(client.get_of(request).await, code, text, "");
     }
@@ -84,7 +96,10 @@ async fn metadata_decides_what_is_seen_where() {
 
     assert_eq!(keys(&client.scan(schema::ScanRequest::default()).await.unwrap()), ["later", "plain"]);
     let list = schema::KeyListRequest {
-        keys: ["plain", "now", "", "nothing", "later", "plain", "dead", "hidden"].iter().map(|key| bytes(key)).collect(),
+        keys: ["plain", "now", "", "nothing", "later", "plain", "dead", "hidden"]
+            .iter()
+            .map(|key| bytes(key))
+            .collect(),
         since_tx: 0,
     };
     let found = client.inner.clone().get_all(client.request(list)).await.unwrap().into_inner().entries;

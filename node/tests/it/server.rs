@@ -212,7 +212,12 @@ async fn operators_see_metrics_and_honest_health() {
     ] {
         assert!(metrics.lines().any(|have| have == line), "{line} is missing in\n{metrics}");
     }
-    for name in ["immudb_uptime_hours ", "process_resident_memory_bytes ", "process_cpu_seconds_total ", "immudb_db_size_bytes{"] {
+    for name in [
+        "immudb_uptime_hours ",
+        "process_resident_memory_bytes ",
+        "process_cpu_seconds_total ",
+        "immudb_db_size_bytes{",
+    ] {
         assert!(metrics.lines().any(|line| line.starts_with(name)), "{name}");
     }
 }
@@ -232,7 +237,10 @@ async fn a_node_that_waits_for_others_is_alive_and_not_ready_and_says_why() {
     assert_eq!(page(&node, "/initz").await.0, "HTTP/1.1 503 Service Unavailable");
     let mut client = Client::anonymous(&node).await;
     let status = client.open("immudb", PASSWORD, "defaultdb").await.unwrap_err();
-    assert_eq!((status.code(), alhambra_proto::code::Code::of(&status)), (Code::Unavailable, Some(alhambra_proto::code::Code::Starting)));
+    assert_eq!(
+        (status.code(), alhambra_proto::code::Code::of(&status)),
+        (Code::Unavailable, Some(alhambra_proto::code::Code::Starting))
+    );
     client.inner.health(client.request(())).await.unwrap();
     node.shutdown().await;
     node.wait().await.unwrap();
@@ -243,12 +251,18 @@ async fn starts_that_cannot_work_say_what_to_do_and_change_nothing() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let disk = MemVfs::new();
-    for change in [|config: &mut alhambra_node::Config, port| config.port = port, |config: &mut alhambra_node::Config, port| config.metrics_server_port = port] {
+    for change in [
+        |config: &mut alhambra_node::Config, port| config.port = port,
+        |config: &mut alhambra_node::Config, port| config.metrics_server_port = port,
+    ] {
         let mut config = config();
         change(&mut config, port);
         let error = Node::start(config, env(&disk)).await.unwrap_err();
         assert!(matches!(&error, NodeError::Listen { .. }), "{error}");
-        assert!(error.to_string().contains(&port.to_string()) && error.to_string().contains("choose another port"), "{error}");
+        assert!(
+            error.to_string().contains(&port.to_string()) && error.to_string().contains("choose another port"),
+            "{error}"
+        );
     }
     let mut config = config();
     config.signing_key = Some("/nonexistent/key.pem".into());

@@ -126,10 +126,7 @@ async fn tokens_select_databases_and_end_with_the_last_logout() {
     let mut inner = anonymous.inner.clone();
     let login = schema::LoginRequest { user: bytes("immudb"), password: bytes("immudb") };
     let logged_in = inner.login(anonymous.request(login.clone())).await.unwrap().into_inner();
-    assert_eq!(
-        logged_in.warning,
-        "immudb user has the default password: please change it to ensure proper security"
-    );
+    assert_eq!(logged_in.warning, "immudb user has the default password: please change it to ensure proper security");
     let wrong = schema::LoginRequest { user: bytes("immudb"), password: bytes("x") };
     refused(inner.login(anonymous.request(wrong)).await, Code::Unknown, "invalid user name or password", "08004");
 

@@ -108,7 +108,12 @@ impl Client {
         client
     }
 
-    pub async fn open(&mut self, user: &str, password: &str, database: &str) -> Result<schema::OpenSessionResponse, Status> {
+    pub async fn open(
+        &mut self,
+        user: &str,
+        password: &str,
+        database: &str,
+    ) -> Result<schema::OpenSessionResponse, Status> {
         let request = schema::OpenSessionRequest {
             username: bytes(user),
             password: bytes(password),

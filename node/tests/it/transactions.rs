@@ -43,7 +43,11 @@ async fn references_are_followed_one_level() {
     let client = Client::on(&node, "defaultdb").await;
     client.set("target", "old").await.unwrap();
     client.set("target", "new").await.unwrap();
-    let tx = store(&node, vec![reference("free", 0, "target"), reference("bound", 1, "target"), reference("dangling", 0, "nothing")]).await;
+    let tx = store(
+        &node,
+        vec![reference("free", 0, "target"), reference("bound", 1, "target"), reference("dangling", 0, "nothing")],
+    )
+    .await;
     assert_eq!(tx, 3);
 
     let free = client.get("free").await.unwrap();
@@ -59,7 +63,10 @@ async fn references_are_followed_one_level() {
 
     // Entry.key is the target; a dropped reference uses up the limit.
     let scan = schema::ScanRequest { limit: 3, ..Default::default() };
-    assert_eq!(pairs(&client.scan(scan).await.unwrap()), [("target".into(), "old".into()), ("target".into(), "new".into())]);
+    assert_eq!(
+        pairs(&client.scan(scan).await.unwrap()),
+        [("target".into(), "old".into()), ("target".into(), "new".into())]
+    );
     let history = schema::HistoryRequest { key: bytes("bound"), ..Default::default() };
     let raw = &client.history(history).await.unwrap()[0];
     assert_eq!(raw.value, [&1_u64.to_be_bytes()[..], &[0], b"target"].concat());
@@ -74,12 +81,21 @@ async fn references_are_followed_one_level() {
     store(&node, vec![reference("chain", 0, "free")]).await;
     let chain = "key resolution limit reached. It may be due to cyclic references";
     refused(client.get("chain").await, Code::Unknown, chain, "");
-    refused(client.scan(schema::ScanRequest { prefix: bytes("chain"), ..Default::default() }).await, Code::Unknown, chain, "");
+    refused(
+        client.scan(schema::ScanRequest { prefix: bytes("chain"), ..Default::default() }).await,
+        Code::Unknown,
+        chain,
+        "",
+    );
     client.set("chain", "plain").await.unwrap();
     assert_eq!(client.get("chain").await.unwrap().value, "plain", "a plain value replaces a reference");
 }
 
-fn spec(kv: schema::EntryTypeAction, z: schema::EntryTypeAction, sql: schema::EntryTypeAction) -> Option<schema::EntriesSpec> {
+fn spec(
+    kv: schema::EntryTypeAction,
+    z: schema::EntryTypeAction,
+    sql: schema::EntryTypeAction,
+) -> Option<schema::EntriesSpec> {
     let of = |action: schema::EntryTypeAction| Some(schema::EntryTypeSpec { action: action.into() });
     Some(schema::EntriesSpec { kv_entries_spec: of(kv), z_entries_spec: of(z), sql_entries_spec: of(sql) })
 }
@@ -116,7 +132,10 @@ async fn transactions_have_the_form_that_is_asked_for() {
     let digests = by_id(spec(OnlyDigest, Exclude, Exclude)).await.unwrap();
     assert_eq!((digests.entries.len(), digests.kv_entries.len()), (3, 0));
     let values = by_id(spec(RawValue, RawValue, RawValue)).await.unwrap();
-    assert_eq!((values.entries.len(), &values.entries[0].value[..], &values.entries[4].value[..]), (5, &b"\0p"[..], &b"row"[..]));
+    assert_eq!(
+        (values.entries.len(), &values.entries[0].value[..], &values.entries[4].value[..]),
+        (5, &b"\0p"[..], &b"row"[..])
+    );
     let nothing = by_id(Some(schema::EntriesSpec::default())).await.unwrap();
     assert!(nothing.entries.is_empty() && nothing.kv_entries.is_empty() && nothing.z_entries.is_empty());
 

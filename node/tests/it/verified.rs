@@ -96,13 +96,23 @@ async fn a_state_that_the_ledger_does_not_have_is_refused_in_the_words_of_each_c
     let text = "illegal state: latest txID=1 is lower than specified as initial tx=2";
     refused(inner.verifiable_tx_by_id(client.request(by_id(1, 2))).await, Code::Unknown, text, "");
     refused(inner.verifiable_tx_by_id(client.request(by_id(2, 1))).await, Code::Unknown, "tx not found", "");
-    refused(inner.verifiable_tx_by_id(client.request(by_id(0, 0))).await, Code::InvalidArgument, "illegal arguments", "");
+    refused(
+        inner.verifiable_tx_by_id(client.request(by_id(0, 0))).await,
+        Code::InvalidArgument,
+        "illegal arguments",
+        "",
+    );
     let empty = schema::VerifiableSetRequest::default();
     refused(inner.verifiable_set(client.request(empty)).await, Code::InvalidArgument, "illegal arguments", "");
     let empty = schema::VerifiableGetRequest::default();
     let text = "illegal arguments: empty request";
     refused(inner.verifiable_get(client.request(empty)).await, Code::Unknown, text, "");
-    refused(inner.verifiable_get(client.request(get_request("nothing", 1))).await, Code::Unknown, "tbtree: key not found", "");
+    refused(
+        inner.verifiable_get(client.request(get_request("nothing", 1))).await,
+        Code::Unknown,
+        "tbtree: key not found",
+        "",
+    );
     assert_eq!(client.state().await.unwrap().tx_id, 1, "nothing was written");
 }
 
