@@ -1,5 +1,6 @@
 //! Nodes in one process, driven through their sockets by a plain gRPC client. What is expected stands in the protocol sheet.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
 #![allow(deprecated, reason = "old SDKs make deprecated calls, so they are tested")]
 
 mod cluster;
