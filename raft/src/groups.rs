@@ -214,6 +214,9 @@ impl Groups {
         let addr = if spec.listen.ends_with(":0") { bound } else { spec.listen.clone() };
         let plan = Plan::new(spec.bootstrap_expect, &spec.peers, &addr)?;
         let former = Former::open(env.clone(), spec.dir.clone(), plan, addr.clone())?;
+        if former.identity().is_some_and(|identity| identity.members.len() > 1) && !spec.insecure_peers {
+            return Err(PlanError::Insecure.into());
+        }
         let hosting = Arc::new(Hosting::default());
         let server = Arc::new(Server {
             env: env.clone(),

@@ -298,7 +298,7 @@ impl Peer {
             match self.connect(&addr, generation, &signals).await {
                 Ok(lanes) => {
                     tracing::info!(node = self.node, addr, "connected to peer");
-                    backoff = self.limits.backoff_min;
+                    let began = Instant::now();
                     reported = None;
                     {
                         let mut shared = self.shared.lock();
@@ -312,6 +312,13 @@ impl Peer {
                     tracing::info!(node = self.node, addr, reason, "connection to peer ended");
                     self.shared.lock().state = State::Connecting;
                     self.end_connection(LinkError::Unreachable { node: self.node, addr });
+                    // A peer that accepts and hangs up at once is not asked in a tight loop.
+                    if began.elapsed() >= self.limits.stall_after {
+                        backoff = self.limits.backoff_min;
+                    } else {
+                        tokio::time::sleep(backoff).await;
+                        backoff = (backoff * 2).min(self.limits.backoff_max);
+                    }
                 }
                 Err(error) => {
                     // One line per kind of trouble, not one per attempt.

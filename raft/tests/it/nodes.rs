@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use alhambra_ledger::ids::TxId;
 use alhambra_raft::env::Env;
-use alhambra_raft::forming::{FormError, PlanError, RELEASE_COMMAND};
-use alhambra_raft::group::{Level, Tuning};
+use alhambra_raft::forming::machine::Durable;
+use alhambra_raft::forming::{FormError, Identity, PlanError, RELEASE_COMMAND, store};
+use alhambra_raft::group::{Group, Level, Tuning};
 use alhambra_raft::groups::{Groups, NodeSpec, Phase, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, NewDatabase, SYSTEM_DATABASE, User};
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::Settings;
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::os::OsVfs;
+use openraft::BasicNode;
 use tokio::time::Instant;
 
 use crate::cluster::{peek, set};
@@ -235,6 +237,129 @@ fn three_nodes_form_write_and_read_everywhere_and_resume_with_the_same_identity(
             assert_eq!(groups.meta().database("orders").unwrap(), record);
         }
         assert_eq!(nodes.users_made.load(Ordering::Relaxed), 1);
+        nodes.stop_all().await;
+    });
+}
+
+/// Frames of this database take about 200 bytes, so a segment holds about ten.
+fn small_segments() -> NewDatabase {
+    NewDatabase { name: "small".into(), segment_bytes: 2048, ..orders() }
+}
+
+/// Numbers of closed segments and what they hold.
+fn closed_segments(group: &Group) -> BTreeMap<u64, Vec<u8>> {
+    let ledger = group.database().ledger();
+    let closed = ledger.segments().into_iter().filter(|segment| segment.closed);
+    closed.map(|segment| (segment.number, std::fs::read(ledger.segment_path(segment.number)).unwrap())).collect()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = soon();
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Newest entry of the raft snapshot that this replica has installed or made.
+fn snapshot_of(group: &Group) -> Option<u64> {
+    use openraft::async_runtime::WatchReceiver as _;
+    group.raft().metrics().borrow_watched().snapshot.map(|id| id.index)
+}
+
+#[test]
+fn a_node_that_missed_many_segments_gets_files_over_the_link_and_a_damaged_file_is_noticed() {
+    run(async {
+        let mut nodes = Nodes::new(3, 3);
+        for node in 0..3 {
+            nodes.start(node).await;
+        }
+        nodes.ready().await;
+        nodes.running[&0].meta().create_database(small_segments(), false, soon()).await.unwrap();
+        nodes.ready().await;
+        let away = 2;
+        nodes.stop(away).await;
+        for n in 0..120 {
+            nodes.put(n % 2, "small", &format!("k{n}"), &"x".repeat(100)).await;
+        }
+        let leader = {
+            let group = nodes.running[&0].group_by_name("small").unwrap();
+            let identity = nodes.running[&0].identity().unwrap();
+            until("a leader", || group.leader().is_some()).await;
+            let addr = &identity.members[&group.leader().unwrap()];
+            nodes.addrs.iter().position(|own| own == addr).unwrap()
+        };
+        let leading = nodes.running[&leader].group_by_name("small").unwrap();
+        until("files to be prepared", || leading.database().purge_mark().is_some()).await;
+
+        // A byte flips in a sealed segment of the leader: the receiver does not take it over.
+        let path = leading.database().ledger().segment_path(1);
+        let good = std::fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[700] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        nodes.start(away).await;
+        let behind = nodes.running[&away].clone();
+        until("the group to open", || behind.group_by_name("small").is_some()).await;
+        let receiver = behind.group_by_name("small").unwrap();
+        let taken = catches_up(&receiver, &leading, Duration::from_secs(3)).await;
+        assert!(!taken, "files with a flipped byte were taken over");
+        std::fs::write(&path, &good).unwrap();
+
+        until("the node to catch up", || receiver.database().applied().tx == leading.database().applied().tx).await;
+        assert!(snapshot_of(&receiver).is_some(), "came up by files");
+        assert_eq!(nodes.get(away, "small", "k119").await, Some("x".repeat(100)));
+        let (ours, theirs) = (closed_segments(&receiver), closed_segments(&leading));
+        assert!(ours.len() > 5);
+        for (number, bytes) in ours {
+            assert!(theirs.get(&number).is_none_or(|same| *same == bytes), "segment {number}");
+        }
+        drop((behind, receiver, leading));
+        nodes.stop_all().await;
+    });
+}
+
+/// Whether the replica reaches the other within the time.
+async fn catches_up(replica: &Group, other: &Group, time: Duration) -> bool {
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        if replica.database().applied().tx == other.database().applied().tx {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    false
+}
+
+#[test]
+fn a_node_that_waits_is_added_as_a_learner() {
+    run(async {
+        let mut nodes = Nodes::new(3, 2);
+        nodes.start(0).await;
+        nodes.start(1).await;
+        nodes.ready().await;
+        let identity = nodes.running[&0].identity().unwrap();
+        // What the command for joining will write.
+        let joined = Identity { node_id: 3, ..identity };
+        let dir = nodes.dir(2);
+        std::fs::create_dir_all(&dir).unwrap();
+        store::save(&OsVfs, &dir, &Durable::Formed(joined)).unwrap();
+        nodes.start(2).await;
+        let new = nodes.running[&2].clone();
+        until("systemdb to open", || new.group_by_name(SYSTEM_DATABASE).is_some()).await;
+        let systems: Vec<_> =
+            nodes.running.values().map(|groups| groups.group_by_name(SYSTEM_DATABASE).unwrap()).collect();
+        until("a leader", || systems.iter().any(|group| group.is_leader())).await;
+        let leader = systems.iter().find(|group| group.is_leader()).unwrap();
+        leader.add_learner(3, BasicNode::new(&nodes.addrs[2]), soon()).await.unwrap();
+        new.meta().barrier(soon()).await.unwrap();
+        assert_eq!(new.meta().user(ADMIN_USER).unwrap().password, "hash");
+        assert_eq!(systems[2].status().learners.keys().copied().collect::<Vec<_>>(), [3]);
+        // It writes like any other node: one hop.
+        new.meta().put_user(user("eve", "one"), None, soon()).await.unwrap();
+        nodes.running[&0].meta().barrier(soon()).await.unwrap();
+        assert!(nodes.running[&0].meta().user("eve").is_some());
+        drop((new, systems));
         nodes.stop_all().await;
     });
 }
