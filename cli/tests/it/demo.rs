@@ -1,6 +1,10 @@
 //! The demo's promises: it serves, it resumes, a node that dies is started again, nothing outlives it.
 
-use crate::support::{Demo, Wire, alhambra, free_base_port, is_running, run, send_signal, stderr, wait_until};
+use std::process::{Child, Stdio};
+
+use crate::support::{
+    Demo, Wire, alhambra, free_base_port, is_running, run, send_signal, stderr, wait_for, wait_until,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demo_serves_stops_in_order_and_resumes() {
@@ -72,5 +76,34 @@ fn a_node_that_cannot_start_ends_the_demo_with_the_end_of_its_log() {
     let text = stderr(&output);
     for part in ["node 1 ended at its start", "ALHAMBRA_REQUEST_TIMEOUT", "what to do: "] {
         assert!(text.contains(part), "{part:?} is missing in: {text}");
+    }
+}
+
+/// A single `serve` as a person would start it; killed when dropped.
+struct Serve(Child);
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_stops_in_order_on_sigterm_and_resumes_by_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let base_port = free_base_port(1);
+    let [port, peer_port, metrics_port] = [base_port, base_port + 1, base_port + 6175].map(|port| port.to_string());
+    let endpoint = format!("127.0.0.1:{port}");
+    for round in 1..=2_u64 {
+        let mut command = alhambra(&["serve", "--address", "127.0.0.1", "--port", &port, "--peer-port", &peer_port]);
+        command.args(["--metrics-server-port", &metrics_port, "--bootstrap-expect", "1", "--dir"]).arg(home.path());
+        let command = command.env("ALHAMBRA_ADMIN_PASSWORD", "immudb");
+        let mut serve = Serve(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let mut wire = wait_for("a session", || async { Wire::open(&endpoint).await.ok() }).await;
+        assert_eq!(wire.set(&[("key".to_owned(), format!("value {round}"))]).await.unwrap(), round);
+        send_signal("TERM", serve.0.id());
+        let status = wait_until("serve to stop", || serve.0.try_wait().unwrap());
+        assert_eq!(status.code(), Some(0));
     }
 }
