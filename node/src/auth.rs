@@ -1,11 +1,15 @@
 //! Who a caller is and what it may do: password hashes (Argon2id), and the one function that compares a user's permission
 //! with what a call needs. Sessions and tokens are in [`crate::session`].
 
+use std::collections::HashSet;
+
+use alhambra_ledger::digest::{Digest, sha256_parts};
 use alhambra_raft::env::Env;
 use alhambra_raft::meta::{ADMIN_USER, User};
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use parking_lot::Mutex;
 
 use crate::method::Right;
 
@@ -81,6 +85,51 @@ fn parse_hash(hash: &str) -> Option<(HashCost, Vec<u8>, [u8; HASH_LEN])> {
     Some((cost, STANDARD_NO_PAD.decode(salt).ok()?, STANDARD_NO_PAD.decode(hash).ok()?.try_into().ok()?))
 }
 
+/// Remembers which password had which hash, so that the many sessions of one program cost one slow comparison.
+///
+/// What is kept is a digest of both with a key that only this process has; a wrong password is never remembered.
+#[derive(Debug)]
+pub struct Proven {
+    key: [u8; 32],
+    digests: Mutex<HashSet<Digest>>,
+}
+
+/// Passwords that are remembered, at most; then all are forgotten.
+const PROVEN_MAX: usize = 1024;
+
+impl Proven {
+    /// Nothing yet. `key` must be random.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self { key, digests: Mutex::default() }
+    }
+
+    fn digest(&self, password: &[u8], hash: &str) -> Digest {
+        // A hash has no zero byte, so the two parts cannot be mistaken for others.
+        sha256_parts(&[&self.key, hash.as_bytes(), &[0], password])
+    }
+
+    /// Whether the password is known to have this hash. Fast.
+    pub fn knows(&self, password: &[u8], hash: &str) -> bool {
+        self.digests.lock().contains(&self.digest(password, hash))
+    }
+
+    /// As [`verify_password`], fast when it was asked before.
+    pub fn verify(&self, password: &[u8], hash: &str) -> bool {
+        if self.knows(password, hash) {
+            return true;
+        }
+        let matches = verify_password(password, hash);
+        if matches {
+            let mut digests = self.digests.lock();
+            if digests.len() >= PROVEN_MAX {
+                digests.clear();
+            }
+            digests.insert(self.digest(password, hash));
+        }
+        matches
+    }
+}
+
 /// Random bytes of a fixed number.
 pub fn random<const N: usize>(env: &Env) -> [u8; N] {
     let mut out = [0; N];
@@ -153,6 +202,17 @@ mod tests {
         assert_ne!(hash, hash_password(b"secret", CHEAP, [8; 16]));
         let dearer = hash_password(b"secret", HashCost { memory_kib: 16, passes: 2 }, [7; 16]);
         assert!(verify_password(b"secret", &dearer));
+    }
+
+    #[test]
+    fn only_right_passwords_are_remembered_and_only_for_their_hash() {
+        let proven = Proven::new([1; 32]);
+        let (hash, other) = (hash_password(b"secret", CHEAP, [7; 16]), hash_password(b"secret", CHEAP, [8; 16]));
+        assert!(!proven.verify(b"wrong", &hash) && !proven.knows(b"wrong", &hash));
+        assert!(!proven.knows(b"secret", &hash));
+        assert!(proven.verify(b"secret", &hash) && proven.knows(b"secret", &hash));
+        assert!(!proven.knows(b"secret", &other) && !proven.knows(b"wrong", &hash));
+        assert!(proven.verify(b"secret", &hash));
     }
 
     #[test]

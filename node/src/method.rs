@@ -177,6 +177,15 @@ methods! {
 }
 
 impl Method {
+    /// Whether the call may change something.
+    pub fn writes(&self) -> bool {
+        match self.need {
+            Need::Database(Right::Write) => *self != GET_ALL,
+            Need::Administration => true,
+            _ => false,
+        }
+    }
+
     /// The call with this path; none for paths of other services.
     pub fn of_path(path: &str) -> Option<&'static Self> {
         static BY_PATH: std::sync::LazyLock<std::collections::HashMap<&'static str, &'static Method>> =
@@ -218,6 +227,7 @@ mod tests {
     fn rights_that_surprise() {
         assert_eq!(GET.need, Need::Database(Right::Read));
         assert_eq!(GET_ALL.need, Need::Database(Right::Write), "GetAll needs to write");
+        assert!(SET.writes() && DELETE.writes() && CREATE_DATABASE_V2.writes() && !GET_ALL.writes() && !GET.writes());
         assert_eq!(COUNT_ALL.need, SCAN.need);
         assert_eq!(STREAM_EXEC_ALL.need, STREAM_SET.need);
         assert_eq!(CREATE_DATABASE_V2.need, Need::Administration);

@@ -20,7 +20,7 @@ use alhambra_raft::groups::Groups;
 use alhambra_raft::meta::SYSTEM_DATABASE;
 use alhambra_storage::read::ReadSnapshot;
 
-use crate::auth::{self, HashCost};
+use crate::auth::{self, HashCost, Proven};
 use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader};
 use crate::error::{Error, Result};
 use crate::method::{Method, Need};
@@ -63,6 +63,7 @@ pub struct App {
     had_others: std::sync::OnceLock<bool>,
     /// What an unknown user's password is compared with, so that the time tells nobody which users exist.
     nobody: String,
+    proven: Arc<Proven>,
 }
 
 impl App {
@@ -77,6 +78,7 @@ impl App {
     ) -> Self {
         let nobody = auth::hash_password(b"", choices.hash_cost, auth::random(&env));
         Self {
+            proven: Arc::new(Proven::new(auth::random(&env))),
             router: Router::new(groups.clone(), env.clock.clone()),
             started_at: env.clock.now_unix_ms() / 1000,
             env,

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use alhambra_proto::code::text;
+use alhambra_proto::code::{Code as OwnCode, text};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -48,6 +48,8 @@ const MESSAGE_HEADER: &str = "grpc-message";
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// How much earlier than the client's deadline a call ends here, at most, so that its answer arrives in time.
 const ANSWER_TRAVELS: Duration = Duration::from_millis(50);
+/// Calls end by their deadline themselves, with an error that says more; one that is still busy then is cut off.
+const LAST_RESORT: Duration = Duration::from_millis(25);
 
 /// Puts the gate before the services.
 #[derive(Clone, Debug)]
@@ -112,21 +114,35 @@ where
         };
         let inner = match admitted {
             Ok(call) => {
+                let overdue = call.deadline + LAST_RESORT;
                 request.extensions_mut().insert(call);
-                Ok(self.inner.call(request))
+                Ok((self.inner.call(request), overdue))
             }
             Err(error) => Err(Status::from(error)),
         };
         let size_max = self.app.message_bytes_max();
         Box::pin(async move {
             let response = match inner {
-                Ok(inner) => inner.await?,
+                Ok((inner, overdue)) => tokio::select! {
+                    biased;
+                    response = inner => response?,
+                    () = tokio::time::sleep_until(overdue) => is_overdue(method).into_http(),
+                },
                 Err(status) => status.into_http(),
             };
             let (response, code) = finish(response, uuid, size_max);
             metrics.handled(method, code, began.elapsed());
             Ok(response)
         })
+    }
+}
+
+/// The answer to a call that did not end by itself.
+fn is_overdue(method: &Method) -> Status {
+    if method.writes() {
+        OwnCode::OutcomeUnknown.status("the call did not end by its deadline; it may have been applied")
+    } else {
+        OwnCode::Overloaded.status("the node is too busy to answer by the deadline; nothing was applied")
     }
 }
 
