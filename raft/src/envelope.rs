@@ -34,6 +34,10 @@ pub const FORMAT: u8 = 1;
 /// Largest body, bytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 
+/// Largest proposal, bytes: a log entry that holds it and a batch of small ones must fit into a message to a follower, or
+/// its group would never get past it.
+pub const PROPOSAL_BYTES_MAX: usize = BODY_BYTES_MAX - (2 << 20);
+
 /// What a body is.
 pub mod kind {
     /// [`super::encode_vote_request`].

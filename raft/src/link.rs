@@ -95,7 +95,7 @@ impl Default for Limits {
         Self {
             packet_bytes: 256 << 10,
             queue_bytes_max: 64 << 20,
-            message_bytes_max: 72 << 20,
+            message_bytes_max: crate::envelope::BODY_BYTES_MAX + (8 << 20),
             calls_max: 4096,
             connect_timeout: Duration::from_secs(2),
             backoff_min: Duration::from_millis(20),

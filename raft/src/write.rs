@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::envelope::PROPOSAL_BYTES_MAX;
 use crate::error::ProposeError;
 use crate::forward::ForwardError;
 use crate::group::Replica;
@@ -167,7 +168,7 @@ impl Proposer {
             batch_bytes: tuning.batch_bytes,
             batch_proposals_max: tuning.batch_proposals_max.max(1),
             in_flight_max: tuning.batches_in_flight_max.max(1),
-            proposal_bytes_max: (FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
+            proposal_bytes_max: PROPOSAL_BYTES_MAX.min(FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
         }
     }
 

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use alhambra_ledger::ids::TxId;
 use alhambra_raft::env::Env;
+use alhambra_raft::envelope::PROPOSAL_BYTES_MAX;
+use alhambra_raft::error::ProposeError;
 use alhambra_raft::forming::machine::Durable;
 use alhambra_raft::forming::{FormError, Identity, PlanError, RELEASE_COMMAND, store};
 use alhambra_raft::group::{Group, Level, Tuning};
 use alhambra_raft::groups::{Groups, NodeSpec, Phase, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, NewDatabase, SYSTEM_DATABASE, User};
-use alhambra_storage::apply::Outcome;
+use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::Settings;
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::os::OsVfs;
@@ -204,6 +206,17 @@ fn three_nodes_form_write_and_read_everywhere_and_resume_with_the_same_identity(
             }
             assert_eq!(nodes.get(node, DEFAULT_DATABASE, "last").await.as_deref(), Some("2"));
         }
+
+        // What could not cross a link is refused before it is in the log, and the largest that is taken crosses.
+        let group = nodes.running[&1].group_by_name("orders").unwrap();
+        let vast = group.propose(set("vast", &"x".repeat(PROPOSAL_BYTES_MAX)), soon()).await;
+        assert!(matches!(vast, Err(ProposeError::TooLarge { .. })), "{vast:?}");
+        for node in 0..3 {
+            let group = nodes.running[&node].group_by_name("orders").unwrap();
+            let large = group.propose(set("large", &"x".repeat(PROPOSAL_BYTES_MAX - 1024)), soon()).await;
+            assert_eq!(large, Ok(Outcome::Rejected(Rejection::ValueTooLong)), "applied everywhere, with a verdict");
+        }
+        drop(group);
 
         // Users change under conditions.
         let eve = user("eve", "one");
