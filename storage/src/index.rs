@@ -18,6 +18,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::{Bound, ControlFlow};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -127,10 +128,48 @@ impl Versions {
     }
 }
 
+/// A stored key with its first bytes beside the pointer, so that walking down the tree hardly ever follows one: in a large
+/// tree each key that is looked at elsewhere in memory is a cache miss. Ordered as its bytes are.
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    /// The first 16 bytes, big endian, filled up with zeros.
+    head: u128,
+    bytes: Box<[u8]>,
+}
+
+impl Key {
+    fn new(bytes: &[u8]) -> Self {
+        let mut head = [0; 16];
+        let len = bytes.len().min(head.len());
+        head[..len].copy_from_slice(&bytes[..len]);
+        Self { head: u128::from_be_bytes(head), bytes: bytes.into() }
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // Equal heads may hide different lengths, so they decide nothing.
+        self.head.cmp(&other.head).then_with(|| self.bytes.cmp(&other.bytes))
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Allowed because keys are ordered as their bytes are.
+impl std::borrow::Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// What the lock guards.
 #[derive(Debug, Default)]
 struct State {
-    keys: BTreeMap<Box<[u8]>, Versions>,
+    keys: BTreeMap<Key, Versions>,
     /// Expiry of the versions that have one, by transaction and entry, Unix seconds.
     expiries: BTreeMap<(TxId, u32), i64>,
     memory_bytes: u64,
@@ -143,20 +182,32 @@ impl State {
             self.expiries.insert((tx, entry), expires_at);
             self.memory_bytes += Self::EXPIRY_BYTES;
         }
-        if let Some(versions) = self.keys.get_mut(key) {
-            debug_assert!(versions.slots().last().is_some_and(|last| last.tx < tx), "a transaction writes a key once");
-            let before = versions.list_bytes();
-            versions.push(slot);
-            self.memory_bytes += versions.list_bytes() - before;
-        } else {
-            self.keys.insert(key.into(), Versions::One(slot));
-            self.memory_bytes += Self::key_bytes(key);
+        match self.keys.entry(Key::new(key)) {
+            Entry::Occupied(mut versions) => {
+                let versions = versions.get_mut();
+                debug_assert!(
+                    versions.slots().last().is_some_and(|last| last.tx < tx),
+                    "a transaction writes a key once"
+                );
+                let before = versions.list_bytes();
+                versions.push(slot);
+                self.memory_bytes += versions.list_bytes() - before;
+            }
+            Entry::Vacant(place) => {
+                place.insert(Versions::One(slot));
+                self.memory_bytes += Self::key_bytes(key);
+            }
         }
+    }
+
+    /// The versions of a key.
+    fn versions(&self, key: &[u8]) -> Option<&Versions> {
+        self.keys.get(&Key::new(key))
     }
 
     /// Estimated bytes of a key with one version, without expiry.
     const fn key_bytes(key: &[u8]) -> u64 {
-        in_tree_bytes(size_of::<(Box<[u8]>, Versions)>()) + (key.len() + ALLOCATION_BYTES) as u64
+        in_tree_bytes(size_of::<(Key, Versions)>()) + (key.len() + ALLOCATION_BYTES) as u64
     }
 
     /// Estimated bytes of one expiry.
@@ -243,7 +294,7 @@ impl Index {
     pub fn get(&self, key: &[u8], at: TxId) -> Option<Version> {
         let at = self.published(at);
         let state = self.state.read();
-        let slots = state.keys.get(key)?.seen_at(at);
+        let slots = state.versions(key)?.seen_at(at);
         (!slots.is_empty()).then(|| state.version(slots, slots.len()))
     }
 
@@ -255,14 +306,14 @@ impl Index {
     /// How many versions of `key` there are up to `at`, deletions included.
     pub fn revisions(&self, key: &[u8], at: TxId) -> u64 {
         let at = self.published(at);
-        self.state.read().keys.get(key).map_or(0, |versions| versions.seen_at(at).len() as u64)
+        self.state.read().versions(key).map_or(0, |versions| versions.seen_at(at).len() as u64)
     }
 
     /// Version number `n` of `key`, from 1, if it is not from after `at`.
     pub fn revision(&self, key: &[u8], n: u64, at: TxId) -> Option<Version> {
         let at = self.published(at);
         let state = self.state.read();
-        let slots = state.keys.get(key)?.seen_at(at);
+        let slots = state.versions(key)?.seen_at(at);
         let n = usize::try_from(n).ok()?;
         (1..=slots.len()).contains(&n).then(|| state.version(slots, n))
     }
@@ -275,7 +326,7 @@ impl Index {
         let Ok(offset) = usize::try_from(offset) else { return out };
         while out.len() < limit {
             let state = self.state.read();
-            let Some(versions) = state.keys.get(key) else { break };
+            let Some(versions) = state.versions(key) else { break };
             let slots = versions.seen_at(at);
             let passed = offset.saturating_add(out.len());
             let steps = slots.len().saturating_sub(passed).min(limit - out.len()).min(self.steps_per_lock);
@@ -367,13 +418,13 @@ impl Index {
         for _ in 0..self.steps_per_lock {
             let Some((key, versions)) = (if desc { keys.next_back() } else { keys.next() }) else { return false };
             let slots = versions.seen_at(at);
-            if !slots.is_empty() && each(&state, key, slots).is_break() {
+            if !slots.is_empty() && each(&state, &key.bytes, slots).is_break() {
                 return false;
             }
             last = Some(key);
         }
         if let Some(last) = last {
-            range.continue_behind(Cow::Owned(last.to_vec()), desc);
+            range.continue_behind(Cow::Owned(last.bytes.to_vec()), desc);
         }
         true
     }

@@ -67,7 +67,7 @@ fn scan_all(index: &Index, spec: &ScanSpec, at: u64, n: usize, mut between: impl
 /// What the incremental estimate must be, from scratch.
 fn memory_from_scratch(index: &Index) -> u64 {
     let state = index.state.read();
-    let keys: u64 = state.keys.iter().map(|(key, versions)| State::key_bytes(key) + versions.list_bytes()).sum();
+    let keys: u64 = state.keys.iter().map(|(key, versions)| State::key_bytes(&key.bytes) + versions.list_bytes()).sum();
     keys + state.expiries.len() as u64 * State::EXPIRY_BYTES
 }
 
