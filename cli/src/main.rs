@@ -4,6 +4,7 @@
 //! answers go to standard output, everything else to standard error. No rule of the ledger lives here.
 
 mod bench;
+mod cluster;
 mod connect;
 mod demo;
 mod failure;
@@ -53,6 +54,8 @@ enum Command {
     Status(status::Args),
     /// Load a server and print what it reached
     Bench(bench::Args),
+    /// Decisions about the cluster that only an operator may make
+    Cluster(cluster::Args),
     /// Check the data folder of a stopped node
     Fsck(fsck::Args),
     /// Show the settings that `serve` would use
@@ -80,6 +83,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Version => output::print_raw(concat!("alhambra ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Fsck(args) => fsck::run(&args),
         Command::Config(args) => serve::print_config(&args),
         Command::Serve(args) => block_on(serve::run(*args)),

@@ -29,6 +29,7 @@ pub mod session;
 pub mod signer;
 
 pub use alhambra_raft::env::Env;
+pub use alhambra_raft::forming::{FormError, store::release_promise};
 pub use config::Config;
 pub use node::{Node, NodeError, NodeHandle};
 

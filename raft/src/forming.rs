@@ -36,7 +36,7 @@ use crate::env::Env;
 pub const FORMAT: u32 = 1;
 
 /// The command that takes a promise back, for messages.
-pub const RELEASE_COMMAND: &str = "alhambra cluster release-promise --dir";
+pub const RELEASE_COMMAND: &str = "alhambra cluster release-promise --that-cluster-was-never-formed --dir";
 
 /// Who a node is, for ever. Stands in the file `identity` of the data folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`env`] | the seams to the outside: files, clock, randomness, executor, connections |
+//! | [`mod@env`] | the seams to the outside: files, clock, randomness, executor, connections |
 //! | [`types`] | type configuration of openraft |
 //! | [`group`] | one replica of one database: start, stop, propose, read |
 //! | [`groups`], [`meta`] | all groups of a node; `systemdb`, which says what there is |

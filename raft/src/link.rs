@@ -298,7 +298,7 @@ impl LinkError {
     }
 }
 
-/// Answers peers. `link/serve.rs` calls it; [`crate::server`] is the one that production uses.
+/// Answers peers. `link/serve.rs` calls it; `crate::server` is the one that production uses.
 pub trait Handler: Send + Sync + 'static {
     /// Whether a node may open a lane; answers who this node is.
     fn welcome(&self, theirs: &wire::Hello) -> Result<Hello, wire::Refused>;

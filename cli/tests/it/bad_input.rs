@@ -216,3 +216,19 @@ fn a_folder_of_another_cluster_is_refused() {
     let demo = Demo::start(&ours, 3, base_port);
     assert_eq!(demo.stop(), Some(0));
 }
+
+#[test]
+fn a_promise_is_released_only_on_purpose() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().to_str().unwrap();
+    let output = run(&mut alhambra(&["cluster", "release-promise", "--dir", dir]));
+    refused(&output, 2, &["--that-cluster-was-never-formed"]);
+    let output = run(&mut alhambra(&["cluster", "release-promise", "--that-cluster-was-never-formed", "--dir", dir]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "there is no promise to release; nothing was changed\n");
+    let missing = home.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    let output =
+        run(&mut alhambra(&["cluster", "release-promise", "--that-cluster-was-never-formed", "--dir", missing]));
+    refused(&output, 3, &["is not a folder"]);
+}
