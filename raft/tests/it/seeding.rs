@@ -4,7 +4,7 @@ use alhambra_raft::error::MembershipError;
 use alhambra_raft::group::Health;
 use alhambra_storage::vfs::mem::Crash;
 
-use crate::cluster::{Cluster, after, get, node, put, run, settled, until};
+use crate::cluster::{Cluster, after, get, node, put, run, set, settled, until};
 
 /// Frames of these tests take about 200 bytes, so a segment holds about five.
 const SEGMENT_BYTES: u64 = 1_024;
@@ -121,6 +121,61 @@ fn closed_segments_are_sealed_across_a_leader_change() {
         for id in cluster.up() {
             let health = cluster.group(id).database().compare_seals().unwrap();
             assert_eq!(health, alhambra_storage::seal::Health::Sound, "node {id}");
+        }
+    });
+}
+
+/// Segments of a size that people may use, through everything that could make replicas differ: a change of leader, a tail
+/// that is cut, a node that is restored by files.
+#[test]
+fn eight_megabyte_segments_are_equal_after_a_leader_change_a_cut_tail_and_a_restore_by_files() {
+    run(async {
+        let mut cluster = Cluster::formed(3, 1 << 20, false).await;
+        let value = "x".repeat(64 << 10);
+        let fill = async |cluster: &Cluster, via: u64, tag: &str| {
+            for n in 0..50 {
+                put(&cluster.group(via), &format!("{tag}{n}"), &value).await.unwrap();
+            }
+        };
+        let old = cluster.leader().await;
+        fill(&cluster, old, "before").await;
+
+        cluster.isolate(old, true);
+        let stuck = cluster.group(old).propose(set("stuck", &value), after(400)).await;
+        assert!(stuck.is_err(), "a leader without a quorum acknowledges nothing: {stuck:?}");
+        let new = cluster.leader_other_than(old).await;
+        let tail = cluster.group(old).database().ledger().last_log_id();
+        fill(&cluster, new, "meanwhile").await;
+        cluster.isolate(old, false);
+        until("the old leader has cut its tail and follows", || {
+            cluster.group(old).database().ledger().last_log_id().map(|id| id.term) > tail.map(|id| id.term)
+        })
+        .await;
+        cluster.assert_equal().await;
+
+        let leader = cluster.leader().await;
+        let away = cluster.up().into_iter().find(|id| *id != leader).unwrap();
+        cluster.crash(away, Crash::PowerLoss).await;
+        fill(&cluster, leader, "away").await;
+        until("the leader has prepared files", || cluster.group(leader).database().purge_mark().is_some()).await;
+        cluster.start(away).await;
+        until("files arrived", || cluster.switch.0.lock().snapshots > 0).await;
+        put(&cluster.group(leader), "last", "v").await.unwrap();
+        cluster.assert_equal().await;
+
+        let sealed = |id: u64| {
+            let database = cluster.group(id).database().clone();
+            (0..).take_while(|n| database.seal(*n).unwrap().is_some()).count() as u64
+        };
+        until("eight seals on all replicas", || cluster.up().into_iter().all(|id| sealed(id) >= 8)).await;
+        for number in 0..8 {
+            let digests: Vec<_> = (cluster.up().into_iter())
+                .map(|id| cluster.group(id).database().ledger().recompute_digest(number).unwrap())
+                .collect();
+            assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "segment {number}: {digests:?}");
+        }
+        for id in cluster.up() {
+            assert_eq!(get(&cluster.group(id), "stuck").await.unwrap(), None, "node {id}");
         }
     });
 }
