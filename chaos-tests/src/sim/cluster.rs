@@ -24,6 +24,8 @@ use crate::model::chain;
 
 /// Hosts of the cluster.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// Clients, each with one call at a time.
+const CLIENTS: u32 = 3;
 /// Keys that clients write; few, so that reads meet writes.
 const KEYS: u64 = 8;
 /// Closed segments must appear within the simulated minute, so they are small.
@@ -79,6 +81,7 @@ struct Shared {
     handles: BTreeMap<usize, Rc<NodeHandle>>,
     lives: BTreeMap<usize, u64>,
     load_over: bool,
+    clients_done: u32,
     verdict: Option<Result<Final, String>>,
     trace: Trace,
 }
@@ -166,17 +169,19 @@ pub fn run(options: Options) -> Result<Report, String> {
         });
     }
 
-    for number in 0..3u32 {
+    for number in 0..CLIENTS {
         let (shared, seed) = (shared.clone(), rng.next());
         sim.client(format!("c{number}"), async move {
             run_client(number, seed, &shared).await;
+            shared.borrow_mut().clients_done += 1;
             Ok(())
         });
     }
     {
         let shared = shared.clone();
         sim.client("judge", async move {
-            while !shared.borrow().load_over {
+            // A call that is still on its way when the load ends may be acknowledged after the ledgers were read.
+            while shared.borrow().clients_done < CLIENTS {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             let verdict = collect(Duration::from_secs(60)).await;

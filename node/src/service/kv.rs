@@ -287,6 +287,27 @@ impl Get {
     }
 }
 
+/// Keys and values in stored form, all in one allocation: a transaction of a thousand entries would make two thousand, and
+/// as many again when the proposal is first cloned on its way.
+fn stored_entries(values: &[NewValue]) -> Vec<ProposalEntry> {
+    let mut all = BytesMut::with_capacity(values.iter().map(|v| v.key.len() + v.value.len() + 2).sum());
+    for value in values {
+        all.put_u8(kv::PLAIN_KEY);
+        all.put_slice(&value.key);
+        all.put_u8(PLAIN_VALUE);
+        all.put_slice(&value.value);
+    }
+    let mut all = all.freeze();
+    let mut next = |len: usize| all.split_to(len + 1);
+    (values.iter())
+        .map(|value| ProposalEntry {
+            key: next(value.key.len()),
+            metadata: encode_metadata(&value.metadata),
+            value: next(value.value.len()),
+        })
+        .collect()
+}
+
 /// Writes values; their order stays.
 pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precondition>) -> Result<TxHeader> {
     let settings = settings(cx)?;
@@ -303,14 +324,8 @@ pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precond
     if values.is_empty() {
         return Err(text::NO_ENTRIES.into());
     }
-    let entries = values
-        .into_iter()
-        .map(|value| ProposalEntry {
-            key: stored_key(&value.key),
-            metadata: encode_metadata(&value.metadata),
-            value: prefixed(PLAIN_VALUE, &value.value),
-        })
-        .collect();
+    let entries = stored_entries(&values);
+    drop(values);
     let preconditions = conditions(&settings, preconditions)?;
     check_limits(&settings, &entries)?;
     let proposal = TxProposal { request: None, metadata: Bytes::new(), entries, preconditions };
