@@ -23,8 +23,6 @@ use crate::link::{Limits, dial};
 const TICK: Duration = Duration::from_millis(200);
 /// How often a node looks around that only waits for an operator.
 const TICK_WAITING: Duration = Duration::from_secs(1);
-/// How long a start waits for more peers when the first that answered belong to another cluster.
-const STRANGER_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that does not answer within this does not count for now.
 const ANSWER_WAIT: Duration = Duration::from_millis(600);
 /// Files of the data folder itself.
@@ -100,43 +98,29 @@ impl Former {
         self.status.lock().clone()
     }
 
-    /// Fails when more than half of the other listed peers belong to another cluster than this folder, and none to the
-    /// same. One stranger alone proves nothing: it may be the one with the wrong folder, so then the rest is waited for a
-    /// little, and the links refuse the stranger anyway.
+    /// Fails when a peer belongs to another cluster than this folder and none belongs to the same.
     pub async fn check_cluster(&self) -> Result<(), FormError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        let own = identity.members.get(&identity.node_id);
-        let others: Vec<&String> = self.plan.peers().iter().filter(|addr| Some(*addr) != own).collect();
-        let patience = Instant::now() + STRANGER_PATIENCE;
         let mut channels = Channels::new();
-        let mut strangers = BTreeMap::new();
-        loop {
-            let next = Instant::now() + TICK;
-            let mut probes: FuturesUnordered<_> = others.iter().map(|addr| self.probe(addr, &mut channels)).collect();
-            while let Some(heard) = probes.next().await {
-                let Heard::View(addr, Some(view), _) = heard else { continue };
-                if view.state() != wire::view::State::Formed || *view.nonce == self.nonce {
-                    continue;
-                }
-                let theirs = view.proposal.map(|proposal| proposal.cluster).unwrap_or_default();
-                if theirs == identity.cluster {
-                    return Ok(());
-                }
-                strangers.insert(addr, theirs);
+        let others = self.plan.peers().iter().filter(|addr| Some(*addr) != identity.members.get(&identity.node_id));
+        let mut probes: FuturesUnordered<_> = others.map(|addr| self.probe(addr, &mut channels)).collect();
+        let mut foreign = None;
+        while let Some(heard) = probes.next().await {
+            let Heard::View(addr, Some(view), _) = heard else { continue };
+            if view.state() != wire::view::State::Formed || *view.nonce == self.nonce {
+                continue;
             }
-            if strangers.len() * 2 > others.len()
-                && let Some((addr, theirs)) = strangers.pop_first()
-            {
-                return Err(FormError::OtherCluster { dir: self.dir.clone(), ours: identity.cluster, addr, theirs });
-            }
-            if strangers.is_empty() || next > patience {
-                for (addr, theirs) in strangers {
-                    tracing::error!(addr, theirs, ours = identity.cluster, "a listed peer belongs to another cluster");
-                }
+            let theirs = view.proposal.map(|proposal| proposal.cluster).unwrap_or_default();
+            if theirs == identity.cluster {
                 return Ok(());
             }
-            drop(probes);
-            sleep_until(next).await;
+            foreign = Some((addr, theirs));
+        }
+        match foreign {
+            None => Ok(()),
+            Some((addr, theirs)) => {
+                Err(FormError::OtherCluster { dir: self.dir.clone(), ours: identity.cluster, addr, theirs })
+            }
         }
     }
 
