@@ -156,11 +156,8 @@ impl Forward for Calls {
 }
 
 fn proposal(n: u64) -> TxProposal {
-    let entry = ProposalEntry {
-        key: format!("\0key-{n:012}").into_bytes().into(),
-        metadata: Bytes::new(),
-        value: Bytes::from(vec![b'v'; 128]),
-    };
+    let entry =
+        ProposalEntry::plain(format!("\0key-{n:012}").into_bytes().into(), Bytes::new(), Bytes::from(vec![b'v'; 128]));
     TxProposal { request: None, metadata: Bytes::new(), entries: vec![entry], preconditions: Vec::new() }
 }
 

@@ -502,6 +502,7 @@ enum WireRejection {
     MetadataUnsupported,
     MetadataInvalid,
     RequestTooOld,
+    ValueForm,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -531,6 +532,7 @@ pub fn encode_propose_reply(reply: &std::result::Result<Outcome, ProposeError>) 
             Rejection::MetadataUnsupported => WireRejection::MetadataUnsupported,
             Rejection::MetadataInvalid => WireRejection::MetadataInvalid,
             Rejection::RequestTooOld => WireRejection::RequestTooOld,
+            Rejection::ValueForm => WireRejection::ValueForm,
         })),
         Err(error) => Err(match error {
             ProposeError::NotLeader { leader } => WireProposeError::NotLeader { leader: *leader },
@@ -566,6 +568,7 @@ pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Outcome,
             WireRejection::MetadataUnsupported => Rejection::MetadataUnsupported,
             WireRejection::MetadataInvalid => Rejection::MetadataInvalid,
             WireRejection::RequestTooOld => Rejection::RequestTooOld,
+            WireRejection::ValueForm => Rejection::ValueForm,
         })),
         Err(error) => Err(match error {
             WireProposeError::NotLeader { leader } => ProposeError::NotLeader { leader },

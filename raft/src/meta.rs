@@ -172,7 +172,7 @@ fn node_key(id: u64) -> Bytes {
 }
 
 fn entry(key: Bytes, json: &str) -> ProposalEntry {
-    ProposalEntry { key, metadata: Bytes::new(), value: set_value(json.as_bytes()).into() }
+    ProposalEntry::plain(key, Bytes::new(), set_value(json.as_bytes()).into())
 }
 
 /// What became of a proposal to `systemdb`.

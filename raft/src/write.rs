@@ -331,6 +331,10 @@ impl Replica {
         if own_request {
             proposal.request = Some(self.proposer.next_request(self.applied().tx));
         }
+        // Here and never again: the leader, the log and the replicas carry the value as it is now.
+        if let Some(settings) = self.database.settings() {
+            proposal.compress(&settings);
+        }
         let mut may_be_applied = false;
         // What is answered at the deadline when nothing may be applied.
         let mut reason = ProposeError::NoQuorum;

@@ -26,11 +26,7 @@ fn set(key: &str, value: &[u8]) -> TxProposal {
     TxProposal {
         request: None,
         metadata: Bytes::new(),
-        entries: vec![ProposalEntry {
-            key: set_key(key.as_bytes()).into(),
-            metadata: Bytes::new(),
-            value: set_value(value).into(),
-        }],
+        entries: vec![ProposalEntry::plain(set_key(key.as_bytes()).into(), Bytes::new(), set_value(value).into())],
         preconditions: Vec::new(),
     }
 }

@@ -11,6 +11,7 @@ use crate::ahtlog::Frontier;
 use crate::checkpoint::State;
 use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
 use crate::commitlog::CommitRecord;
+use crate::compression;
 use crate::core::Core;
 use crate::database::{Database, Options};
 use crate::error::{Error, Result};
@@ -62,6 +63,8 @@ pub enum Rejection {
     MetadataInvalid,
     /// The request's floor is older than the window of remembered outcomes: nobody can tell whether it was carried out.
     RequestTooOld,
+    /// A compressed value does not decompress to the length that its entry claims.
+    ValueForm,
 }
 
 /// What a transaction is chained to: the newest one before it.
@@ -73,6 +76,17 @@ pub struct Tail {
     pub alh: Digest,
     /// Root of the main tree over all transactions up to it; zero bytes when there is none.
     pub root: Digest,
+}
+
+/// What goes into a transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// In the order in which they are hashed.
+    pub entries: &'a [LocatedEntry<'a>],
+    /// SHA-256 of the plain value of each.
+    pub value_hashes: &'a [Digest],
+    /// Place in the ledger of the payload that the entries are located in.
+    pub payload_at: Position,
 }
 
 /// A transaction ready to be written.
@@ -87,25 +101,26 @@ pub struct Prepared {
 /// Makes the transaction of a proposal that [`check_limits`] has passed and appends its record to `record`. Pure: the same
 /// arguments give the same bytes on every replica.
 ///
-/// `ts` is the header time, `payload_at` the place in the ledger of the payload that the entries are located in.
+/// `ts` is the header time.
 pub fn prepare(
     tail: &Tail,
     settings: &Settings,
     ts: i64,
     metadata: TxMetadata,
-    entries: &[LocatedEntry<'_>],
-    payload_at: Position,
+    content: &Content<'_>,
     record: &mut Vec<u8>,
 ) -> Prepared {
+    let Content { entries, value_hashes, payload_at } = *content;
     let version = settings.header_version;
-    let stored: Vec<EntryToStore<'_>> = (entries.iter())
-        .map(|entry| EntryToStore {
+    let stored: Vec<EntryToStore<'_>> = (entries.iter().zip(value_hashes))
+        .map(|(entry, value_hash)| EntryToStore {
             key_at: payload_at.0 + u64::from(entry.key_at),
             key_len: entry.key.len() as u32,
             metadata: entry.metadata,
             value_at: payload_at.0 + u64::from(entry.value_at),
             value_len: entry.value.len() as u32,
-            value_hash: digest::sha256(entry.value),
+            form: entry.form,
+            value_hash: *value_hash,
         })
         .collect();
     let digest_of = |(entry, stored): (&LocatedEntry<'_>, &EntryToStore<'_>)| {
@@ -156,7 +171,8 @@ pub fn check_limits(
         if entry.key.len() as u64 > u64::from(settings.key_len_max) {
             return Err(Rejection::KeyTooLong);
         }
-        if entry.value.len() as u64 > u64::from(settings.value_len_max) {
+        let value_len = entry.form.plain_len(entry.value.len() as u32);
+        if value_len > settings.value_len_max {
             return Err(Rejection::ValueTooLong);
         }
         if !entry.metadata.is_empty() {
@@ -200,6 +216,8 @@ pub(crate) struct Applier {
     failed: bool,
     record: Vec<u8>,
     nodes: Vec<u8>,
+    /// A value in plain, while it is hashed.
+    plain: Vec<u8>,
 }
 
 /// How much was applied since the last checkpoint began.
@@ -236,6 +254,7 @@ impl Applier {
             failed: false,
             record: Vec::new(),
             nodes: Vec::new(),
+            plain: Vec::new(),
         }
     }
 
@@ -373,12 +392,14 @@ impl Applier {
         let now = self.state.clock;
         let entries = batch.entries_of(proposal);
         let metadata = check_limits(settings, proposal.metadata, entries)?;
+        let value_hashes = compression::value_hashes(entries, &mut self.plain)?;
         precondition::check(batch.preconditions_of(proposal), &core.index, self.state.tx, now)?;
         let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
         let ts = if settings.exclude_commit_time { 0 } else { now };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
+        let content = Content { entries, value_hashes: &value_hashes, payload_at };
         self.record.clear();
-        Ok(prepare(&tail, settings, ts, metadata, entries, payload_at, &mut self.record))
+        Ok(prepare(&tail, settings, ts, metadata, &content, &mut self.record))
     }
 
     /// Record, tree, then the commit record that names both and the log entry `S2`, then the index.

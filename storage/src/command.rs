@@ -31,8 +31,50 @@ pub struct ProposalEntry {
     pub key: Bytes,
     /// Serialised entry metadata (`alhambra_ledger::entry::KvMetadata`), empty for none.
     pub metadata: Bytes,
-    /// Stored value.
+    /// Stored value, in the form that `form` names.
     pub value: Bytes,
+    /// Set by [`TxProposal::compress`]; plain before.
+    pub form: ValueForm,
+}
+
+impl ProposalEntry {
+    /// An entry whose value is not compressed (yet).
+    pub const fn plain(key: Bytes, metadata: Bytes, value: Bytes) -> Self {
+        Self { key, metadata, value, form: ValueForm::Plain }
+    }
+}
+
+/// How a value's bytes stand in the ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ValueForm {
+    /// As they are.
+    #[default]
+    Plain,
+    /// One block of the LZ4 block format.
+    Lz4 {
+        /// Bytes of the plain value.
+        plain_len: u32,
+    },
+}
+
+impl ValueForm {
+    /// Bytes of the plain value of which `stored_len` bytes are stored.
+    pub const fn plain_len(self, stored_len: u32) -> u32 {
+        match self {
+            Self::Plain => stored_len,
+            Self::Lz4 { plain_len } => plain_len,
+        }
+    }
+}
+
+/// What new proposals do with values that get shorter by it. Old values keep their form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Values stand as they are.
+    #[default]
+    None,
+    /// LZ4 block format.
+    Lz4,
 }
 
 /// Condition on the state just before the transaction, evaluated at apply.
@@ -69,7 +111,7 @@ pub struct TxProposal {
 pub struct Settings {
     /// Longest stored key, prefix byte included, bytes.
     pub key_len_max: u32,
-    /// Longest stored value, prefix byte included, bytes.
+    /// Longest stored value, prefix byte included, in plain, bytes.
     pub value_len_max: u32,
     /// Most entries of a transaction.
     pub tx_entries_max: u32,
@@ -81,6 +123,8 @@ pub struct Settings {
     pub quota_bytes: u64,
     /// Transactions per second that users may write; 0 = no limit. Kept, not enforced yet.
     pub quota_tx_per_second: u64,
+    /// What whoever makes a proposal does with its values.
+    pub compression: Compression,
 }
 
 /// The replicated command.

@@ -40,7 +40,10 @@ impl Database {
 
     /// Commits transactions: durable and visible when this returns, one outcome per proposal. `ts` is Unix seconds. One
     /// call costs one sync, so many transactions per call are cheap. One caller at a time.
-    pub fn commit(&self, ts: i64, proposals: Vec<TxProposal>) -> Result<Vec<Outcome>> {
+    pub fn commit(&self, ts: i64, mut proposals: Vec<TxProposal>) -> Result<Vec<Outcome>> {
+        if let Some(settings) = self.settings() {
+            proposals.iter_mut().for_each(|proposal| proposal.compress(&settings));
+        }
         let outcomes = self.commit_command(&Command::Batch { ts, proposals })?;
         self.ledger().settle()?;
         for seal in self.pending_seals()? {

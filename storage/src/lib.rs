@@ -20,6 +20,7 @@ mod ahtlog;
 mod checkpoint;
 mod chunklog;
 mod commitlog;
+mod compression;
 mod core;
 mod embedded;
 mod marks;

@@ -53,6 +53,16 @@ const _: () = {
 /// format: never changed for an existing command version.
 pub const REQUEST_OUTCOMES_KEPT: usize = 65_536;
 
+/// Values below this are never compressed, bytes: they would not get shorter, and trying costs as much as hashing.
+pub const COMPRESSION_VALUE_BYTES_MIN: usize = 64;
+
+/// Compression is kept when it saves at least so much, bytes: what the plain length takes in the ledger and in the record.
+pub const COMPRESSION_SAVED_BYTES_MIN: usize = 10;
+
+/// No LZ4 block is longer in plain than so many times its stored bytes, so a greater length is a lie. Decides what is
+/// accepted, therefore part of the format.
+pub const LZ4_EXPANSION_MAX: usize = 255;
+
 /// Headers of newest transactions kept in memory, per database.
 pub const RECENT_HEADERS: usize = 1024;
 

@@ -11,6 +11,7 @@ use alhambra_ledger::{aht, digest, entry, htree};
 use bytes::Bytes;
 
 use crate::ahtlog::StoredNodes;
+use crate::compression;
 use crate::core::Core;
 use crate::error::{Damage, Error, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
@@ -107,15 +108,18 @@ impl Core {
 
     /// The stored value of an entry; its SHA-256 is the stored one `S4`.
     pub(crate) fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
-        if entry.value_len == 0 {
+        if entry.stored_len == 0 {
             return if entry.value_hash == digest::EMPTY {
                 Ok(Bytes::new())
             } else {
                 Err(self.bad_value(entry.value_at))
             };
         }
-        let value = self.ledger.read_bytes(entry.value_at, entry.value_len as usize)?;
-        if digest::sha256(&value) == entry.value_hash { Ok(value) } else { Err(self.bad_value(entry.value_at)) }
+        let stored = self.ledger.read_bytes(entry.value_at, entry.stored_len as usize)?;
+        match compression::plain(entry.form, stored) {
+            Some(value) if digest::sha256(&value) == entry.value_hash => Ok(value),
+            _ => Err(self.bad_value(entry.value_at)),
+        }
     }
 
     fn bad_value(&self, at: Position) -> Error {

@@ -137,6 +137,7 @@ fn rejection_code(rejection: &Rejection) -> (u8, u32) {
         Rejection::MetadataUnsupported => (9, 0),
         Rejection::MetadataInvalid => (10, 0),
         Rejection::RequestTooOld => (11, 0),
+        Rejection::ValueForm => (12, 0),
     }
 }
 
@@ -154,6 +155,7 @@ fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
         9 => Rejection::MetadataUnsupported,
         10 => Rejection::MetadataInvalid,
         11 => Rejection::RequestTooOld,
+        12 => Rejection::ValueForm,
         _ => return Err(Malformed),
     })
 }
@@ -207,10 +209,10 @@ mod tests {
         let mut again = Vec::new();
         read.encode_into(&mut again);
         assert_eq!(again, bytes);
-        for code in 1..=11 {
+        for code in 1..=12 {
             let rejection = rejection_of(code, 0).expect("known");
             assert_eq!(rejection_code(&rejection).0, code);
         }
-        assert_eq!(rejection_of(12, 0), Err(Malformed));
+        assert_eq!(rejection_of(13, 0), Err(Malformed));
     }
 }

@@ -12,6 +12,7 @@ use alhambra_ledger::header::{TxHeader, TxMetadata};
 use alhambra_ledger::ids::TxId;
 use bytes::Bytes;
 
+use crate::command::ValueForm;
 use crate::segment::Position;
 use crate::wire::{Malformed, Put, Reader};
 
@@ -24,6 +25,8 @@ const HEADER_VERSION_1: u8 = 4;
 const FLAGS: u8 = HAS_METADATA | HAS_EH | HEADER_VERSION_1;
 
 const ENTRY_HAS_METADATA: u8 = 1;
+const ENTRY_IS_COMPRESSED: u8 = 2;
+const ENTRY_FLAGS: u8 = ENTRY_HAS_METADATA | ENTRY_IS_COMPRESSED;
 
 /// Bytes at the end of a record: Alh and checksum.
 pub(crate) const RECORD_TAIL_BYTES: u64 = 36;
@@ -51,12 +54,16 @@ pub struct EntryRecord {
     pub key: Bytes,
     /// Serialised entry metadata, empty for none; [`EntryRecord::kv_metadata`] reads it.
     pub metadata: Bytes,
-    /// Bytes of the stored value.
+    /// Bytes of the value in plain; what is shown and proven.
     pub value_len: u32,
-    /// SHA-256 of the stored value.
+    /// SHA-256 of the value in plain.
     pub value_hash: Digest,
     /// Where in the ledger the stored value stands.
     pub value_at: Position,
+    /// Bytes that it takes there.
+    pub stored_len: u32,
+    /// How it stands there.
+    pub form: ValueForm,
 }
 
 impl EntryRecord {
@@ -79,7 +86,9 @@ pub(crate) struct EntryToStore<'a> {
     pub key_len: u32,
     pub metadata: &'a [u8],
     pub value_at: u64,
+    /// As it stands in the ledger.
     pub value_len: u32,
+    pub form: ValueForm,
     pub value_hash: Digest,
 }
 
@@ -119,13 +128,20 @@ pub(crate) fn encode_record<'a>(
             None => out.put_varint(entry.key_at),
             Some(end) => out.put_varint(entry.key_at - end),
         }
-        out.put_u8(if entry.metadata.is_empty() { 0 } else { ENTRY_HAS_METADATA });
+        let mut flags = if entry.metadata.is_empty() { 0 } else { ENTRY_HAS_METADATA };
+        if entry.form != ValueForm::Plain {
+            flags |= ENTRY_IS_COMPRESSED;
+        }
+        out.put_u8(flags);
         out.put_varint(u64::from(entry.key_len));
         if !entry.metadata.is_empty() {
             out.put_prefixed(entry.metadata);
         }
         out.put_varint(entry.value_at - (entry.key_at + u64::from(entry.key_len)));
         out.put_varint(u64::from(entry.value_len));
+        if entry.form != ValueForm::Plain {
+            entry.form.encode_into(out);
+        }
         out.put_bytes(&entry.value_hash.0);
         end = Some(entry.value_at + u64::from(entry.value_len));
     }
@@ -160,7 +176,9 @@ pub(crate) struct StoredEntry {
     pub key_len: u32,
     pub metadata: Bytes,
     pub value_at: Position,
+    /// As it stands in the ledger.
     pub value_len: u32,
+    pub form: ValueForm,
     pub value_hash: Digest,
 }
 
@@ -169,9 +187,11 @@ impl StoredEntry {
         EntryRecord {
             key,
             metadata: self.metadata,
-            value_len: self.value_len,
+            value_len: self.form.plain_len(self.value_len),
             value_hash: self.value_hash,
             value_at: self.value_at,
+            stored_len: self.value_len,
+            form: self.form,
         }
     }
 }
@@ -240,18 +260,24 @@ impl Entries<'_> {
         let key_at = self.end.unwrap_or(0).checked_add(first_or_gap).ok_or(Malformed)?;
         let flags = self.reader.u8()?;
         let key_len = self.reader.varint_u32()?;
-        let metadata = match flags {
+        if flags & !ENTRY_FLAGS != 0 {
+            return Err(Malformed);
+        }
+        let metadata = match flags & ENTRY_HAS_METADATA {
             0 => Bytes::new(),
-            ENTRY_HAS_METADATA => self.record.bytes.slice_ref(self.reader.some_prefixed()?),
-            _ => return Err(Malformed),
+            _ => self.record.bytes.slice_ref(self.reader.some_prefixed()?),
         };
         let gap = self.reader.varint()?;
         let value_at = key_at.checked_add(u64::from(key_len)).and_then(|at| at.checked_add(gap)).ok_or(Malformed)?;
         let value_len = self.reader.varint_u32()?;
+        let form = match flags & ENTRY_IS_COMPRESSED {
+            0 => ValueForm::Plain,
+            _ => ValueForm::read(&mut self.reader)?,
+        };
         let value_hash = Digest(self.reader.array()?);
         self.end = Some(value_at.checked_add(u64::from(value_len)).ok_or(Malformed)?);
         let (key_at, value_at) = (Position(key_at), Position(value_at));
-        Ok(StoredEntry { key_at, key_len, metadata, value_at, value_len, value_hash })
+        Ok(StoredEntry { key_at, key_len, metadata, value_at, value_len, form, value_hash })
     }
 }
 
@@ -294,7 +320,8 @@ mod tests {
 
     fn entry(at: u64) -> EntryToStore<'static> {
         let value_hash = Digest([9; 32]);
-        EntryToStore { key_at: at, key_len: 3, metadata: &[0], value_at: at + 5, value_len: 100, value_hash }
+        let form = if at < 1200 { ValueForm::Plain } else { ValueForm::Lz4 { plain_len: 700 } };
+        EntryToStore { key_at: at, key_len: 3, metadata: &[0], value_at: at + 5, value_len: 100, form, value_hash }
     }
 
     #[test]
@@ -313,6 +340,7 @@ mod tests {
             for (i, e) in read.iter().enumerate() {
                 let at = 1000 + 200 * i as u64;
                 assert_eq!((e.key_at, e.key_len, e.value_at, e.value_len), (Position(at), 3, Position(at + 5), 100));
+                assert_eq!(e.form.plain_len(e.value_len), if i == 0 { 100 } else { 700 });
                 assert_eq!((&e.metadata[..], e.value_hash), (&[0][..], Digest([9; 32])));
             }
             assert_eq!(Record::decode(TxId(8), bytes).err(), Some(BadRecord::Checksum), "another transaction's record");

@@ -300,10 +300,9 @@ fn stored_entries(values: &[NewValue]) -> Vec<ProposalEntry> {
     let mut all = all.freeze();
     let mut next = |len: usize| all.split_to(len + 1);
     (values.iter())
-        .map(|value| ProposalEntry {
-            key: next(value.key.len()),
-            metadata: encode_metadata(&value.metadata),
-            value: next(value.value.len()),
+        .map(|value| {
+            let (key, stored) = (next(value.key.len()), next(value.value.len()));
+            ProposalEntry::plain(key, encode_metadata(&value.metadata), stored)
         })
         .collect()
 }
@@ -351,9 +350,8 @@ pub async fn delete(app: &App, cx: &Context, keys: Vec<Bytes>, since_tx: TxId) -
         return Err(text::NO_ENTRIES.into());
     }
     let deletion = Bytes::from(KvMetadata { deleted: true, ..KvMetadata::default() }.to_bytes());
-    let entries: Vec<ProposalEntry> = (keys.iter())
-        .map(|key| ProposalEntry { key: stored_key(key), metadata: deletion.clone(), value: Bytes::new() })
-        .collect();
+    let entries: Vec<ProposalEntry> =
+        (keys.iter()).map(|key| ProposalEntry::plain(stored_key(key), deletion.clone(), Bytes::new())).collect();
     let twice = {
         let mut seen = HashSet::with_capacity(keys.len());
         keys.iter().any(|key| !seen.insert(key))
@@ -626,6 +624,7 @@ async fn commit(cx: &Context, proposal: TxProposal) -> Result<Written> {
         Rejection::DuplicateKey => text::DUPLICATED_KEYS.into(),
         Rejection::MetadataUnsupported => text::METADATA_UNSUPPORTED.into(),
         Rejection::MetadataInvalid => Error::Internal("metadata that this node made was refused"),
+        Rejection::ValueForm => Error::Internal("a value that this node compressed was refused"),
         Rejection::RequestTooOld => alhambra_raft::error::ProposeError::OutcomeUnknown.into(),
     })
 }

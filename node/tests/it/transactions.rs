@@ -16,11 +16,8 @@ use crate::support::*;
 /// Commits entries in stored form.
 async fn store(node: &NodeHandle, entries: Vec<(Vec<u8>, Vec<u8>)>) -> u64 {
     let group = node.groups().group_by_name("defaultdb").unwrap();
-    let entry = |(key, value): (Vec<u8>, Vec<u8>)| ProposalEntry {
-        key: Bytes::from(key),
-        metadata: Bytes::new(),
-        value: Bytes::from(value),
-    };
+    let entry =
+        |(key, value): (Vec<u8>, Vec<u8>)| ProposalEntry::plain(Bytes::from(key), Bytes::new(), Bytes::from(value));
     let proposal = TxProposal {
         request: None,
         metadata: Bytes::new(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, Revision, TxId};
 use alhambra_ledger::kv::{StoredValue, parse_set_key, parse_value, set_key};
-use alhambra_storage::command::Settings;
+use alhambra_storage::command::{Compression, Settings};
 use alhambra_storage::index::ScanSpec;
 use alhambra_storage::read::ReadSnapshot;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,34 @@ struct SettingsJson {
     exclude_commit_time: bool,
     quota_bytes: u64,
     quota_tx_per_second: u64,
+    #[serde(default)]
+    compression: CompressionJson,
+}
+
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CompressionJson {
+    #[default]
+    None,
+    Lz4,
+}
+
+impl From<Compression> for CompressionJson {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::None,
+            Compression::Lz4 => Self::Lz4,
+        }
+    }
+}
+
+impl From<CompressionJson> for Compression {
+    fn from(compression: CompressionJson) -> Self {
+        match compression {
+            CompressionJson::None => Self::None,
+            CompressionJson::Lz4 => Self::Lz4,
+        }
+    }
 }
 
 fn json<T: Serialize>(record: &T) -> String {
@@ -71,6 +99,7 @@ pub(super) fn database_json(
         exclude_commit_time,
         quota_bytes,
         quota_tx_per_second,
+        compression,
     } = new.settings;
     json(&DatabaseJson {
         id: id.to_string(),
@@ -84,6 +113,7 @@ pub(super) fn database_json(
             exclude_commit_time,
             quota_bytes,
             quota_tx_per_second,
+            compression: compression.into(),
         },
         face: new.face,
         created_at,
@@ -143,6 +173,7 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
         exclude_commit_time,
         quota_bytes,
         quota_tx_per_second,
+        compression,
     } = record.settings;
     Ok(DatabaseRecord {
         name: name.to_owned(),
@@ -158,6 +189,7 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
             exclude_commit_time,
             quota_bytes,
             quota_tx_per_second,
+            compression: compression.into(),
         },
         face: record.face,
         created_at: record.created_at,
@@ -268,6 +300,7 @@ mod tests {
             exclude_commit_time: false,
             quota_bytes: 0,
             quota_tx_per_second: 0,
+            compression: Compression::Lz4,
         }
     }
 
@@ -288,7 +321,8 @@ mod tests {
             concat!(
                 r#"{"id":"abababababababababababababababab","members":{"1":"a:1","2":"b:1"},"segment_bytes":1048576,"#,
                 r#""settings":{"key_len_max":1024,"value_len_max":33554432,"tx_entries_max":1024,"header_version":1,"#,
-                r#""exclude_commit_time":false,"quota_bytes":0,"quota_tx_per_second":0},"face":{"fileSize":5},"#,
+                r#""exclude_commit_time":false,"quota_bytes":0,"quota_tx_per_second":0,"compression":"lz4"},"#,
+                r#""face":{"fileSize":5},"#,
                 r#""created_at":77,"created_by":"immudb"}"#
             )
         );

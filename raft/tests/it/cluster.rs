@@ -654,11 +654,11 @@ pub fn node(id: u64) -> BasicNode {
 
 /// A proposal that sets one key.
 pub fn set(key: &str, value: &str) -> TxProposal {
-    let entry = ProposalEntry {
-        key: [b"\0".as_slice(), key.as_bytes()].concat().into(),
-        metadata: Bytes::new(),
-        value: [b"\0".as_slice(), value.as_bytes()].concat().into(),
-    };
+    let entry = ProposalEntry::plain(
+        [b"\0".as_slice(), key.as_bytes()].concat().into(),
+        Bytes::new(),
+        [b"\0".as_slice(), value.as_bytes()].concat().into(),
+    );
     TxProposal { request: None, metadata: Bytes::new(), entries: vec![entry], preconditions: Vec::new() }
 }
 

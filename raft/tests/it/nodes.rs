@@ -16,7 +16,7 @@ use alhambra_raft::group::{Group, Level, Tuning};
 use alhambra_raft::groups::{Groups, NodeSpec, Phase, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, NewDatabase, SYSTEM_DATABASE, User};
 use alhambra_storage::apply::{Outcome, Rejection};
-use alhambra_storage::command::Settings;
+use alhambra_storage::command::{Compression, Settings};
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::os::OsVfs;
 use openraft::BasicNode;
@@ -40,6 +40,7 @@ fn settings() -> Settings {
         exclude_commit_time: false,
         quota_bytes: 0,
         quota_tx_per_second: 0,
+        compression: Compression::None,
     }
 }
 

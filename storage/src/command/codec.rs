@@ -8,7 +8,7 @@ use std::ops::Range;
 use alhambra_ledger::ids::{DatabaseId, TxId};
 use bytes::Bytes;
 
-use super::{Command, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal};
+use super::{Command, Compression, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal, ValueForm};
 use crate::wire::{Malformed, Put, Reader};
 
 /// Version of the command codec that this build writes; it reads this one only.
@@ -26,8 +26,8 @@ const PROPOSAL_FLAGS: u8 = PROPOSAL_HAS_REQUEST | PROPOSAL_HAS_METADATA | PROPOS
 
 const ENTRY_HAS_METADATA: u8 = 1;
 
-/// How a value's bytes stand in the ledger. Only this one exists; the byte is reserved in every entry.
 const COMPRESSION_NONE: u8 = 0;
+const COMPRESSION_LZ4: u8 = 1;
 
 const MUST_EXIST: u8 = 1;
 const MUST_NOT_EXIST: u8 = 2;
@@ -61,8 +61,10 @@ pub struct LocatedEntry<'a> {
     pub key_at: u32,
     /// Serialised entry metadata.
     pub metadata: &'a [u8],
-    /// Stored value.
+    /// Stored value, in the form that `form` names.
     pub value: &'a [u8],
+    /// How the value's bytes stand here.
+    pub form: ValueForm,
     /// Offset of the value's first byte within the payload.
     pub value_at: u32,
 }
@@ -187,7 +189,12 @@ impl Command {
                     request: proposal.request,
                     metadata: own(proposal.metadata),
                     entries: (batch.entries_of(proposal).iter())
-                        .map(|e| ProposalEntry { key: own(e.key), metadata: own(e.metadata), value: own(e.value) })
+                        .map(|e| ProposalEntry {
+                            key: own(e.key),
+                            metadata: own(e.metadata),
+                            value: own(e.value),
+                            form: e.form,
+                        })
                         .collect(),
                     preconditions: (batch.preconditions_of(proposal).iter())
                         .map(|condition| match *condition {
@@ -278,12 +285,10 @@ fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed
             let key = reader.prefixed()?;
             let key_at = position(reader.at() - key.len())?;
             let metadata = if flags & ENTRY_HAS_METADATA != 0 { reader.some_prefixed()? } else { &[] };
-            if reader.u8()? != COMPRESSION_NONE {
-                return Err(Malformed);
-            }
+            let form = ValueForm::read(reader)?;
             let value = reader.prefixed()?;
             let value_at = position(reader.at() - value.len())?;
-            batch.entries.push(LocatedEntry { key, key_at, metadata, value, value_at });
+            batch.entries.push(LocatedEntry { key, key_at, metadata, value, form, value_at });
         }
         let first_precondition = batch.preconditions.len();
         if flags & PROPOSAL_HAS_PRECONDITIONS != 0 {
@@ -345,7 +350,7 @@ impl TxProposal {
             if !entry.metadata.is_empty() {
                 out.put_prefixed(&entry.metadata);
             }
-            out.put_u8(COMPRESSION_NONE);
+            entry.form.encode_into(out);
             out.put_prefixed(&entry.value);
         }
         if !self.preconditions.is_empty() {
@@ -372,7 +377,7 @@ impl TxProposal {
 
     /// Bytes that this proposal takes in an encoded command, at most. What a queue bounded in bytes counts.
     pub fn encoded_len_max(&self) -> usize {
-        let entries = self.entries.iter().map(|e| 14 + e.key.len() + e.metadata.len() + e.value.len()).sum::<usize>();
+        let entries = self.entries.iter().map(|e| 18 + e.key.len() + e.metadata.len() + e.value.len()).sum::<usize>();
         let preconditions = (self.preconditions.iter())
             .map(|condition| match condition {
                 Precondition::MustExist(key) | Precondition::MustNotExist(key) => 9 + key.len(),
@@ -393,6 +398,7 @@ impl Settings {
         exclude_commit_time: false,
         quota_bytes: 0,
         quota_tx_per_second: 0,
+        compression: Compression::None,
     };
 
     pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
@@ -403,6 +409,10 @@ impl Settings {
         out.put_u8(if self.exclude_commit_time { SETTINGS_EXCLUDE_COMMIT_TIME } else { 0 });
         out.put_u64(self.quota_bytes);
         out.put_u64(self.quota_tx_per_second);
+        out.put_u8(match self.compression {
+            Compression::None => COMPRESSION_NONE,
+            Compression::Lz4 => COMPRESSION_LZ4,
+        });
     }
 
     /// Reads settings; those that could not be obeyed (a key longer than the hashed length field, an unknown header
@@ -420,6 +430,11 @@ impl Settings {
             },
             quota_bytes: reader.u64()?,
             quota_tx_per_second: reader.u64()?,
+            compression: match reader.u8()? {
+                COMPRESSION_NONE => Compression::None,
+                COMPRESSION_LZ4 => Compression::Lz4,
+                _ => return Err(Malformed),
+            },
         };
         if settings.is_valid() { Ok(settings) } else { Err(Malformed) }
     }
@@ -431,6 +446,27 @@ impl Settings {
         self.header_version <= 1
             && (1..=u32::from(u16::MAX)).contains(&self.key_len_max)
             && (1..=entries_max).contains(&self.tx_entries_max)
+    }
+}
+
+impl ValueForm {
+    /// The code of the form and, if it is not plain, the length in plain; the same in commands and in tx records.
+    pub(crate) fn encode_into(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Plain => out.put_u8(COMPRESSION_NONE),
+            Self::Lz4 { plain_len } => {
+                out.put_u8(COMPRESSION_LZ4);
+                out.put_varint(u64::from(plain_len));
+            }
+        }
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        match reader.u8()? {
+            COMPRESSION_NONE => Ok(Self::Plain),
+            COMPRESSION_LZ4 => Ok(Self::Lz4 { plain_len: reader.varint_u32()? }),
+            _ => Err(Malformed),
+        }
     }
 }
 

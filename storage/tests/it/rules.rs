@@ -32,11 +32,7 @@ fn plain(key: &[u8], value: &[u8]) -> TxProposal {
     TxProposal {
         request: None,
         metadata: Bytes::new(),
-        entries: vec![ProposalEntry {
-            key: Bytes::copy_from_slice(key),
-            metadata: Bytes::new(),
-            value: Bytes::copy_from_slice(value),
-        }],
+        entries: vec![ProposalEntry::plain(Bytes::copy_from_slice(key), Bytes::new(), Bytes::copy_from_slice(value))],
         preconditions: Vec::new(),
     }
 }

@@ -55,10 +55,9 @@ pub fn proposal(proposal: &model::Proposal) -> TxProposal {
         }),
         metadata: Bytes::new(),
         entries: (proposal.entries.iter())
-            .map(|entry| ProposalEntry {
-                key: Bytes::copy_from_slice(&entry.key),
-                metadata: entry.metadata.bytes().into(),
-                value: Bytes::copy_from_slice(&entry.value),
+            .map(|entry| {
+                let [key, value] = [&entry.key, &entry.value].map(|bytes| Bytes::copy_from_slice(bytes));
+                ProposalEntry::plain(key, entry.metadata.bytes().into(), value)
             })
             .collect(),
         preconditions: (proposal.conditions.iter())
@@ -96,7 +95,10 @@ pub fn outcome(outcome: &Outcome) -> model::Outcome {
             Rejection::ValueTooLong => model::Refusal::ValueTooLong,
             Rejection::TooManyEntries => model::Refusal::TooManyEntries,
             Rejection::DuplicateKey => model::Refusal::DuplicateKey,
-            Rejection::MetadataUnsupported | Rejection::MetadataInvalid | Rejection::RequestTooOld => {
+            Rejection::MetadataUnsupported
+            | Rejection::MetadataInvalid
+            | Rejection::RequestTooOld
+            | Rejection::ValueForm => {
                 panic!("the workload makes no {rejection:?}")
             }
         },
