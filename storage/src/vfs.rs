@@ -55,6 +55,8 @@ pub trait Vfs: Send + Sync + Debug {
     fn exists(&self, path: &Path) -> io::Result<bool>;
     /// Takes an exclusive lock that ends with the process or when the guard is dropped; `WouldBlock` when taken.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>>;
+    /// Bytes that this process may still write to the file system of an existing folder.
+    fn free_space(&self, dir: &Path) -> io::Result<u64>;
 }
 
 /// Holds a lock until dropped.

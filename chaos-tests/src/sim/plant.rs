@@ -75,4 +75,8 @@ impl Vfs for AcknowledgeBeforeFsync {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
         self.0.lock(path)
     }
+
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        self.0.free_space(dir)
+    }
 }

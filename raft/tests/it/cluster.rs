@@ -220,6 +220,9 @@ impl Vfs for BootVfs {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
         self.up()?.lock(path)
     }
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        self.up()?.free_space(dir)
+    }
 }
 
 /// Who is up, and which links are cut. A cut link loses messages silently; a node that is down refuses them.

@@ -1,7 +1,9 @@
 //! Any file system, made to fail at a chosen step.
 //!
-//! A step is a call that changes something on the disk or makes it durable; steps are counted from 0 over all files.
-//! Reads are not steps.
+//! A step is a call that changes something on the disk or makes it durable; a look is any other call. Each kind is counted
+//! from 0 over all files, so that a test can run a workload once, count, and then fail every single call of it. What is
+//! drawn (which of the unsynced writes survive a power failure, in any order) is drawn by [`MemVfs::crash`] from a seed;
+//! a full disk is [`MemVfs::set_capacity`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::mem::MemVfs;
 use super::{File, FileKind, LockGuard, OpenMode, Vfs};
 
 /// What a step does.
@@ -55,8 +58,11 @@ pub struct Step {
 pub enum Fault {
     /// Nothing is done and this error is returned; later steps work.
     Error(io::ErrorKind),
-    /// A write leaves its first half and returns `StorageFull`; any other step is as with `Error(StorageFull)`.
-    ShortWrite,
+    /// A write leaves its first half and returns this error; any other step is as with `Error`.
+    Short(io::ErrorKind),
+    /// A sync returns this error, and what it should have made durable never will be, whatever later syncs answer: the
+    /// system takes its pages for clean. Any other step is as with `Error`. Needs [`FaultyVfs::on_memory`].
+    LostSync(io::ErrorKind),
     /// The machine stops before this step: it and every later call fail.
     Crash,
     /// The machine stops in the middle of this write; as `Crash` for any other step.
@@ -67,6 +73,7 @@ pub enum Fault {
 #[derive(Clone, Debug)]
 pub struct FaultyVfs {
     inner: Arc<dyn Vfs>,
+    memory: Option<MemVfs>,
     plan: Arc<Mutex<Plan>>,
 }
 
@@ -75,7 +82,11 @@ struct Plan {
     done: Vec<Step>,
     record: bool,
     count: u64,
+    looks: u64,
     fault: Option<(u64, Fault)>,
+    look_fault: Option<(u64, io::ErrorKind)>,
+    broken: Option<io::ErrorKind>,
+    read_only: bool,
     stopped: bool,
     syncs_lie: bool,
 }
@@ -84,6 +95,7 @@ struct Plan {
 enum Go {
     Whole,
     Half(io::ErrorKind),
+    Forget(io::ErrorKind),
 }
 
 fn stopped() -> io::Error {
@@ -97,16 +109,25 @@ impl Plan {
         }
         let number = self.count;
         self.count += 1;
+        if let Some(kind) = self.broken {
+            return Err(kind.into());
+        }
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         let fault = self.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
         let writes = matches!(kind, StepKind::Write { .. });
+        let syncs = kind == StepKind::Sync;
         if self.record {
             self.done.push(Step { kind, path: path.to_path_buf() });
         }
         match fault {
             None => Ok(Go::Whole),
             Some(Fault::Error(kind)) => Err(kind.into()),
-            Some(Fault::ShortWrite) if writes => Ok(Go::Half(io::ErrorKind::StorageFull)),
-            Some(Fault::ShortWrite) => Err(io::ErrorKind::StorageFull.into()),
+            Some(Fault::Short(kind)) if writes => Ok(Go::Half(kind)),
+            Some(Fault::Short(kind)) => Err(kind.into()),
+            Some(Fault::LostSync(kind)) if syncs => Ok(Go::Forget(kind)),
+            Some(Fault::LostSync(kind)) => Err(kind.into()),
             Some(Fault::CrashShort) if writes => {
                 self.stopped = true;
                 Ok(Go::Half(io::ErrorKind::Other))
@@ -117,12 +138,47 @@ impl Plan {
             }
         }
     }
+
+    fn look(&mut self) -> io::Result<()> {
+        if self.stopped {
+            return Err(stopped());
+        }
+        let number = self.looks;
+        self.looks += 1;
+        let planned = self.look_fault.filter(|(at, _)| *at == number).map(|(_, kind)| kind);
+        self.broken.or(planned).map_or(Ok(()), |kind| Err(kind.into()))
+    }
 }
 
 impl FaultyVfs {
     /// Wraps `inner`; nothing fails yet.
     pub fn new(inner: Arc<dyn Vfs>) -> Self {
-        Self { inner, plan: Arc::default() }
+        Self { inner, memory: None, plan: Arc::default() }
+    }
+
+    /// Wraps a disk in memory, which can also lose what a sync has failed to make durable.
+    pub fn on_memory(disk: MemVfs) -> Self {
+        Self { memory: Some(disk.clone()), ..Self::new(Arc::new(disk)) }
+    }
+
+    /// Looks so far.
+    pub fn look_count(&self) -> u64 {
+        self.plan.lock().looks
+    }
+
+    /// Makes look number `look` fail, counted from the making of this file system.
+    pub fn fail_look_at(&self, look: u64, kind: io::ErrorKind) {
+        self.plan.lock().look_fault = Some((look, kind));
+    }
+
+    /// From now on every call fails with this error, or none does.
+    pub fn set_broken(&self, kind: Option<io::ErrorKind>) {
+        self.plan.lock().broken = kind;
+    }
+
+    /// From now on every step fails with `ReadOnlyFilesystem`, as after a file system has remounted itself, or none does.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.plan.lock().read_only = read_only;
     }
 
     /// Steps so far.
@@ -169,12 +225,12 @@ impl FaultyVfs {
     fn step(&self, kind: StepKind, path: &Path) -> io::Result<()> {
         match self.plan.lock().step(kind, path)? {
             Go::Whole => Ok(()),
-            Go::Half(error) => Err(error.into()),
+            Go::Half(error) | Go::Forget(error) => Err(error.into()),
         }
     }
 
     fn look(&self) -> io::Result<()> {
-        if self.plan.lock().stopped { Err(stopped()) } else { Ok(()) }
+        self.plan.lock().look()
     }
 }
 
@@ -191,7 +247,8 @@ impl Vfs for FaultyVfs {
             self.look()?;
         }
         let inner = self.inner.open(path, mode)?;
-        Ok(Box::new(FaultyFile { inner, plan: Arc::clone(&self.plan), path: path.to_path_buf() }))
+        let (memory, plan) = (self.memory.clone(), Arc::clone(&self.plan));
+        Ok(Box::new(FaultyFile { inner, memory, plan, path: path.to_path_buf() }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -237,11 +294,17 @@ impl Vfs for FaultyVfs {
         }
         self.inner.lock(path)
     }
+
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        self.look()?;
+        self.inner.free_space(dir)
+    }
 }
 
 #[derive(Debug)]
 struct FaultyFile {
     inner: Box<dyn File>,
+    memory: Option<MemVfs>,
     plan: Arc<Mutex<Plan>>,
     path: PathBuf,
 }
@@ -252,7 +315,7 @@ impl FaultyFile {
     }
 
     fn look(&self) -> io::Result<()> {
-        if self.plan.lock().stopped { Err(stopped()) } else { Ok(()) }
+        self.plan.lock().look()
     }
 }
 
@@ -269,6 +332,7 @@ impl File for FaultyFile {
                 self.inner.write_at(offset, &data[..data.len() / 2])?;
                 Err(error.into())
             }
+            Go::Forget(error) => Err(error.into()),
         }
     }
 
@@ -283,7 +347,14 @@ impl File for FaultyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.step(StepKind::Sync)?;
+        match self.step(StepKind::Sync)? {
+            Go::Whole => {}
+            Go::Half(error) => return Err(error.into()),
+            Go::Forget(error) => {
+                self.memory.as_ref().expect("a lost sync is planned on memory only").forget_unsynced(&self.path)?;
+                return Err(error.into());
+            }
+        }
         if self.plan.lock().syncs_lie {
             return Ok(());
         }

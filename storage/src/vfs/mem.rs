@@ -64,6 +64,8 @@ struct Disk {
     /// One more for each crash; handles of an earlier boot are dead.
     boot: u64,
     counts: OpCounts,
+    /// Bytes in files, at most; without a bound there is always room.
+    capacity_bytes: Option<u64>,
 }
 
 /// A folder is shared between the live and the durable tree, so that renaming it moves both.
@@ -142,7 +144,9 @@ impl FileImages {
                 Change::Length(len) => set_len_of(&mut self.durable, len),
             }
         }
-        debug_assert_eq!(self.live.len(), self.durable.len());
+        // Differs only when unsynced changes were forgotten; the length is the file system's own and not lost with them.
+        let len = self.live.len() as u64;
+        set_len_of(&mut self.durable, len);
     }
 
     /// Carries over a part of what was not synced. How much survives differs from file to file, so that "nothing of this
@@ -200,6 +204,15 @@ impl Dir {
         self.0.lock().live.get(name).cloned()
     }
 
+    fn size_bytes(&self) -> u64 {
+        let nodes: Vec<Node> = self.0.lock().live.values().cloned().collect();
+        let size = |node: &Node| match node {
+            Node::Dir(dir) => dir.size_bytes(),
+            Node::File(inode) => inode.0.lock().live.len() as u64,
+        };
+        nodes.iter().map(size).sum()
+    }
+
     /// Visits every folder and file that the durable tree reaches, folders first.
     fn walk_durable(&self, visit: &mut dyn FnMut(&Node)) {
         let nodes: Vec<Node> = self.0.lock().durable.values().cloned().collect();
@@ -249,6 +262,11 @@ impl Disk {
         let names = names(path)?;
         let (last, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
         Ok((self.dir(above)?, last))
+    }
+
+    /// How many more bytes files may hold.
+    fn room_bytes(&self) -> u64 {
+        self.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.root.size_bytes()))
     }
 
     fn change_names(&mut self, changes: Vec<(Dir, String, Option<Node>)>) {
@@ -304,15 +322,23 @@ impl MemVfs {
 
     /// Bytes in files, as they are seen now.
     pub fn size_bytes(&self) -> u64 {
-        fn of(dir: &Dir) -> u64 {
-            let nodes: Vec<Node> = dir.0.lock().live.values().cloned().collect();
-            let size = |node: &Node| match node {
-                Node::Dir(dir) => of(dir),
-                Node::File(inode) => inode.0.lock().live.len() as u64,
-            };
-            nodes.iter().map(size).sum()
-        }
-        of(&self.disk.lock().root)
+        self.disk.lock().root.size_bytes()
+    }
+
+    /// From now on files hold this many bytes together, or any number for `None`. Beyond it a write takes what
+    /// fits and answers `StorageFull`, and so do a growing `set_len` and, when nothing fits, the making of a file.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.disk.lock().capacity_bytes = bytes;
+    }
+
+    /// Throws away what no sync has made durable in a file, as a system may after a sync that failed: it stays readable
+    /// and a later sync makes nothing of it durable.
+    pub fn forget_unsynced(&self, path: &Path) -> io::Result<()> {
+        let disk = self.disk.lock();
+        let (dir, name) = disk.parent(path)?;
+        let Some(Node::File(inode)) = dir.get(name) else { return Err(io::ErrorKind::NotFound.into()) };
+        inode.0.lock().unsynced.clear();
+        Ok(())
     }
 }
 
@@ -326,6 +352,9 @@ impl Vfs for MemVfs {
             (Some(Node::File(inode)), _) => inode,
             (None, OpenMode::Read | OpenMode::ReadWrite) => return Err(io::ErrorKind::NotFound.into()),
             (None, OpenMode::Create | OpenMode::CreateNew) => {
+                if disk.room_bytes() == 0 {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
                 let inode = Inode::default();
                 disk.change_names(vec![(dir, name.to_owned(), Some(Node::File(inode.clone())))]);
                 inode
@@ -436,6 +465,12 @@ impl Vfs for MemVfs {
         }
         Ok(Box::new(MemLock { disk: Arc::clone(&self.disk), boot: disk.boot, key }))
     }
+
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        let disk = self.disk.lock();
+        disk.dir(&names(dir)?)?;
+        Ok(disk.room_bytes())
+    }
 }
 
 #[derive(Debug)]
@@ -475,11 +510,14 @@ impl MemFile {
         Ok(())
     }
 
-    fn enter_to_write(&self, count: impl FnOnce(&mut OpCounts)) -> io::Result<()> {
+    /// Answers as well how long this file may become.
+    fn enter_to_write(&self, count: impl FnOnce(&mut OpCounts)) -> io::Result<u64> {
         if !self.writable {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.enter(count)
+        self.enter(count)?;
+        let room = self.disk.lock().room_bytes();
+        Ok(room.saturating_add(self.inode.0.lock().live.len() as u64))
     }
 }
 
@@ -494,17 +532,17 @@ impl File for MemFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.enter_to_write(|counts| {
+        let len_max = self.enter_to_write(|counts| {
             counts.writes += 1;
             counts.bytes_written += data.len() as u64;
         })?;
-        if data.is_empty() {
-            return Ok(());
+        let fits = usize::try_from(len_max.saturating_sub(offset)).map_or(data.len(), |fits| fits.min(data.len()));
+        if fits > 0 {
+            let mut images = self.inode.0.lock();
+            write_into(&mut images.live, offset, &data[..fits]);
+            images.unsynced.push(Change::Write { offset, data: Bytes::copy_from_slice(&data[..fits]) });
         }
-        let mut images = self.inode.0.lock();
-        write_into(&mut images.live, offset, data);
-        images.unsynced.push(Change::Write { offset, data: Bytes::copy_from_slice(data) });
-        Ok(())
+        if fits == data.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -513,8 +551,11 @@ impl File for MemFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.enter_to_write(|_| ())?;
+        let len_max = self.enter_to_write(|_| ())?;
         let mut images = self.inode.0.lock();
+        if len > len_max {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         set_len_of(&mut images.live, len);
         images.unsynced.push(Change::Length(len));
         Ok(())

@@ -1,5 +1,5 @@
-//! The operating system's file system, through `std::fs`: positioned reads and writes, `fdatasync`, `flock`, and `fsync`
-//! of folders.
+//! The operating system's file system, through `std::fs`: positioned reads and writes, `fdatasync`, `flock`, `fsync` of
+//! folders, and `statvfs`.
 
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io;
@@ -125,6 +125,12 @@ impl Vfs for OsVfs {
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(dir)?;
+        // Not `f_bfree`: part of that is kept for the superuser.
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 }
 

@@ -223,7 +223,7 @@ fn a_crash_at_every_step_of_recovery_loses_nothing_either() {
 fn a_failed_step_poisons_and_reopening_goes_on() {
     let steps = step_count();
     for step in 0..steps {
-        for fault in [Fault::Error(std::io::ErrorKind::Other), Fault::ShortWrite] {
+        for fault in [Fault::Error(std::io::ErrorKind::Other), Fault::Short(std::io::ErrorKind::StorageFull)] {
             let mem = MemVfs::new();
             let faulty = FaultyVfs::new(Arc::new(mem.clone()));
             faulty.fail_at(step, fault);
@@ -233,7 +233,7 @@ fn a_failed_step_poisons_and_reopening_goes_on() {
             if let Ok((ledger, _)) = open(&vfs, SEGMENT_BYTES, None) {
                 let error = run(&ledger, &workload(), &mut told).unwrap_err();
                 let space = matches!(error, Error::NoSpace { .. });
-                assert_eq!(space, fault == Fault::ShortWrite, "{context}: {error}");
+                assert_eq!(space, fault == Fault::Short(std::io::ErrorKind::StorageFull), "{context}: {error}");
                 assert!(!error.is_deterministic());
                 assert!(ledger.is_poisoned(), "{context}");
                 // Nothing is accepted and nothing reaches the disk any more, but what was flushed can be read.

@@ -102,6 +102,9 @@ impl Vfs for GatedVfs {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
         self.inner.lock(path)
     }
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        self.inner.free_space(dir)
+    }
 }
 
 impl File for GatedFile {

@@ -325,10 +325,10 @@ fn a_fault_hits_the_chosen_step_only() {
     file.write_at(0, b"12").unwrap();
     assert_eq!(kind(file.write_at(0, b"xx")), ErrorKind::PermissionDenied);
     file.write_at(2, b"34").unwrap();
-    vfs.fail_after(0, Fault::ShortWrite);
+    vfs.fail_after(0, Fault::Short(ErrorKind::StorageFull));
     assert_eq!(kind(file.write_at(4, b"5678")), ErrorKind::StorageFull);
     assert_eq!(&get(&mem, Path::new("a"))[..], b"123456");
-    vfs.fail_at(vfs.step_count(), Fault::ShortWrite);
+    vfs.fail_at(vfs.step_count(), Fault::Short(ErrorKind::StorageFull));
     assert_eq!(kind(file.sync_data()), ErrorKind::StorageFull);
 }
 
@@ -376,4 +376,77 @@ fn lying_syncs_answer_and_make_nothing_durable() {
     file.sync_data().unwrap();
     mem.crash(Crash::PowerLoss);
     assert_eq!(&get(&mem, path)[..], b"kept");
+}
+
+#[test]
+fn free_space_is_told_of_an_existing_folder() {
+    on_each(|vfs, dir| {
+        assert!(vfs.free_space(dir).unwrap() > 0);
+        assert_eq!(kind(vfs.free_space(&dir.join("none"))), ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn a_full_disk_in_memory_takes_what_fits_and_has_room_again() {
+    let mem = MemVfs::new();
+    let root = Path::new("");
+    mem.set_capacity(Some(10));
+    let file = put(&mem, Path::new("a"), b"123456");
+    assert_eq!(mem.free_space(root).unwrap(), 4);
+    assert_eq!(kind(file.write_at(4, b"56789abc")), ErrorKind::StorageFull);
+    assert_eq!(&get(&mem, Path::new("a"))[..], b"123456789a", "a write may be cut short");
+    assert_eq!(kind(mem.open(Path::new("b"), OpenMode::Create)), ErrorKind::StorageFull);
+    assert_eq!(kind(file.set_len(11)), ErrorKind::StorageFull);
+    file.write_at(2, b"xx").unwrap();
+    file.set_len(9).unwrap();
+    assert_eq!(kind(file.set_len(11)), ErrorKind::StorageFull, "one past the room");
+    file.set_len(10).unwrap();
+    mem.remove_file(Path::new("a")).unwrap();
+    assert_eq!(mem.free_space(root).unwrap(), 10);
+    put(&mem, Path::new("b"), b"0123456789");
+    mem.set_capacity(None);
+    put(&mem, Path::new("c"), b"again");
+}
+
+#[test]
+fn looks_a_broken_disk_and_a_read_only_one() {
+    let vfs = FaultyVfs::new(Arc::new(MemVfs::new()));
+    let path = Path::new("a");
+    let file = put(&vfs, path, b"abc");
+    let looks = vfs.look_count();
+    vfs.fail_look_at(looks + 1, ErrorKind::Other);
+    file.read_at(0, 3).unwrap();
+    assert_eq!(kind(file.read_at(0, 3)), ErrorKind::Other);
+    file.read_at(0, 3).unwrap();
+    assert_eq!(vfs.look_count(), looks + 3);
+    vfs.set_read_only(true);
+    file.read_at(0, 3).unwrap();
+    assert_eq!(kind(file.write_at(0, b"x")), ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(kind(vfs.remove_file(path)), ErrorKind::ReadOnlyFilesystem);
+    vfs.set_read_only(false);
+    vfs.set_broken(Some(ErrorKind::TimedOut));
+    assert_eq!(kind(file.read_at(0, 3)), ErrorKind::TimedOut);
+    assert_eq!(kind(file.sync_data()), ErrorKind::TimedOut);
+    assert_eq!(kind(vfs.free_space(Path::new(""))), ErrorKind::TimedOut);
+    vfs.set_broken(None);
+    assert_eq!(&file.read_at(0, 3).unwrap()[..], b"abc");
+}
+
+#[test]
+fn what_a_failed_sync_has_lost_no_later_sync_brings_back() {
+    let mem = MemVfs::new();
+    let vfs = FaultyVfs::on_memory(mem.clone());
+    let path = Path::new("a");
+    let file = vfs.open(path, OpenMode::Create).unwrap();
+    vfs.sync_dir(Path::new("")).unwrap();
+    file.write_at(0, b"kept").unwrap();
+    file.sync_data().unwrap();
+    file.write_at(0, b"lo").unwrap();
+    vfs.fail_after(0, Fault::LostSync(ErrorKind::Other));
+    assert_eq!(kind(file.sync_data()), ErrorKind::Other);
+    file.write_at(3, b"T").unwrap();
+    file.sync_data().unwrap();
+    assert_eq!(&get(&vfs, path)[..], b"lopT", "the system still shows it");
+    mem.crash(Crash::PowerLoss);
+    assert_eq!(&get(&mem, path)[..], b"kepT");
 }
