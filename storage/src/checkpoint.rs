@@ -174,9 +174,17 @@ fn read_log_id(reader: &mut Reader<'_>) -> std::result::Result<Option<LogId>, Ma
 /// Takes a checkpoint of `db`; answers its bytes.
 pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
     let _one_at_a_time = db.exclusive.lock();
+    let since = db.applier.lock().since;
     let written = write_exclusive(db, &db.core());
-    if written.is_err() {
-        db.applier.lock().fail();
+    match &written {
+        // Due still, and taken when there is space; the one before holds until then.
+        Err(error) if error.waits_for_space() => {
+            let mut applier = db.applier.lock();
+            applier.since.bytes += since.bytes;
+            applier.since.txs += since.txs;
+        }
+        Err(_) => db.applier.lock().fail(),
+        Ok(_) => {}
     }
     written
 }

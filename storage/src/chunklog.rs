@@ -44,6 +44,8 @@ struct Tail {
     written: u64,
     writing: Option<Arc<Vec<u8>>>,
     open: Vec<u8>,
+    /// Bytes that wait before they are written out; more while the disk is full.
+    spill_bytes: usize,
 }
 
 impl Tail {
@@ -53,6 +55,10 @@ impl Tail {
 
     fn end(&self) -> u64 {
         self.open_at() + self.open.len() as u64
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.open.len() + self.writing.as_ref().map_or(0, |bytes| bytes.len())
     }
 
     /// Copies the part of `at..at + out.len()` that is in memory to its place in `out`.
@@ -111,7 +117,12 @@ impl ChunkLog {
             kind,
             database,
             chunk_bytes,
-            tail: RwLock::new(Tail { written: len, writing: None, open: Vec::new() }),
+            tail: RwLock::new(Tail {
+                written: len,
+                writing: None,
+                open: Vec::new(),
+                spill_bytes: UNWRITTEN_BYTES_SPILL,
+            }),
             writer: Mutex::new(Writer::default()),
             files: RwLock::new(BTreeMap::new()),
         })
@@ -198,14 +209,25 @@ impl ChunkLog {
     }
 
     /// Writes to the files when enough bytes wait. While a sync is running nothing is written until the buffer's bound is
-    /// reached, because a write may have to wait for the sync.
+    /// reached, because a write may have to wait for the sync. When the disk is full the bytes wait in memory, up to the
+    /// same bound.
     pub(crate) fn spill(&self) -> Result<()> {
-        let waiting = self.tail.read().open.len();
-        if waiting < UNWRITTEN_BYTES_SPILL {
+        let (waiting, spill_bytes) = {
+            let tail = self.tail.read();
+            (tail.waiting_bytes(), tail.spill_bytes)
+        };
+        if waiting < spill_bytes {
             return Ok(());
         }
         let writer = if waiting < UNWRITTEN_BYTES_MAX { self.writer.try_lock() } else { Some(self.writer.lock()) };
-        writer.map_or(Ok(()), |mut writer| self.write_out(&mut writer))
+        let Some(mut writer) = writer else { return Ok(()) };
+        match self.write_out(&mut writer) {
+            Err(error) if error.waits_for_space() && waiting < UNWRITTEN_BYTES_MAX => {
+                self.tail.write().spill_bytes = waiting.saturating_mul(2).min(UNWRITTEN_BYTES_MAX);
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     /// Writes everything appended before the call and makes it durable.
@@ -225,16 +247,21 @@ impl ChunkLog {
     }
 
     fn write_out(&self, writer: &mut Writer) -> Result<()> {
+        // What an earlier write that found no space has left goes first, to the same place as then.
+        while self.write_one_buffer(writer)? {}
+        self.tail.write().spill_bytes = UNWRITTEN_BYTES_SPILL;
+        Ok(())
+    }
+
+    /// False when nothing waits.
+    fn write_one_buffer(&self, writer: &mut Writer) -> Result<bool> {
         let (mut at, bytes) = {
             let mut tail = self.tail.write();
-            // Left over when an earlier write failed; the database is poisoned then and does not come here again.
-            if tail.writing.is_some() {
-                return Err(Error::Poisoned);
-            }
-            if tail.open.is_empty() {
-                return Ok(());
-            }
-            let bytes = Arc::new(std::mem::take(&mut tail.open));
+            let bytes = match &tail.writing {
+                Some(bytes) => Arc::clone(bytes),
+                None if tail.open.is_empty() => return Ok(false),
+                None => Arc::new(std::mem::take(&mut tail.open)),
+            };
             tail.writing = Some(Arc::clone(&bytes));
             (tail.written, bytes)
         };
@@ -252,7 +279,7 @@ impl ChunkLog {
         let mut tail = self.tail.write();
         tail.written = at;
         tail.writing = None;
-        Ok(())
+        Ok(true)
     }
 
     fn make_chunk(&self, number: u64, writer: &mut Writer) -> Result<Arc<dyn File>> {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::apply::Outcome;
 use crate::command::{Command, Settings, TxProposal};
 use crate::database::{Database, DatabaseSpec, Options};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recover;
 use crate::segment::{Frame, FrameKind};
 use crate::vfs::Vfs;
@@ -40,19 +40,32 @@ impl Database {
 
     /// Commits transactions: durable and visible when this returns, one outcome per proposal. `ts` is Unix seconds. One
     /// call costs one sync, so many transactions per call are cheap. One caller at a time.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] from the log: surely not committed, and the next call may succeed. Any other error of a write or
+    /// sync: perhaps committed, open anew to see.
     pub fn commit(&self, ts: i64, mut proposals: Vec<TxProposal>) -> Result<Vec<Outcome>> {
         if let Some(settings) = self.settings() {
             proposals.iter_mut().for_each(|proposal| proposal.compress(&settings));
         }
         let outcomes = self.commit_command(&Command::Batch { ts, proposals })?;
         self.ledger().settle()?;
+        match self.follow_up() {
+            // The transactions are committed all the same; the next call tries again.
+            Err(Error::NoSpace { .. }) | Ok(()) => Ok(outcomes),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Seals and checkpoints that are due.
+    fn follow_up(&self) -> Result<()> {
         for seal in self.pending_seals()? {
             self.commit_command(&Command::Seal(seal))?;
         }
         if self.checkpoint_due() {
             self.checkpoint()?;
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     fn commit_command(&self, command: &Command) -> Result<Vec<Outcome>> {
@@ -62,7 +75,13 @@ impl Database {
         let log_id = LogId { term: TERM, index: LogIndex(index) };
         let frame = Frame { log_id, kind: FrameKind::Command, payload };
         let positions = ledger.stage(std::slice::from_ref(&frame))?;
-        ledger.flush()?;
+        if let Err(error) = ledger.flush() {
+            if matches!(error, Error::NoSpace { .. }) {
+                // Surely not applied: it must not come with the next one.
+                ledger.truncate_after(index.checked_sub(1).map(LogIndex))?;
+            }
+            return Err(error);
+        }
         self.apply(log_id, positions[0], frame.kind, &frame.payload)
     }
 }

@@ -99,8 +99,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The disk or the quota is full. The store is poisoned as after any failed write; free space and reopen.
-    #[error("no space left to {op} {}", path.display())]
+    /// The disk, or the quota of the system, is full. Nothing acknowledged is lost; free space, then see
+    /// [`Error::waits_for_space`].
+    #[error("no space left to {op} {}: free space on this disk or prune", path.display())]
     NoSpace {
         /// What was tried.
         op: FileOp,
@@ -111,7 +112,7 @@ pub enum Error {
         source: io::Error,
     },
     /// An earlier write or sync failed, so nobody knows what is on disk: reopen.
-    #[error("store is closed to writes after a failed write or sync; reopen it")]
+    #[error("store is closed to writes after a failed write or sync; mend the disk and reopen it")]
     Poisoned,
     /// Durable bytes are not what was written. Repair from a replica; never guess.
     #[error("{} is corrupted at byte {offset}: {damage}", path.display())]
@@ -326,6 +327,13 @@ impl Error {
             | Self::NoSuchBytes { .. }
             | Self::NoSuchSegment { .. } => false,
         }
+    }
+
+    /// Whether the same call succeeds as soon as there is space: nothing is half done and nothing is poisoned. Not so when
+    /// a sync is what found no space: then nobody knows what of the file is on disk, and only the ledger, which still has
+    /// its frames in memory, writes them again.
+    pub const fn waits_for_space(&self) -> bool {
+        matches!(self, Self::NoSpace { op, .. } if !matches!(op, FileOp::Sync | FileOp::SyncDir))
     }
 
     /// Wraps a refusal of the operating system.

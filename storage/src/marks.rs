@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alhambra_ledger::ids::{LogId, LogIndex};
+use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex};
 
 use crate::error::{Damage, Error, Result};
 use crate::smallfile::{self, ToSync, TwinFile};
@@ -19,6 +19,7 @@ const VOTE_MAGIC: [u8; 8] = *b"ALHVOTE\0";
 /// The marks, in memory and on disk.
 #[derive(Debug)]
 pub(crate) struct Marks {
+    database: DatabaseId,
     file: TwinFile,
     values: Values,
 }
@@ -31,8 +32,9 @@ struct Values {
 }
 
 impl Values {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(51);
+    fn encode(&self, database: DatabaseId) -> Vec<u8> {
+        let mut out = Vec::with_capacity(67);
+        out.put_bytes(&database.0);
         for mark in [self.flushed, self.committed, self.purged] {
             out.put_u8(u8::from(mark.is_some()));
             let id = mark.unwrap_or_default();
@@ -42,8 +44,9 @@ impl Values {
         out
     }
 
-    fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+    fn decode(bytes: &[u8]) -> std::result::Result<(DatabaseId, Self), Malformed> {
         let mut reader = Reader::new(bytes);
+        let database = DatabaseId(reader.array()?);
         let mut mark = || {
             let is_some = reader.u8()?;
             let id = LogId::new(reader.u64()?, reader.u64()?);
@@ -55,24 +58,27 @@ impl Values {
         };
         let values = Self { flushed: mark()?, committed: mark()?, purged: mark()? };
         reader.finish()?;
-        Ok(values)
+        Ok((database, values))
     }
 }
 
 impl Marks {
-    pub(crate) fn open(vfs: &dyn Vfs, dir: &Path) -> Result<Self> {
+    pub(crate) fn open(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<Self> {
         let path = dir.join("marks");
         let (file, content) = TwinFile::open(vfs, path.clone(), MARKS_MAGIC)?;
         let values = match content {
             None => Values::default(),
-            Some(bytes) => Values::decode(&bytes).map_err(|Malformed| Error::Corrupted {
-                path,
-                segment: None,
-                offset: 0,
-                damage: Damage::Field,
-            })?,
+            Some(bytes) => match Values::decode(&bytes) {
+                Ok((found, _)) if found != database => {
+                    return Err(Error::ForeignDatabase { path, expected: database, found });
+                }
+                Ok((_, values)) => values,
+                Err(Malformed) => {
+                    return Err(Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Field });
+                }
+            },
         };
-        Ok(Self { file, values })
+        Ok(Self { database, file, values })
     }
 
     /// Log entries at or below this index were durable here once.
@@ -84,7 +90,7 @@ impl Marks {
         if values == self.values {
             return Ok(());
         }
-        self.file.write(&values.encode())?;
+        self.file.write(&values.encode(self.database))?;
         self.values = values;
         Ok(())
     }
@@ -125,7 +131,7 @@ impl Marks {
         self.set(values)?;
         // Both places must be free of the higher mark: recovery may fall back to the older one.
         self.file.sync()?;
-        self.file.write(&values.encode())?;
+        self.file.write(&values.encode(self.database))?;
         self.file.sync()
     }
 
@@ -144,19 +150,29 @@ impl Marks {
 /// The durable vote: opaque bytes of the caller.
 #[derive(Debug)]
 pub(crate) struct Vote {
+    database: DatabaseId,
     path: PathBuf,
 }
 
 impl Vote {
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { path: dir.join("vote") }
+    pub(crate) fn new(dir: &Path, database: DatabaseId) -> Self {
+        Self { database, path: dir.join("vote") }
     }
 
     pub(crate) fn save(&self, vfs: &Arc<dyn Vfs>, bytes: &[u8]) -> Result<()> {
-        smallfile::write_atomic(&**vfs, &self.path, VOTE_MAGIC, bytes)
+        smallfile::write_atomic(&**vfs, &self.path, VOTE_MAGIC, &[&self.database.0, bytes].concat())
     }
 
     pub(crate) fn load(&self, vfs: &Arc<dyn Vfs>) -> Result<Option<Vec<u8>>> {
-        smallfile::read(&**vfs, &self.path, VOTE_MAGIC)
+        let Some(content) = smallfile::read(&**vfs, &self.path, VOTE_MAGIC)? else { return Ok(None) };
+        let path = self.path.clone();
+        match content.split_first_chunk() {
+            None => Err(Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Length }),
+            Some((found, vote)) if *found == self.database.0 => Ok(Some(vote.to_vec())),
+            // Another database's vote would let this replica vote twice in a term.
+            Some((found, _)) => {
+                Err(Error::ForeignDatabase { path, expected: self.database, found: DatabaseId(*found) })
+            }
+        }
     }
 }

@@ -36,10 +36,10 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     let lock_path = dir.join("lock");
     let lock = vfs.lock(&lock_path).map_err(|e| Error::io(FileOp::Lock, &lock_path, e))?;
     transfer::finish_install(&vfs, dir, spec)?;
-    let marks = Marks::open(&*vfs, dir)?;
+    let marks = Marks::open(&*vfs, dir, spec.id)?;
     let (core, applier, report) = attach(&vfs, dir, spec, &options, &marks)?;
     let db = Database {
-        vote: Vote::new(dir),
+        vote: Vote::new(dir, spec.id),
         dir: dir.to_path_buf(),
         vfs,
         spec,

@@ -233,16 +233,19 @@ impl Ledger {
     /// When a segment is full it is also cut, synced and given a sidecar, and the next one is made.
     ///
     /// # Errors
-    /// IO, [`Error::NoSpace`]; the ledger is poisoned then. [`Error::Poisoned`].
+    /// [`Error::NoSpace`]: nothing is lost or half done, and the same call succeeds when there is space again; what is not
+    /// flushed stays staged and may be cut. IO; the ledger is poisoned then. [`Error::Poisoned`].
     pub fn flush(&self) -> Result<Option<LogId>> {
         let mut writer = self.writer.lock();
         self.check_poison()?;
         let batches = self.state.lock().unflushed();
         let written = writer::write_out(&self.layout, &self.state, &self.readers, &mut writer, &batches);
-        self.poison_if_failed(written)?;
-        let mut state = self.state.lock();
-        state.set_flushed(&batches);
-        Ok(state.flushed)
+        if !matches!(written, Err(Error::NoSpace { .. })) {
+            self.poison_if_failed(written)?;
+        } else {
+            written?;
+        }
+        Ok(self.state.lock().flushed)
     }
 
     /// Hashes what the last flushes wrote, so that neither a flush nor `digest` has to. The log thread calls it when it has
@@ -271,18 +274,52 @@ impl Ledger {
     pub fn truncate_after(&self, last_kept: Option<LogIndex>) -> Result<()> {
         let mut writer = self.writer.lock();
         self.check_poison()?;
+        if last_kept >= self.flushed().map(|flushed| flushed.index) {
+            return self.cut_staged(&mut writer, last_kept);
+        }
         let cut = {
-            let mut state = self.state.lock();
-            if last_kept >= state.flushed.map(|flushed| flushed.index) {
-                state.cut_staged(last_kept);
-                return Ok(());
-            }
+            let state = self.state.lock();
             // A segment holds the last kept frame, or nothing is kept.
             let kept = last_kept.and_then(|kept| state.segment_of(kept).map(|segment| (segment.info(), kept)));
             let files = state.segments.iter().filter(|segment| segment.flushed_bytes > 0).count() as u64;
-            (kept, files)
+            // A flush that found no space may have made one more.
+            (kept, files.max(writer.as_ref().map_or(0, |open| open.number + 1)))
         };
         let (kept, files) = cut;
+        self.cut_files(&mut writer, kept, files)
+    }
+
+    /// Forgets frames that are not flushed, and what a flush that found no space has left of them on disk.
+    fn cut_staged(&self, writer: &mut Option<OpenSegment>, last_kept: Option<LogIndex>) -> Result<()> {
+        let (count, closed) = {
+            let mut state = self.state.lock();
+            state.cut_staged(last_kept);
+            let last = state.segments.last();
+            (state.segments.len() as u64, last.filter(|last| last.digest.is_some()).map(state::Segment::info))
+        };
+        if let Some(empty) = writer.take_if(|open| open.number >= count) {
+            // Its header names a frame that is gone.
+            drop(empty.file);
+            self.poison_if_failed(recover::remove_segment(&self.layout, empty.number))?;
+        }
+        if let Some(open) = writer {
+            let cleared = open.clear_remains();
+            self.poison_if_failed(cleared)?;
+        }
+        match closed {
+            // The next frame may have room in it: it is open again, as on a replica that never closed it.
+            Some(closed) => self.cut_files(writer, Some((closed, closed.last_log_id.index)), count),
+            None => Ok(()),
+        }
+    }
+
+    /// Cuts what is on disk, in `files` files, behind a frame of a segment, or everything.
+    fn cut_files(
+        &self,
+        writer: &mut Option<OpenSegment>,
+        kept: Option<(SegmentInfo, LogIndex)>,
+        files: u64,
+    ) -> Result<()> {
         let reopened = match kept {
             Some((segment, last_kept)) => Some(self.prepare_cut(&segment, last_kept)?),
             None => None,
@@ -333,6 +370,8 @@ impl Ledger {
             hasher: scan.hasher,
             unhashed: Vec::new(),
             unhashed_bytes: 0,
+            remains: false,
+            finished: false,
         };
         Ok((cut, open))
     }

@@ -89,7 +89,11 @@ impl TwinFile {
                 bytes.get(..len.saturating_add(crate::format::derived::SMALL_FILE_HEAD_BYTES + 4))
             });
             let Some(Some(framed)) = whole else { continue };
-            let Ok(content) = open_small(magic, framed, &path) else { continue };
+            let content = match open_small(magic, framed, &path) {
+                Ok(content) => content,
+                Err(error @ Error::UnsupportedVersion { .. }) => return Err(error),
+                Err(_) => continue,
+            };
             let Some((counter, content)) = content.split_first_chunk::<8>() else { continue };
             let counter = u64::from_be_bytes(*counter);
             if newest.as_ref().is_none_or(|(best, _)| counter > *best) {
@@ -102,11 +106,14 @@ impl TwinFile {
 
     /// Writes new content, unsynced.
     pub(crate) fn write(&mut self, content: &[u8]) -> Result<()> {
-        self.counter += 1;
-        let framed = seal_small(self.magic, &[&self.counter.to_be_bytes(), content].concat());
+        let counter = self.counter + 1;
+        let framed = seal_small(self.magic, &[&counter.to_be_bytes(), content].concat());
         assert!(framed.len() as u64 <= PLACE_BYTES, "marks are a fixed handful of numbers");
-        let at = (self.counter % 2) * PLACE_BYTES;
-        self.file.write_at(at, &framed).map_err(|e| Error::io(FileOp::Write, &self.path, e))
+        let at = (counter % 2) * PLACE_BYTES;
+        self.file.write_at(at, &framed).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+        // Only now: a write that failed is repeated in the same place, never in that of the last whole version.
+        self.counter = counter;
+        Ok(())
     }
 
     /// Makes the newest content durable.
@@ -117,5 +124,47 @@ impl TwinFile {
     /// For whoever must not hold up writers while it waits for the disk.
     pub(crate) fn to_sync(&self) -> ToSync {
         ToSync { file: Arc::clone(&self.file), path: self.path.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::faulty::{Fault, FaultyVfs};
+    use crate::vfs::mem::MemVfs;
+
+    const MAGIC: [u8; 8] = *b"ALHTEST\0";
+
+    #[test]
+    fn writes_that_fail_one_after_the_other_leave_the_last_whole_version() {
+        let vfs = FaultyVfs::new(Arc::new(MemVfs::new()));
+        let path = PathBuf::from("twin");
+        let (mut file, found) = TwinFile::open(&vfs, path.clone(), MAGIC).unwrap();
+        assert_eq!(found, None);
+        for n in 0..6_u8 {
+            file.write(&[n; 50]).unwrap();
+            for _ in 0..3 {
+                vfs.fail_after(0, Fault::Short(io::ErrorKind::StorageFull));
+                assert!(matches!(file.write(&[99; 50]), Err(Error::NoSpace { .. })));
+                let (_, found) = TwinFile::open(&vfs, path.clone(), MAGIC).unwrap();
+                assert_eq!(found, Some(vec![n; 50]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_twin_file_of_a_newer_version_is_refused_and_kept() {
+        let vfs = MemVfs::new();
+        let path = PathBuf::from("twin");
+        TwinFile::open(&vfs, path.clone(), MAGIC).unwrap().0.write(b"content").unwrap();
+        let file = vfs.open(&path, OpenMode::ReadWrite).unwrap();
+        let mut framed = file.read_at(PLACE_BYTES, 16 + 8 + 7).unwrap().to_vec();
+        framed[9] += 1;
+        let checksum = crc32c::crc32c(&framed);
+        framed.extend(checksum.to_be_bytes());
+        file.write_at(PLACE_BYTES, &framed).unwrap();
+        let refused = TwinFile::open(&vfs, path.clone(), MAGIC).map(drop);
+        assert!(matches!(refused, Err(Error::UnsupportedVersion { found: 2, supported: 1, .. })), "{refused:?}");
+        assert_eq!(file.read_at(PLACE_BYTES, framed.len()).unwrap(), framed);
     }
 }

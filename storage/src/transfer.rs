@@ -288,7 +288,7 @@ pub(crate) fn install(db: &Database, manifest: &Manifest, staging: &Path) -> Res
     applier.fail();
     let mut marks = db.marks.lock();
     finish_install(&db.vfs, &db.dir, db.spec)?;
-    *marks = Marks::open(&*db.vfs, &db.dir)?;
+    *marks = Marks::open(&*db.vfs, &db.dir, db.spec.id)?;
     let (core, new_applier, _) = recover::attach(&db.vfs, &db.dir, db.spec, &db.options, &marks)?;
     let (tx, log_id) = (new_applier.state.tx, new_applier.state.applied);
     *db.core.write() = Arc::new(core);
@@ -374,7 +374,7 @@ pub(crate) fn finish_install(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec)
     for folder in FOLDERS {
         remove_others(&**vfs, &dir.join(folder), folder, &manifest, &staged)?;
     }
-    Marks::open(&**vfs, dir)?.installed(manifest.log_id)?;
+    Marks::open(&**vfs, dir, spec.id)?.installed(manifest.log_id)?;
     smallfile::write_atomic(&**vfs, &dir.join(CHECKPOINT_NAME), CHECKPOINT_MAGIC, &manifest.checkpoint)?;
     if vfs.exists(&staging).map_err(|e| Error::io(FileOp::Open, &staging, e))? {
         vfs.remove_dir_all(&staging).map_err(|e| Error::io(FileOp::Remove, &staging, e))?;

@@ -231,6 +231,8 @@ fn open_newest(
         hasher: scan.hasher,
         unhashed: Vec::new(),
         unhashed_bytes: 0,
+        remains: false,
+        finished: false,
     };
     if torn_bytes > 0 {
         open.zero_from(end)?;
@@ -265,6 +267,12 @@ pub(super) fn remove_segment(layout: &Layout, number: u64) -> Result<()> {
     remove_if_there(layout, &layout.sidecar_path(number))?;
     remove_if_there(layout, &layout.segment_path(number))?;
     layout.sync_dir()
+}
+
+/// Removes a segment that was being made, with and without its name.
+pub(super) fn abandon_segment(layout: &Layout, number: u64) -> Result<()> {
+    remove(layout, &layout.new_segment_path(number))?;
+    remove_segment(layout, number)
 }
 
 /// Removes a sidecar, durably, before its segment changes.

@@ -33,6 +33,18 @@ pub(super) struct OpenSegment {
     /// Written, in order, to be hashed when nobody waits for it.
     pub unhashed: Vec<Bytes>,
     pub unhashed_bytes: usize,
+    /// The file holds something else than zeros behind its frames: remains of a write that found no space.
+    pub remains: bool,
+    /// Cut to its last frame and synced.
+    pub finished: bool,
+}
+
+/// Where an open segment stood before a write.
+struct Mark {
+    frame_bytes: u64,
+    hasher: Hasher,
+    unhashed: usize,
+    unhashed_bytes: usize,
 }
 
 /// How long the file is to be so that frames up to byte `end` stand in zeroed space with room for more: a first step and
@@ -50,6 +62,15 @@ impl OpenSegment {
     /// A new segment. It gets its name when the header and the first zeros are durable, so a named segment always has a
     /// whole header; and its name is durable before the first frame is written.
     fn create(layout: &Layout, segment: &SegmentInfo) -> Result<Self> {
+        let created = Self::try_create(layout, segment);
+        if matches!(created, Err(Error::NoSpace { .. })) {
+            // It will be made anew, perhaps for another frame. What cannot be taken back must not be built on.
+            super::recover::abandon_segment(layout, segment.number).map_err(|_| Error::Poisoned)?;
+        }
+        created
+    }
+
+    fn try_create(layout: &Layout, segment: &SegmentInfo) -> Result<Self> {
         let header = SegmentHeader {
             database: layout.spec.database,
             number: segment.number,
@@ -76,7 +97,42 @@ impl OpenSegment {
             hasher: Hasher::new(),
             unhashed: Vec::new(),
             unhashed_bytes: 0,
+            remains: false,
+            finished: false,
         })
+    }
+
+    fn mark(&mut self) -> Mark {
+        if self.unhashed_bytes > limits::UNHASHED_BYTES_MAX {
+            self.hash();
+        }
+        Mark {
+            frame_bytes: self.frame_bytes,
+            hasher: self.hasher.clone(),
+            unhashed: self.unhashed.len(),
+            unhashed_bytes: self.unhashed_bytes,
+        }
+    }
+
+    /// Forgets what was written since the mark. The file keeps it until it is written over.
+    fn roll_back(&mut self, mark: Mark) -> Result<()> {
+        self.frame_bytes = mark.frame_bytes;
+        self.hasher = mark.hasher;
+        self.unhashed.truncate(mark.unhashed);
+        self.unhashed_bytes = mark.unhashed_bytes;
+        self.remains = true;
+        self.finished = false;
+        self.file_bytes = self.file.len().map_err(|e| Error::io(FileOp::Length, &self.path, e))?;
+        Ok(())
+    }
+
+    /// Zeroes, durably, what a write that found no space has left.
+    pub fn clear_remains(&mut self) -> Result<()> {
+        if self.remains {
+            self.zero_from(SEGMENT_HEADER_BYTES + self.frame_bytes)?;
+            self.remains = false;
+        }
+        Ok(())
     }
 
     /// Writes frames behind the last one, and zeros behind them when the zeroed space runs out, in one call.
@@ -88,17 +144,16 @@ impl OpenSegment {
         let at = SEGMENT_HEADER_BYTES + self.frame_bytes;
         let end = at + frame_bytes as u64;
         let file_bytes = file_bytes_for(end, self.file_bytes, layout.spec.segment_bytes);
+        // Remains need no zeros here: what is written starts with the frames that they are of, as a cut clears them.
         if file_bytes > self.file_bytes {
             bytes.resize(usize::try_from(file_bytes - at).expect("a batch and a step are in memory"), 0);
         }
         self.file.write_at(at, &bytes).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
         self.file_bytes = file_bytes;
+        (self.remains, self.finished) = (false, false);
         self.frame_bytes += frame_bytes as u64;
         self.unhashed.push(Bytes::from(bytes).slice(..frame_bytes));
         self.unhashed_bytes += frame_bytes;
-        if self.unhashed_bytes > limits::UNHASHED_BYTES_MAX {
-            self.hash();
-        }
         Ok(())
     }
 
@@ -119,14 +174,18 @@ impl OpenSegment {
     }
 
     /// Cuts the file to its last frame and makes all of it durable.
-    fn finish(&mut self) -> Result<Digest> {
+    fn finish(&mut self) -> Result<()> {
+        if self.finished {
+            return Ok(());
+        }
         let end = SEGMENT_HEADER_BYTES + self.frame_bytes;
         if self.file_bytes != end {
             self.file.set_len(end).map_err(|e| Error::io(FileOp::SetLength, &self.path, e))?;
             self.file_bytes = end;
         }
         self.sync()?;
-        Ok(self.digest())
+        self.finished = true;
+        Ok(())
     }
 
     /// Writes zeros from byte `from` to the end of the file and makes them durable.
@@ -165,6 +224,9 @@ pub(super) fn write_sidecar(layout: &Layout, segment: &SegmentInfo, offsets: &[u
 
 /// Writes batches and makes them durable, rolling where they say. In order, so that a crash leaves a prefix: a segment is
 /// complete and durable before the next one has a name.
+///
+/// After [`Error::NoSpace`] everything is as before, but that whole segments may have been closed: their frames are
+/// flushed. The same frames, or others after a cut, can be written when there is space.
 pub(super) fn write_out(
     layout: &Layout,
     state: &Mutex<State>,
@@ -172,31 +234,57 @@ pub(super) fn write_out(
     open: &mut Option<OpenSegment>,
     batches: &[Batch],
 ) -> Result<()> {
-    for batch in batches {
+    for (n, batch) in batches.iter().enumerate() {
+        let fills = n + 1 < batches.len();
         if let Some(full) = open.take_if(|open| open.number != batch.segment.number) {
-            close(layout, state, readers, full)?;
+            close(layout, state, readers, open, full)?;
         }
         let segment = match open {
             Some(segment) => segment,
             None => open.insert(OpenSegment::create(layout, &batch.segment)?),
         };
-        segment.append(layout, batch)?;
+        let mark = segment.mark();
+        let written = segment.append(layout, batch);
+        let written = written.and_then(|()| if fills { segment.finish() } else { segment.sync() });
+        if let Err(error) = written {
+            if matches!(error, Error::NoSpace { .. }) {
+                segment.roll_back(mark)?;
+            }
+            return Err(error);
+        }
+        state.lock().set_flushed(std::slice::from_ref(batch));
     }
-    match open {
-        Some(segment) if !batches.is_empty() => segment.sync(),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
-/// The order keeps readers from finding a closed segment whose offsets are nowhere.
-fn close(layout: &Layout, state: &Mutex<State>, readers: &Readers, mut full: OpenSegment) -> Result<()> {
-    let digest = full.finish()?;
+/// The order keeps readers from finding a closed segment whose offsets are nowhere. When there is no space the segment
+/// stays open.
+fn close(
+    layout: &Layout,
+    state: &Mutex<State>,
+    readers: &Readers,
+    open: &mut Option<OpenSegment>,
+    mut full: OpenSegment,
+) -> Result<()> {
+    if let Err(error) = full.finish() {
+        if matches!(error, Error::NoSpace { .. }) {
+            *open = Some(full);
+        }
+        return Err(error);
+    }
+    let digest = full.digest();
     let (info, offsets, epoch) = {
         let state = state.lock();
         let (info, offsets) = state.open_segment(full.number);
         (info, Arc::<[u32]>::from(offsets), state.cut_epoch)
     };
-    write_sidecar(layout, &info, &offsets, digest)?;
+    if let Err(error) = write_sidecar(layout, &info, &offsets, digest) {
+        if matches!(error, Error::NoSpace { .. }) {
+            super::recover::remove_sidecar(layout, full.number).map_err(|_| Error::Poisoned)?;
+            *open = Some(full);
+        }
+        return Err(error);
+    }
     readers.keep_offsets(full.number, epoch, offsets);
     state.lock().set_closed(full.number, digest);
     Ok(())

@@ -86,7 +86,7 @@ struct Plan {
     fault: Option<(u64, Fault)>,
     look_fault: Option<(u64, io::ErrorKind)>,
     broken: Option<io::ErrorKind>,
-    read_only: bool,
+    read_only_from: Option<u64>,
     stopped: bool,
     syncs_lie: bool,
 }
@@ -112,7 +112,7 @@ impl Plan {
         if let Some(kind) = self.broken {
             return Err(kind.into());
         }
-        if self.read_only {
+        if self.read_only_from.is_some_and(|from| number >= from) {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         let fault = self.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
@@ -178,7 +178,12 @@ impl FaultyVfs {
 
     /// From now on every step fails with `ReadOnlyFilesystem`, as after a file system has remounted itself, or none does.
     pub fn set_read_only(&self, read_only: bool) {
-        self.plan.lock().read_only = read_only;
+        self.plan.lock().read_only_from = read_only.then_some(0);
+    }
+
+    /// As [`FaultyVfs::set_read_only`] from step number `step` on.
+    pub fn read_only_from(&self, step: u64) {
+        self.plan.lock().read_only_from = Some(step);
     }
 
     /// Steps so far.
@@ -351,8 +356,8 @@ impl File for FaultyFile {
             Go::Whole => {}
             Go::Half(error) => return Err(error.into()),
             Go::Forget(error) => {
-                self.memory.as_ref().expect("a lost sync is planned on memory only").forget_unsynced(&self.path)?;
-                return Err(error.into());
+                self.memory.as_ref().expect("a lost sync is planned on memory only").lose_next_sync();
+                return self.inner.sync_data().map_err(|_| error.into());
             }
         }
         if self.plan.lock().syncs_lie {

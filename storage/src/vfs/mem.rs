@@ -66,6 +66,7 @@ struct Disk {
     counts: OpCounts,
     /// Bytes in files, at most; without a bound there is always room.
     capacity_bytes: Option<u64>,
+    lose_next_sync: bool,
 }
 
 /// A folder is shared between the live and the durable tree, so that renaming it moves both.
@@ -144,7 +145,7 @@ impl FileImages {
                 Change::Length(len) => set_len_of(&mut self.durable, len),
             }
         }
-        // Differs only when unsynced changes were forgotten; the length is the file system's own and not lost with them.
+        // Differs only after a lost sync; the length is the file system's own and not lost with them.
         let len = self.live.len() as u64;
         set_len_of(&mut self.durable, len);
     }
@@ -331,14 +332,10 @@ impl MemVfs {
         self.disk.lock().capacity_bytes = bytes;
     }
 
-    /// Throws away what no sync has made durable in a file, as a system may after a sync that failed: it stays readable
-    /// and a later sync makes nothing of it durable.
-    pub fn forget_unsynced(&self, path: &Path) -> io::Result<()> {
-        let disk = self.disk.lock();
-        let (dir, name) = disk.parent(path)?;
-        let Some(Node::File(inode)) = dir.get(name) else { return Err(io::ErrorKind::NotFound.into()) };
-        inode.0.lock().unsynced.clear();
-        Ok(())
+    /// The next sync of any file fails and throws away what it should have made durable, as a system does that takes its
+    /// pages for clean then: they stay readable, and no later sync makes anything of them durable.
+    pub fn lose_next_sync(&self) {
+        self.disk.lock().lose_next_sync = true;
     }
 }
 
@@ -563,7 +560,13 @@ impl File for MemFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.enter(|counts| counts.syncs += 1)?;
-        self.inode.0.lock().sync();
+        let lost = std::mem::take(&mut self.disk.lock().lose_next_sync);
+        let mut images = self.inode.0.lock();
+        if lost {
+            images.unsynced.clear();
+            return Err(io::Error::other("the sync was lost"));
+        }
+        images.sync();
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use alhambra_storage::segment::FrameKind;
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
-use alhambra_storage::{Database, Result};
+use alhambra_storage::{Database, Error, Result};
 use bytes::Bytes;
 
 use crate::model::{Condition, Model, Proposal};
@@ -17,27 +17,36 @@ use crate::support::{self, apply_through, commit_command, compare, dir, open, pu
 
 /// What a client could know when the machine stopped.
 #[derive(Debug, Default)]
-struct Known {
+pub struct Known {
     /// Log entries that were flushed, in order, with their terms and what the model has to do.
-    log: Vec<(u64, Bytes, Deed)>,
+    pub log: Vec<(u64, Bytes, Deed)>,
     /// Applied because others have it, while it may not be flushed here.
-    ahead: Option<(u64, Bytes, Deed)>,
+    pub ahead: Option<(u64, Bytes, Deed)>,
     /// Answered as saved; the one after it was being saved.
-    vote: u8,
+    pub vote: u8,
+    /// Repeats a call that found no space.
+    pub patient: bool,
 }
 
 #[derive(Clone, Debug)]
-enum Deed {
+pub enum Deed {
     Genesis,
     Batch(i64, Vec<Proposal>),
     Other,
 }
 
 impl Known {
+    fn wait<T>(&self, call: impl Fn() -> Result<T>) -> Result<T> {
+        match call() {
+            Err(Error::NoSpace { .. }) if self.patient => call(),
+            answer => answer,
+        }
+    }
+
     fn commit(&mut self, db: &Database, term: u64, kind: FrameKind, payload: Bytes, deed: Deed) -> Result<()> {
         let log_id = support::stage(db, term, kind, payload.clone())?;
         assert_eq!(log_id.index.0, self.log.len() as u64);
-        db.ledger().flush()?;
+        self.wait(|| db.ledger().flush())?;
         self.log.push((term, payload, deed));
         apply_through(db, log_id.index.0).map(drop)
     }
@@ -59,21 +68,21 @@ impl Known {
         self.ahead = Some((term, payload.clone(), Deed::Batch(1, proposals)));
         let log_id = support::stage(db, term, FrameKind::Command, payload)?;
         apply_through(db, log_id.index.0)?;
-        db.save_committed(log_id)?;
-        db.checkpoint()?;
+        self.wait(|| db.save_committed(log_id))?;
+        self.wait(|| db.checkpoint())?;
         self.log.extend(self.ahead.take());
         Ok(())
     }
 
     fn vote(&mut self, db: &Database) -> Result<()> {
-        db.save_vote(&[self.vote + 1; 9])?;
+        self.wait(|| db.save_vote(&[self.vote + 1; 9]))?;
         self.vote += 1;
         Ok(())
     }
 
-    fn model(&self, entries: usize) -> Model {
+    pub fn model(&self, entries: usize) -> Model {
         let mut model = Model::new();
-        for (_, _, deed) in &self.log[..entries] {
+        for (_, _, deed) in self.log.iter().chain(&self.ahead).take(entries) {
             match deed {
                 Deed::Genesis => model.limits = Some(support::limits()),
                 Deed::Batch(ts, proposals) => drop(model.batch(*ts, proposals)),
@@ -91,40 +100,44 @@ impl Known {
 
 /// Two checkpoints, a cut tail, seals, votes and marks.
 fn workload(vfs: &Arc<dyn Vfs>, known: &mut Known) -> Result<()> {
-    let db = open(vfs, &dir())?;
-    known.vote(&db)?;
-    known.commit(&db, 1, FrameKind::Command, support::genesis().encode(), Deed::Genesis)?;
+    workload_on(&open(vfs, &dir())?, known)
+}
+
+/// See [`workload`].
+pub fn workload_on(db: &Database, known: &mut Known) -> Result<()> {
+    known.vote(db)?;
+    known.commit(db, 1, FrameKind::Command, support::genesis().encode(), Deed::Genesis)?;
     for n in 0..5 {
-        known.batch(&db, 1, n)?;
+        known.batch(db, 1, n)?;
     }
-    known.commit(&db, 1, FrameKind::Membership, Bytes::from_static(b"three nodes"), Deed::Other)?;
-    db.checkpoint()?;
+    known.commit(db, 1, FrameKind::Membership, Bytes::from_static(b"three nodes"), Deed::Other)?;
+    known.wait(|| db.checkpoint())?;
     for n in 5..9 {
-        known.batch(&db, 1, n)?;
+        known.batch(db, 1, n)?;
     }
-    db.save_committed(known.last())?;
-    known.apply_before_flush(&db, 1)?;
+    known.wait(|| db.save_committed(known.last()))?;
+    known.apply_before_flush(db, 1)?;
     // A tail that is flushed, and marked as such, but loses against the next leader.
     for n in 100..103 {
         let payload = support::batch(7, &[put("tail", &[n; 40])]).encode();
-        support::stage(&db, 1, FrameKind::Command, payload)?;
+        support::stage(db, 1, FrameKind::Command, payload)?;
     }
-    db.ledger().flush()?;
-    db.checkpoint()?;
-    db.truncate_after(Some(known.last()))?;
-    known.vote(&db)?;
-    known.commit(&db, 2, FrameKind::Blank, Bytes::new(), Deed::Other)?;
+    known.wait(|| db.ledger().flush())?;
+    known.wait(|| db.checkpoint())?;
+    known.wait(|| db.truncate_after(Some(known.last())))?;
+    known.vote(db)?;
+    known.commit(db, 2, FrameKind::Blank, Bytes::new(), Deed::Other)?;
     for n in 9..14 {
-        known.batch(&db, 2, n)?;
+        known.batch(db, 2, n)?;
     }
     db.ledger().settle()?;
     for seal in db.pending_seals()? {
-        known.commit(&db, 2, FrameKind::Command, Command::Seal(seal).encode(), Deed::Other)?;
+        known.commit(db, 2, FrameKind::Command, Command::Seal(seal).encode(), Deed::Other)?;
     }
-    db.checkpoint()?;
-    db.set_purge_mark(known.last())?;
+    known.wait(|| db.checkpoint())?;
+    known.wait(|| db.set_purge_mark(known.last()))?;
     for n in 14..17 {
-        known.batch(&db, 2, n)?;
+        known.batch(db, 2, n)?;
     }
     Ok(())
 }
@@ -154,12 +167,13 @@ fn nothing_acknowledged_is_lost_wherever_the_power_fails() {
             workload(&vfs, &mut known).expect_err("the machine stopped");
             disk.crash(crash);
             let vfs: Arc<dyn Vfs> = Arc::new(disk);
-            come_up(&vfs, &mut known, &format!("step {step}, {fault:?}, {crash:?}"));
+            drop(come_up(&vfs, &mut known, &format!("step {step}, {fault:?}, {crash:?}")));
         }
     }
 }
 
-fn come_up(vfs: &Arc<dyn Vfs>, known: &mut Known, place: &str) {
+/// Compares what opens with what was known, goes on with it, opens it again; answers what it holds then.
+pub fn come_up(vfs: &Arc<dyn Vfs>, known: &mut Known, place: &str) -> Model {
     let db = open(vfs, &dir()).unwrap_or_else(|e| panic!("{place}: does not open: {e}"));
     if db.applied().log_id.is_some_and(|id| id.index.0 == known.log.len() as u64) {
         // The checkpoint that was being taken has it: then the ledger has it too.
@@ -206,6 +220,7 @@ fn come_up(vfs: &Arc<dyn Vfs>, known: &mut Known, place: &str) {
     let db = open(vfs, &dir()).unwrap_or_else(|e| panic!("{place}: does not open again: {e}"));
     assert_eq!(db.applied(), applied, "{place}");
     compare(&db, &model);
+    model
 }
 
 #[test]
@@ -219,7 +234,7 @@ fn a_failed_sync_poisons_and_a_reopened_database_goes_on() {
     db.checkpoint().expect_err("a sync or write fails");
     db.checkpoint().expect_err("nobody knows what is on disk");
     let refused = commit_command(&db, &support::batch(1, &[put("l", b"w")]));
-    assert!(matches!(refused, Err(alhambra_storage::Error::Poisoned)), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Poisoned)), "{refused:?}");
     drop(db);
     let db = open(&vfs, &dir()).expect("reopens");
     let last = support::next_index(&db) - 1;

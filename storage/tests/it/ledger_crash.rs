@@ -13,10 +13,10 @@ use alhambra_storage::{Error, Result};
 
 use crate::ledger_support::*;
 
-const SEGMENT_BYTES: u64 = 1500;
+pub const SEGMENT_BYTES: u64 = 1500;
 
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     /// So many frames of this payload length, in the next term if the last was cut.
     Stage(u64, usize),
     Flush,
@@ -26,7 +26,7 @@ enum Op {
 
 /// Rolls by one frame and by many, cuts within the open segment, at a boundary, into a closed one, and everything; cuts
 /// frames that are staged only; has a frame larger than a segment, and one that is written over several sectors.
-fn workload() -> Vec<Op> {
+pub fn workload() -> Vec<Op> {
     use Op::{Cut, Flush, Stage};
     vec![
         Stage(3, 100),
@@ -54,25 +54,25 @@ fn workload() -> Vec<Op> {
 }
 
 /// What the workload got through, as seen by the caller.
-struct Told {
+pub struct Told {
     /// The frames as the caller believes them to be in the ledger.
-    frames: Vec<Frame>,
+    pub frames: Vec<Frame>,
     /// How many of them must be there: flushed, and not in doubt by an unfinished cut.
-    durable: usize,
+    pub durable: usize,
     /// While an operation is unfinished, the frames before it: a cut may or may not have happened.
-    before: Vec<Frame>,
+    pub before: Vec<Frame>,
     /// Frames that a finished cut has removed.
-    gone: Vec<Frame>,
+    pub gone: Vec<Frame>,
 }
 
 impl Told {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { frames: Vec::new(), durable: 0, before: Vec::new(), gone: Vec::new() }
     }
 }
 
 /// Runs operations until one fails; `told` is what a caller may rely on after that.
-fn run(ledger: &Ledger, ops: &[Op], told: &mut Told) -> Result<()> {
+pub fn run(ledger: &Ledger, ops: &[Op], told: &mut Told) -> Result<()> {
     let mut term = told.frames.last().map_or(1, |frame| frame.log_id.term.0);
     for op in ops {
         told.before = told.frames.clone();
@@ -101,7 +101,7 @@ fn run(ledger: &Ledger, ops: &[Op], told: &mut Told) -> Result<()> {
 }
 
 /// Opens the disk as the crash left it and compares with what the caller was told; then goes on working with it.
-fn judge(mem: &MemVfs, told: &Told, context: &str) {
+pub fn judge(mem: &MemVfs, told: &Told, context: &str) {
     let vfs: Arc<dyn Vfs> = Arc::new(mem.clone());
     let durable_through = told.durable.checked_sub(1).map(|last| last as u64);
     let opened = open(&vfs, SEGMENT_BYTES, durable_through);
@@ -147,7 +147,7 @@ fn until(step: u64, fault: Fault) -> (MemVfs, FaultyVfs, Told) {
     (mem, faulty, told)
 }
 
-fn step_count() -> u64 {
+pub fn step_count() -> u64 {
     let faulty = FaultyVfs::new(Arc::new(MemVfs::new()));
     faulty.record();
     let vfs: Arc<dyn Vfs> = Arc::new(faulty.clone());
@@ -223,17 +223,16 @@ fn a_crash_at_every_step_of_recovery_loses_nothing_either() {
 fn a_failed_step_poisons_and_reopening_goes_on() {
     let steps = step_count();
     for step in 0..steps {
-        for fault in [Fault::Error(std::io::ErrorKind::Other), Fault::Short(std::io::ErrorKind::StorageFull)] {
+        for fault in [Fault::Error, Fault::Short, Fault::LostSync].map(|fault| fault(std::io::ErrorKind::Other)) {
             let mem = MemVfs::new();
-            let faulty = FaultyVfs::new(Arc::new(mem.clone()));
+            let faulty = FaultyVfs::on_memory(mem.clone());
             faulty.fail_at(step, fault);
             let vfs: Arc<dyn Vfs> = Arc::new(faulty.clone());
             let mut told = Told::new();
             let context = format!("{fault:?} at step {step} of {steps}");
             if let Ok((ledger, _)) = open(&vfs, SEGMENT_BYTES, None) {
                 let error = run(&ledger, &workload(), &mut told).unwrap_err();
-                let space = matches!(error, Error::NoSpace { .. });
-                assert_eq!(space, fault == Fault::Short(std::io::ErrorKind::StorageFull), "{context}: {error}");
+                assert!(matches!(error, Error::Io { .. }), "{context}: {error}");
                 assert!(!error.is_deterministic());
                 assert!(ledger.is_poisoned(), "{context}");
                 // Nothing is accepted and nothing reaches the disk any more, but what was flushed can be read.

@@ -23,6 +23,8 @@ enum Op {
         payload_bytes: Vec<usize>,
     },
     Flush,
+    /// A flush while the disk has so many bytes left; then there is room again.
+    FlushInto(u64),
     /// Keeps this share of what is there, of 256.
     Cut(u8),
     CutAll,
@@ -37,6 +39,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0u64..2, prop::collection::vec(len, 0..6))
             .prop_map(|(term_step, payload_bytes)| Op::Stage { term_step, payload_bytes }),
         5 => Just(Op::Flush),
+        3 => prop_oneof![0u64..400, 400u64..5000, 60_000u64..75_000].prop_map(Op::FlushInto),
         2 => any::<u8>().prop_map(Op::Cut),
         1 => Just(Op::CutAll),
         1 => Just(Op::Settle),
@@ -50,6 +53,21 @@ struct Model {
     frames: Vec<Frame>,
     flushed: usize,
     term: u64,
+    /// The last flush found no space: it may have got through in part, in whole segments.
+    half_flushed: bool,
+}
+
+impl Model {
+    /// The ledger says how far it got: no less than before, and a prefix of what was staged.
+    fn take_flushed(&mut self, ledger: &Ledger) {
+        let flushed = ledger.flushed();
+        let count = flushed.map_or(0, |flushed| {
+            let at = self.frames.iter().position(|frame| frame.log_id == flushed);
+            at.expect("only what was staged is flushed") + 1
+        });
+        assert!(count >= self.flushed, "{count} of {} flushed frames", self.flushed);
+        self.flushed = count;
+    }
 }
 
 fn check(ledger: &Ledger, model: &Model, segment_bytes: u64, read_bytes_max: usize) {
@@ -86,7 +104,12 @@ fn check(ledger: &Ledger, model: &Model, segment_bytes: u64, read_bytes_max: usi
         rest = &rest[count..];
         assert_eq!(ledger.digest(segment.number).unwrap(), sha256(&bytes));
         assert_eq!(ledger.recompute_digest(segment.number).unwrap(), sha256(&bytes));
-        assert_eq!(segment.closed, segment.number + 1 < flushed_segments as u64);
+        if !model.half_flushed {
+            assert_eq!(segment.closed, segment.number + 1 < flushed_segments as u64);
+        }
+    }
+    if model.half_flushed {
+        return;
     }
     let unwritten = flushed_segments as u64;
     assert!(matches!(ledger.digest(unwritten), Err(Error::NoSuchSegment { .. })));
@@ -97,7 +120,7 @@ fn run(ops: Vec<Op>, segment_bytes: u64, tail_cache_bytes: usize, read_bytes_max
     let mem = MemVfs::new();
     let vfs: Arc<dyn Vfs> = Arc::new(mem.clone());
     let mut ledger = open_with(&vfs, segment_bytes, None, tail_cache_bytes).unwrap().0;
-    let mut model = Model { frames: Vec::new(), flushed: 0, term: 1 };
+    let mut model = Model { frames: Vec::new(), flushed: 0, term: 1, half_flushed: false };
     for op in ops {
         match op {
             Op::Stage { term_step, payload_bytes } => {
@@ -113,6 +136,24 @@ fn run(ops: Vec<Op>, segment_bytes: u64, tail_cache_bytes: usize, read_bytes_max
             Op::Flush => {
                 model.flushed = model.frames.len();
                 assert_eq!(ledger.flush().unwrap(), model.frames.last().map(|frame| frame.log_id));
+                model.half_flushed = false;
+            }
+            Op::FlushInto(room) => {
+                mem.set_capacity(Some(mem.size_bytes() + room));
+                match ledger.flush() {
+                    Ok(flushed) => {
+                        model.flushed = model.frames.len();
+                        model.half_flushed = false;
+                        assert_eq!(flushed, model.frames.last().map(|frame| frame.log_id));
+                    }
+                    Err(Error::NoSpace { .. }) => {
+                        model.take_flushed(&ledger);
+                        model.half_flushed = true;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                assert!(!ledger.is_poisoned());
+                mem.set_capacity(None);
             }
             Op::Cut(share) => {
                 let keep = model.frames.len() * usize::from(share) / 256;
@@ -120,12 +161,14 @@ fn run(ops: Vec<Op>, segment_bytes: u64, tail_cache_bytes: usize, read_bytes_max
                 ledger.truncate_after(last_kept).unwrap();
                 model.frames.truncate(keep);
                 model.flushed = model.flushed.min(keep);
+                model.half_flushed &= model.flushed < keep;
                 model.term += 1;
             }
             Op::CutAll => {
                 ledger.truncate_after(None).unwrap();
                 model.frames.clear();
                 model.flushed = 0;
+                model.half_flushed = false;
             }
             Op::Settle => ledger.settle().unwrap(),
             Op::Reopen | Op::PowerLoss => {
@@ -133,10 +176,17 @@ fn run(ops: Vec<Op>, segment_bytes: u64, tail_cache_bytes: usize, read_bytes_max
                 if matches!(op, Op::PowerLoss) {
                     mem.crash(Crash::PowerLoss);
                 }
-                model.frames.truncate(model.flushed);
-                let durable_through = model.frames.last().map(|frame| frame.log_id.index.0);
+                let durable_through = model.frames[..model.flushed].last().map(|frame| frame.log_id.index.0);
                 let (reopened, report) = open_with(&vfs, segment_bytes, durable_through, tail_cache_bytes).unwrap();
-                assert_eq!(report.cut_bytes, 0);
+                if model.half_flushed {
+                    // Whole frames at the start of what was written in part are as good as any.
+                    model.take_flushed(&reopened);
+                } else {
+                    assert_eq!(report.cut_bytes, 0);
+                    assert_eq!(reopened.flushed(), model.frames[..model.flushed].last().map(|frame| frame.log_id));
+                }
+                model.frames.truncate(model.flushed);
+                model.half_flushed = false;
                 ledger = reopened;
             }
         }

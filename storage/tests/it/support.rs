@@ -124,7 +124,9 @@ pub fn apply_through(db: &Database, through: u64) -> Result<Vec<Outcome>> {
         if next > through {
             return Ok(outcomes);
         }
-        for (position, frame) in db.ledger().read(LogIndex(next), LogIndex(through + 1), 1000)? {
+        let frames = db.ledger().read(LogIndex(next), LogIndex(through + 1), 1000)?;
+        assert!(!frames.is_empty(), "the log ends before {through}");
+        for (position, frame) in frames {
             outcomes.extend(db.apply(frame.log_id, position, frame.kind, &frame.payload)?);
         }
     }
