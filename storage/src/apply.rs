@@ -87,6 +87,8 @@ pub struct Content<'a> {
     pub value_hashes: &'a [Digest],
     /// Place in the ledger of the payload that the entries are located in.
     pub payload_at: Position,
+    /// Log entry that carries them.
+    pub log_index: LogIndex,
 }
 
 /// A transaction ready to be written.
@@ -110,7 +112,7 @@ pub fn prepare(
     content: &Content<'_>,
     record: &mut Vec<u8>,
 ) -> Prepared {
-    let Content { entries, value_hashes, payload_at } = *content;
+    let Content { entries, value_hashes, payload_at, log_index } = *content;
     let version = settings.header_version;
     let stored: Vec<EntryToStore<'_>> = (entries.iter().zip(value_hashes))
         .map(|(entry, value_hash)| EntryToStore {
@@ -143,7 +145,7 @@ pub fn prepare(
         prev_alh: tail.alh,
     };
     let alh = header.alh().expect("metadata and entry count are checked against the header version");
-    encode_record(record, &header, stored.iter().copied(), &alh);
+    encode_record(record, &header, log_index, stored.iter().copied(), &alh);
     Prepared { header, alh }
 }
 
@@ -357,7 +359,7 @@ impl Applier {
                 Seen::TooOld => return Ok(Outcome::Rejected(Rejection::RequestTooOld)),
                 Seen::Before(Kept::Rejected(rejection)) => return Ok(Outcome::Rejected(rejection)),
                 Seen::Before(Kept::Committed(tx)) => {
-                    return Ok(Outcome::Committed { tx, alh: core.alh(tx)?.0 });
+                    return Ok(Outcome::Committed { tx, alh: core.checked_alh(tx)?.0 });
                 }
             }
         }
@@ -397,7 +399,8 @@ impl Applier {
         let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
         let ts = if settings.exclude_commit_time { 0 } else { now };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
-        let content = Content { entries, value_hashes: &value_hashes, payload_at };
+        let log_index = entry.log_id.index;
+        let content = Content { entries, value_hashes: &value_hashes, payload_at, log_index };
         self.record.clear();
         Ok(prepare(&tail, settings, ts, metadata, &content, &mut self.record))
     }

@@ -134,7 +134,13 @@ impl Core {
         CommitRecord::read(&self.commit, tx)
     }
 
-    /// The Alh of a transaction, as stored; that of the empty ledger for 0.
+    /// The Alh of a transaction, its record checked whole; that of the empty ledger for 0.
+    pub(crate) fn checked_alh(&self, tx: TxId) -> Result<Digest> {
+        if tx.0 == 0 { Ok(digest::EMPTY) } else { self.record(tx).map(|(record, _)| record.alh) }
+    }
+
+    /// The Alh of a transaction, as stored and not checked: for what is hashed and then compared. That of the empty ledger
+    /// for 0.
     pub(crate) fn alh(&self, tx: TxId) -> Result<Digest> {
         if tx.0 == 0 {
             return Ok(digest::EMPTY);
@@ -159,7 +165,8 @@ impl Core {
             (commit.offset.checked_sub(before)).ok_or_else(|| self.tx.corrupted(commit.offset, Damage::Missing))?;
         let bytes = bytes::Bytes::from(self.tx.read(at, (before + u64::from(commit.size)) as usize)?);
         let prev_alh = if tx.0 > 1 { Digest(bytes[..32].try_into().expect("32 bytes")) } else { digest::EMPTY };
-        let record = Record::decode(tx, bytes.slice(before as usize..)).map_err(|bad| self.bad_record(tx, bad))?;
+        let record = Record::decode(tx, commit.log_index, bytes.slice(before as usize..))
+            .map_err(|bad| self.bad_record(tx, bad))?;
         Ok((record, prev_alh))
     }
 

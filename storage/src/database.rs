@@ -195,7 +195,7 @@ impl Database {
         if tx.0 > 0 {
             core.must_exist(tx)?;
         }
-        core.alh(tx)
+        core.checked_alh(tx)
     }
 
     /// A transaction with all its entries.
@@ -207,6 +207,8 @@ impl Database {
     pub fn log_index_of(&self, tx: TxId) -> Result<LogIndex> {
         let core = self.core();
         core.must_exist(tx)?;
+        // The record's checksum covers the index, which the commit record alone does not prove.
+        core.record(tx)?;
         Ok(core.commit_record(tx)?.log_index)
     }
 

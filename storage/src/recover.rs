@@ -279,7 +279,7 @@ impl Records<'_> {
         let from = (commit.offset - self.window.at) as usize;
         let bytes = self.window.records.slice(from..from + commit.size as usize);
         self.skip();
-        Record::decode(tx, bytes).map_err(|bad| self.core.bad_record(tx, bad))
+        Record::decode(tx, commit.log_index, bytes).map_err(|bad| self.core.bad_record(tx, bad))
     }
 
     fn skip(&mut self) {

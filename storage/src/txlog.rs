@@ -9,7 +9,7 @@ use std::ops::Range;
 use alhambra_ledger::Digest;
 use alhambra_ledger::entry::{self, KvMetadata};
 use alhambra_ledger::header::{TxHeader, TxMetadata};
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{LogIndex, TxId};
 use bytes::Bytes;
 
 use crate::command::ValueForm;
@@ -92,10 +92,11 @@ pub(crate) struct EntryToStore<'a> {
     pub value_hash: Digest,
 }
 
-/// Appends the record of `header` to `out`.
+/// Appends the record of `header`, which came with a log entry, to `out`.
 pub(crate) fn encode_record<'a>(
     out: &mut Vec<u8>,
     header: &TxHeader,
+    log_index: LogIndex,
     entries: impl Iterator<Item = EntryToStore<'a>>,
     alh: &Digest,
 ) {
@@ -146,13 +147,17 @@ pub(crate) fn encode_record<'a>(
         end = Some(entry.value_at + u64::from(entry.value_len));
     }
     out.put_bytes(&alh.0);
-    let crc = record_crc(header.id, &out[start..]);
+    let crc = record_crc(header.id, log_index, &out[start..]);
     out.put_u32(crc);
 }
 
-/// The id is part of the checksum, so that a wrong commit record cannot make one transaction pass for another.
-fn record_crc(tx: TxId, record: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&tx.0.to_be_bytes()), record)
+/// Id and log index are part of the checksum, so that a wrong commit record cannot make one transaction pass for another,
+/// nor name another log entry for it: commit records have no checksum of their own.
+fn record_crc(tx: TxId, log_index: LogIndex, record: &[u8]) -> u32 {
+    let mut place = [0; 16];
+    place[..8].copy_from_slice(&tx.0.to_be_bytes());
+    place[8..].copy_from_slice(&log_index.0.to_be_bytes());
+    crc32c::crc32c_append(crc32c::crc32c(&place), record)
 }
 
 /// A record read back, without what stands in other places.
@@ -210,13 +215,13 @@ impl From<Malformed> for BadRecord {
 }
 
 impl Record {
-    /// Reads the record of `tx`, checks its checksum.
-    pub(crate) fn decode(tx: TxId, bytes: Bytes) -> Result<Self, BadRecord> {
+    /// Reads the record of `tx`, which came with the log entry `log_index`; checks its checksum.
+    pub(crate) fn decode(tx: TxId, log_index: LogIndex, bytes: Bytes) -> Result<Self, BadRecord> {
         let Some(body_len) = bytes.len().checked_sub(RECORD_TAIL_BYTES as usize) else {
             return Err(BadRecord::Malformed);
         };
         let (checked, crc) = bytes.split_at(body_len + 32);
-        if record_crc(tx, checked).to_be_bytes() != crc {
+        if record_crc(tx, log_index, checked).to_be_bytes() != crc {
             return Err(BadRecord::Checksum);
         }
         let mut reader = Reader::new(&checked[..body_len]);
@@ -329,9 +334,9 @@ mod tests {
         for count in [1, 3] {
             let mut out = Vec::new();
             let entries = (0..count).map(|i| entry(1000 + 200 * u64::from(i)));
-            encode_record(&mut out, &header(count), entries, &Digest([1; 32]));
+            encode_record(&mut out, &header(count), LogIndex(3), entries, &Digest([1; 32]));
             let bytes = Bytes::from(out.clone());
-            let record = Record::decode(TxId(7), bytes.clone()).expect("whole");
+            let record = Record::decode(TxId(7), LogIndex(3), bytes.clone()).expect("whole");
             assert_eq!((record.ts, record.version, record.nentries), (1_700_000_000, 1, count));
             assert_eq!(record.eh, (count > 1).then_some(Digest([5; 32])));
             assert_eq!(record.alh, Digest([1; 32]));
@@ -343,11 +348,18 @@ mod tests {
                 assert_eq!(e.form.plain_len(e.value_len), if i == 0 { 100 } else { 700 });
                 assert_eq!((&e.metadata[..], e.value_hash), (&[0][..], Digest([9; 32])));
             }
-            assert_eq!(Record::decode(TxId(8), bytes).err(), Some(BadRecord::Checksum), "another transaction's record");
+            for (tx, index) in [(8, 3), (7, 2)] {
+                let read = Record::decode(TxId(tx), LogIndex(index), bytes.clone());
+                assert_eq!(
+                    read.err(),
+                    Some(BadRecord::Checksum),
+                    "another transaction's record, or another log entry's"
+                );
+            }
             for at in 0..out.len() {
                 let mut bad = out.clone();
                 bad[at] ^= 0x10;
-                assert!(Record::decode(TxId(7), Bytes::from(bad)).is_err());
+                assert!(Record::decode(TxId(7), LogIndex(3), Bytes::from(bad)).is_err());
             }
         }
     }
