@@ -16,16 +16,21 @@
 //! Whether a deleted or expired version counts is for the caller to say; nothing here knows the time. Keys are copied,
 //! in both directions, so that neither the index nor its answers keep whole log frames in memory.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::ids::{Revision, TxId};
 use bytes::Bytes;
 use parking_lot::RwLock;
+
+use crate::error::Result;
+
+mod range;
+
+pub use range::{KeyRange, ScanSpec};
 
 /// Keys or versions visited, or entries inserted, under one hold of the lock.
 const STEPS_PER_LOCK: usize = 256;
@@ -55,30 +60,6 @@ impl Version {
     /// Whether the key has a value at `now`, Unix seconds, if this is its newest version: neither deleted nor expired.
     pub fn is_live(&self, now: i64) -> bool {
         !self.metadata.deleted && !self.metadata.is_expired(now)
-    }
-}
-
-/// Which keys a scan answers and in which order. The default is all keys, upward.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ScanSpec {
-    /// Only stored keys that begin so.
-    pub prefix: Bytes,
-    /// Where the scan starts: the smallest key, or with `desc` the greatest.
-    pub start: Option<Bytes>,
-    /// Whether `start` itself is in the range.
-    pub start_inclusive: bool,
-    /// Where the scan ends: the greatest key, or with `desc` the smallest.
-    pub end: Option<Bytes>,
-    /// Whether `end` itself is in the range.
-    pub end_inclusive: bool,
-    /// From the greatest key down.
-    pub desc: bool,
-}
-
-impl ScanSpec {
-    /// All keys that begin with `prefix`, upward.
-    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
-        Self { prefix: prefix.into(), ..Self::default() }
     }
 }
 
@@ -351,7 +332,7 @@ impl Index {
         let at = self.published(at);
         let mut range = KeyRange::of(spec);
         if let Some(after) = after {
-            range.continue_behind(Cow::Borrowed(after), spec.desc);
+            range.continue_behind(Bytes::copy_from_slice(after), spec.desc);
         }
         let mut out = Vec::new();
         let mut more = n > 0;
@@ -368,13 +349,27 @@ impl Index {
     /// included. Cost is linear in the answer.
     pub fn count(&self, prefix: &[u8], at: TxId) -> u64 {
         let at = self.published(at);
-        let mut range = KeyRange::prefix(prefix);
+        let mut range = KeyRange::prefix(Bytes::copy_from_slice(prefix));
         let mut count = 0;
         while self.visit(&mut range, false, at, |_, _, _| {
             count += 1;
             ControlFlow::Continue(())
         }) {}
         count
+    }
+
+    /// Whether a key of `range` has a version of a transaction after `since` and up to `at`, deletions included.
+    pub fn changed_since(&self, range: &KeyRange, since: TxId, at: TxId) -> Result<bool> {
+        if since >= self.published(at) {
+            return Ok(false);
+        }
+        let mut range = range.clone();
+        let mut changed = false;
+        while self.visit(&mut range, false, at, |_, _, slots| {
+            changed = slots.last().is_some_and(|newest| newest.tx > since);
+            if changed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }) {}
+        Ok(changed)
     }
 
     /// Estimate of the memory in use, bytes: exact for keys and lists, the usual fill for tree nodes.
@@ -404,7 +399,7 @@ impl Index {
     /// Returns whether to call again: false when the range is exhausted or `each` has broken off.
     fn visit(
         &self,
-        range: &mut KeyRange<'_>,
+        range: &mut KeyRange,
         desc: bool,
         at: TxId,
         mut each: impl FnMut(&State, &[u8], &[Slot]) -> ControlFlow<()>,
@@ -413,7 +408,7 @@ impl Index {
             return false;
         }
         let state = self.state.read();
-        let mut keys = state.keys.range::<[u8], _>(range.bounds());
+        let mut keys = state.keys.range::<[u8], _>((range.low(), range.high()));
         let mut last = None;
         for _ in 0..self.steps_per_lock {
             let Some((key, versions)) = (if desc { keys.next_back() } else { keys.next() }) else { return false };
@@ -424,94 +419,10 @@ impl Index {
             last = Some(key);
         }
         if let Some(last) = last {
-            range.continue_behind(Cow::Owned(last.bytes.to_vec()), desc);
+            range.continue_behind(Bytes::copy_from_slice(&last.bytes), desc);
         }
         true
     }
-}
-
-/// An interval of keys; every condition that is added makes it smaller or leaves it as it is.
-#[derive(Debug)]
-struct KeyRange<'a> {
-    low: Bound<Cow<'a, [u8]>>,
-    high: Bound<Cow<'a, [u8]>>,
-}
-
-impl<'a> KeyRange<'a> {
-    fn prefix(prefix: &'a [u8]) -> Self {
-        Self {
-            low: Bound::Included(Cow::Borrowed(prefix)),
-            high: successor_of_prefix(prefix).map_or(Bound::Unbounded, |key| Bound::Excluded(Cow::Owned(key))),
-        }
-    }
-
-    fn of(spec: &'a ScanSpec) -> Self {
-        let mut range = Self::prefix(&spec.prefix);
-        let bound = |key: &'a Option<Bytes>, inclusive| match key {
-            None => Bound::Unbounded,
-            Some(key) if inclusive => Bound::Included(Cow::Borrowed(&key[..])),
-            Some(key) => Bound::Excluded(Cow::Borrowed(&key[..])),
-        };
-        let (start, end) = (bound(&spec.start, spec.start_inclusive), bound(&spec.end, spec.end_inclusive));
-        let (low, high) = if spec.desc { (end, start) } else { (start, end) };
-        range.raise_low(low);
-        range.reduce_high(high);
-        range
-    }
-
-    /// Leaves what a scan meets strictly behind `key`.
-    fn continue_behind(&mut self, key: Cow<'a, [u8]>, desc: bool) {
-        if desc {
-            self.reduce_high(Bound::Excluded(key));
-        } else {
-            self.raise_low(Bound::Excluded(key));
-        }
-    }
-
-    fn raise_low(&mut self, low: Bound<Cow<'a, [u8]>>) {
-        let tighter = match (&low, &self.low) {
-            (Bound::Unbounded, _) => false,
-            (_, Bound::Unbounded) => true,
-            (Bound::Excluded(new), Bound::Included(old)) => new >= old,
-            (Bound::Included(new) | Bound::Excluded(new), Bound::Included(old) | Bound::Excluded(old)) => new > old,
-        };
-        if tighter {
-            self.low = low;
-        }
-    }
-
-    fn reduce_high(&mut self, high: Bound<Cow<'a, [u8]>>) {
-        let tighter = match (&high, &self.high) {
-            (Bound::Unbounded, _) => false,
-            (_, Bound::Unbounded) => true,
-            (Bound::Excluded(new), Bound::Included(old)) => new <= old,
-            (Bound::Included(new) | Bound::Excluded(new), Bound::Included(old) | Bound::Excluded(old)) => new < old,
-        };
-        if tighter {
-            self.high = high;
-        }
-    }
-
-    /// Whether no key at all can be inside. `BTreeMap::range` panics on such intervals.
-    fn is_empty(&self) -> bool {
-        match (&self.low, &self.high) {
-            (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
-            (Bound::Included(low), Bound::Included(high)) => low > high,
-            (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
-        }
-    }
-
-    fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
-        (self.low.as_ref().map(|key| &key[..]), self.high.as_ref().map(|key| &key[..]))
-    }
-}
-
-/// The smallest key that is greater than all keys with `prefix`; `None` when none is: 0xff cannot be counted up.
-fn successor_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
-    let last = prefix.iter().rposition(|&byte| byte < 0xff)?;
-    let mut key = prefix[..=last].to_vec();
-    key[last] += 1;
-    Some(key)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ mod wire;
 pub use checkpoint::Applied;
 pub use database::{Database, DatabaseSpec, Options};
 pub use error::{Error, Result};
-pub use index::{ScanSpec, Version};
+pub use index::{KeyRange, ScanSpec, Version};
 pub use read::ReadSnapshot;
 pub use seal::Health;
 pub use transfer::{FileRange, Manifest};

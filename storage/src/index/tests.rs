@@ -181,7 +181,7 @@ fn one_hold_of_the_lock_walks_a_bounded_number_of_keys_even_if_it_sees_none() {
     put(&index, 1, &[b"z"]);
     let names: Vec<[u8; 1]> = (0..10).map(|n| [n]).collect();
     put(&index, 2, &names.iter().map(|name| &name[..]).collect::<Vec<_>>());
-    let mut range = KeyRange::prefix(b"");
+    let mut range = KeyRange::all();
     let mut seen = Vec::new();
     let mut holds = 0;
     loop {
@@ -194,7 +194,7 @@ fn one_hold_of_the_lock_walks_a_bounded_number_of_keys_even_if_it_sees_none() {
             break;
         }
         // 4 new keys are passed over in each of the first holds.
-        assert_eq!(range.bounds().0, Bound::Excluded(&[holds * 4 - 1][..]));
+        assert_eq!(range.low(), std::ops::Bound::Excluded(&[holds * 4 - 1][..]));
         assert!(seen.is_empty());
     }
     assert_eq!((holds, seen), (3, vec![b"z".to_vec()]));
@@ -377,6 +377,29 @@ proptest! {
             prop_assert_eq!(scan_all(&index, spec, at, n, || ()), model_scan(&model, spec, at));
             let all = ScanSpec { start: None, end: None, ..spec.clone() };
             prop_assert_eq!(index.count(&spec.prefix, TxId(at)), model_scan(&model, &all, at).len() as u64);
+        }
+    }
+
+    #[test]
+    fn changes_since_agree_with_the_model(txs in txs(), steps in 1..8usize, specs in vec(specs(), 1..12)) {
+        let index = Index::with_steps_per_lock(steps);
+        let mut model = Model::new();
+        let newest = build(&index, &mut model, &txs, 0);
+        let judge = |range: &KeyRange, holds: &dyn Fn(&[u8]) -> bool| {
+            for (since, at) in (0..=newest).flat_map(|since| (0..=newest).map(move |at| (since, at))) {
+                let expected = model.iter().any(|(key, versions)| {
+                    holds(key) && versions.iter().any(|version| since < version.0 && version.0 <= at)
+                });
+                prop_assert_eq!(index.changed_since(range, TxId(since), TxId(at)).expect("in memory"), expected);
+            }
+            Ok(())
+        };
+        for spec in &specs {
+            let all = (model.keys()).map(|key| (key.clone(), vec![(0, 0, false, None)])).collect();
+            let inside: Vec<Vec<u8>> = model_scan(&all, spec, newest).into_iter().map(|(key, _)| key).collect();
+            judge(&KeyRange::of(spec), &|key| inside.iter().any(|other| other == key))?;
+            judge(&KeyRange::prefix(spec.prefix.clone()), &|key| key.starts_with(&spec.prefix))?;
+            judge(&KeyRange::key(spec.prefix.clone()), &|key| key == spec.prefix)?;
         }
     }
 
