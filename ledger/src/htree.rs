@@ -2,6 +2,7 @@
 //! the entries, so that one entry can be proven with a handful of hashes.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::{
     digest::{self, Digest},
@@ -46,6 +47,70 @@ pub fn prove(digests: &[Digest], leaf: u32) -> Option<InclusionProof> {
     Some(InclusionProof { leaf, width, terms })
 }
 
+/// As [`root`], and appends the levels that lie `every`, 2 `every`, ... above the leaves to `kept`, lowest first, without the
+/// root: what [`prove_kept`] needs besides a few leaves. `every` is at least 1.
+pub fn root_keeping(digests: &[Digest], every: u32, kept: &mut Vec<Digest>) -> Digest {
+    let mut level = digest::leaves(digests);
+    let mut height = 0;
+    while level.len() > 1 {
+        level = next_level(&level);
+        height += 1;
+        if height % every == 0 && level.len() > 1 {
+            kept.extend(&level);
+        }
+    }
+    level.first().copied().unwrap_or(digest::EMPTY)
+}
+
+/// Number of nodes that [`root_keeping`] keeps of a tree of `width` leaves.
+pub fn kept_len(width: u32, every: u32) -> usize {
+    let mut level = u64::from(width).div_ceil(1 << every);
+    let mut kept = 0;
+    while level > 1 {
+        kept += level;
+        level = level.div_ceil(1 << every);
+    }
+    usize::try_from(kept).expect("fewer nodes than leaves")
+}
+
+/// Places of the leaves below the same kept node as leaf `leaf`, in a tree of `width` leaves.
+pub fn kept_group(width: u32, leaf: u32, every: u32) -> Range<u32> {
+    let first = leaf >> every << every;
+    first..first.saturating_add(1 << every).min(width)
+}
+
+/// As [`prove`], from the digests of the entries at [`kept_group`] and from what [`root_keeping`] kept: `kept` answers parts
+/// of that, at most 2^`every` nodes at a time. Cost does not depend on the width but for its logarithm. `leaf` is less than
+/// `width`. When what it is given is wrong, so is the proof: verify it.
+pub fn prove_kept<E>(
+    width: u32,
+    leaf: u32,
+    every: u32,
+    group: &[Digest],
+    mut kept: impl FnMut(Range<usize>) -> Result<Vec<Digest>, E>,
+) -> Result<InclusionProof, E> {
+    let place = |n: u32| usize::try_from(n).expect("a tree is in memory when it is made");
+    let mut nodes = digest::leaves(group);
+    let (mut level, mut index) = (width, leaf);
+    let mut kept_before = 0;
+    let mut terms = Vec::new();
+    loop {
+        let mut within = place(index % (1 << every));
+        for _ in 0..every {
+            terms.extend(nodes.get(within ^ 1));
+            nodes = next_level(&nodes);
+            within /= 2;
+        }
+        (level, index) = (level.div_ceil(1 << every), index >> every);
+        if level <= 1 {
+            return Ok(InclusionProof { leaf, width, terms });
+        }
+        let siblings = kept_group(level, index, every);
+        nodes = kept(kept_before + place(siblings.start)..kept_before + place(siblings.end))?;
+        kept_before += place(level);
+    }
+}
+
 /// Checks that `digest` is entry `proof.leaf` of the `proof.width` entries below `eh`.
 ///
 /// Whether the transaction has that many entries is told by its header: [`crate::proof::verify_entry`] compares.
@@ -79,6 +144,30 @@ mod tests {
         assert_eq!(prove(&[], 0), None);
         let last = prove(&d, 2).unwrap();
         assert_eq!(last.terms, [node(&leaf(&d[0]), &leaf(&d[1]))]);
+    }
+
+    #[test]
+    fn proofs_from_kept_levels_equal_those_from_all_leaves() {
+        let all: Vec<_> = (0..300u32).map(|n| sha256(&n.to_be_bytes())).collect();
+        for every in [1, 2, 4] {
+            for width in (1..40).chain([63, 64, 65, 255, 256, 257, 272, 273, 300]) {
+                let digests = &all[..width];
+                let mut kept = Vec::new();
+                assert_eq!(root_keeping(digests, every, &mut kept), root(digests));
+                let count = u32::try_from(width).unwrap();
+                assert_eq!(kept.len(), kept_len(count, every), "{width} leaves");
+                for leaf in 0..count {
+                    let group = kept_group(count, leaf, every);
+                    let group = &digests[group.start as usize..group.end as usize];
+                    let read = |range: Range<usize>| {
+                        assert!(range.len() <= 1 << every);
+                        kept.get(range).map(<[Digest]>::to_vec).ok_or(())
+                    };
+                    let proof = prove_kept(count, leaf, every, group, read).unwrap();
+                    assert_eq!(Some(proof), prove(digests, leaf), "leaf {leaf} of {width}, every {every}");
+                }
+            }
+        }
     }
 
     #[test]

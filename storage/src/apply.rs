@@ -16,6 +16,7 @@ use crate::core::Core;
 use crate::database::{Database, Options};
 use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
+use crate::limits::KEPT_LEVELS;
 use crate::precondition;
 use crate::requests::{Kept, Seen};
 use crate::segment::{FrameKind, Position};
@@ -128,10 +129,14 @@ pub fn prepare(
     let digest_of = |(entry, stored): (&LocatedEntry<'_>, &EntryToStore<'_>)| {
         entry_digest(version, entry.key, entry.metadata, &stored.value_hash).expect("limits are checked")
     };
+    let mut kept = Vec::new();
     let eh = match entries {
         [] => digest::EMPTY,
         [entry] => digest::leaf(&digest_of((entry, &stored[0]))),
-        _ => htree::root(&entries.iter().zip(&stored).map(digest_of).collect::<Vec<_>>()),
+        _ => {
+            let digests: Vec<Digest> = entries.iter().zip(&stored).map(digest_of).collect();
+            htree::root_keeping(&digests, KEPT_LEVELS, &mut kept)
+        }
     };
     let header = TxHeader {
         id: tail.tx.next().expect("a ledger never holds 2^64 transactions"),
@@ -145,7 +150,7 @@ pub fn prepare(
         prev_alh: tail.alh,
     };
     let alh = header.alh().expect("metadata and entry count are checked against the header version");
-    encode_record(record, &header, log_index, stored.iter().copied(), &alh);
+    encode_record(record, &header, log_index, stored.iter().copied(), &kept, &alh);
     Prepared { header, alh }
 }
 
@@ -415,7 +420,7 @@ impl Applier {
         if !self.nodes.is_empty() {
             core.aht.append(&self.nodes);
         }
-        let size = u32::try_from(self.record.len()).expect("a record is shorter than its frame");
+        let size = u32::try_from(self.record.len()).expect("settings and the size of frames bound it");
         core.commit.append(&CommitRecord { offset, size, log_index: entry.log_id.index }.encode());
         core.remember(header);
         core.index.insert_tx(

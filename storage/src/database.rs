@@ -22,6 +22,7 @@ use crate::core::Core;
 use crate::error::Result;
 use crate::format::derived::CHUNK_BYTES_DEFAULT;
 use crate::marks::{Marks, Vote};
+use crate::parts::ProvenEntry;
 use crate::read::ReadSnapshot;
 use crate::recover;
 use crate::seal::{self, Health};
@@ -234,6 +235,12 @@ impl Database {
     /// Proof that entry `entry` is in transaction `tx`.
     pub fn prove_inclusion(&self, tx: TxId, entry: u32) -> Result<InclusionProof> {
         self.core().prove_inclusion(tx, entry)
+    }
+
+    /// Entry `entry` of transaction `tx` with the header and the proof that it is in there. Costs the same for a large
+    /// transaction as for a small one, and no more than the proof alone.
+    pub fn prove_entry(&self, tx: TxId, entry: u32) -> Result<ProvenEntry> {
+        self.core().prove_entry(tx, entry)
     }
 
     /// Proof that `source` is history of `target`; verified before it is answered `V1`.

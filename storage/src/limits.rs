@@ -63,6 +63,21 @@ pub const COMPRESSION_SAVED_BYTES_MIN: usize = 10;
 /// accepted, therefore part of the format.
 pub const LZ4_EXPANSION_MAX: usize = 255;
 
+/// Of the tree over the entries of a transaction, levels that lie so far apart are kept in its record. Part of the format.
+pub const KEPT_LEVELS: u32 = 4;
+
+/// Entries below one kept node, which are one group of a large record. Part of the format.
+pub const ENTRIES_PER_GROUP: u32 = 1 << KEPT_LEVELS;
+
+/// Records up to this size are read whole, bytes: a second read would cost more than the checksum.
+pub const RECORD_WHOLE_BYTES_MAX: u32 = 1 << 10;
+
+/// Bytes that are read first of a larger record: head, directory and kept nodes of a transaction of some thousand entries.
+pub const RECORD_FRONT_BYTES: u32 = 4 << 10;
+
+/// Bytes of keys and the values between them that are read in one go to prove one of the entries.
+pub const GROUP_READ_BYTES_MAX: u64 = 8 << 10;
+
 /// Headers of newest transactions kept in memory, per database.
 pub const RECENT_HEADERS: usize = 1024;
 

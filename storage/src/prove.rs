@@ -31,7 +31,7 @@ impl HistoryReader for History<'_> {
 impl Core {
     /// Proof that an entry is in its transaction.
     pub(crate) fn prove_inclusion(&self, tx: TxId, entry: u32) -> Result<InclusionProof> {
-        prove_entry(&self.tx_record(tx)?, entry)
+        self.prove_entry(tx, entry).map(|proven| proven.inclusion)
     }
 
     /// Proof that `source` is history of `target`; the two may be the same.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{Revision, TxId};
-use alhambra_ledger::{aht, digest, entry, htree};
+use alhambra_ledger::{Digest, aht, digest, entry, htree};
 use bytes::Bytes;
 
 use crate::ahtlog::StoredNodes;
@@ -17,7 +17,7 @@ use crate::error::{Damage, Error, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
 use crate::index::{ScanSpec, Version};
 use crate::segment::Position;
-use crate::txlog::{EntryRecord, Record, StoredEntry, TxRecord};
+use crate::txlog::{EntryRecord, Head, Record, StoredEntry, TxRecord};
 
 impl Core {
     /// `Ok` when the transaction is applied.
@@ -31,38 +31,48 @@ impl Core {
         self.must_exist(tx)?;
         match self.recent_header(tx) {
             Some(header) => Ok(header),
-            None => {
-                let (record, prev_alh) = self.record(tx)?;
-                self.header_of(tx, &record, prev_alh)
-            }
+            None => match self.parts(tx)? {
+                Some(parts) => {
+                    let eh = parts.head.eh.ok_or_else(|| self.bad_hash(tx))?;
+                    self.checked_header(tx, &parts.head, eh, parts.prev_alh, parts.alh()?)
+                }
+                None => {
+                    let (record, prev_alh) = self.record(tx)?;
+                    self.header_of(tx, &record, prev_alh)
+                }
+            },
         }
     }
 
-    fn header_of(&self, tx: TxId, record: &Record, prev_alh: digest::Digest) -> Result<TxHeader> {
-        let eh = match record.eh {
+    fn header_of(&self, tx: TxId, record: &Record, prev_alh: Digest) -> Result<TxHeader> {
+        let eh = match record.head.eh {
             Some(eh) => eh,
             None => {
                 let entry = self.entries(tx, record)?.next().ok_or_else(|| self.bad_hash(tx))??;
                 let key = self.ledger.read_bytes(entry.key_at, entry.key_len as usize)?;
-                digest::leaf(&self.entry_digest(tx, record.version, &key, &entry)?)
+                digest::leaf(&self.entry_digest(tx, record.head.version, &key, &entry)?)
             }
         };
+        self.checked_header(tx, &record.head, eh, prev_alh, record.alh)
+    }
+
+    fn checked_header(&self, tx: TxId, head: &Head, eh: Digest, prev_alh: Digest, alh: Digest) -> Result<TxHeader> {
         let bl_tx_id = TxId(tx.0 - 1);
         let header = TxHeader {
             id: tx,
-            ts: record.ts,
-            version: record.version,
-            metadata: record.metadata.clone(),
-            nentries: record.nentries,
+            ts: head.ts,
+            version: head.version,
+            metadata: head.metadata.clone(),
+            nentries: head.nentries,
             eh,
             bl_tx_id,
             bl_root: aht::root(bl_tx_id.0, &self.nodes())?,
             prev_alh,
         };
-        if header.alh().is_ok_and(|alh| alh == record.alh) { Ok(header) } else { Err(self.bad_hash(tx)) }
+        if header.alh().is_ok_and(|found| found == alh) { Ok(header) } else { Err(self.bad_hash(tx)) }
     }
 
-    fn entry_digest(&self, tx: TxId, version: u16, key: &[u8], entry: &StoredEntry) -> Result<digest::Digest> {
+    pub(crate) fn entry_digest(&self, tx: TxId, version: u16, key: &[u8], entry: &StoredEntry) -> Result<Digest> {
         entry::entry_digest(version, key, &entry.metadata, &entry.value_hash).map_err(|_| self.bad_hash(tx))
     }
 
@@ -71,7 +81,7 @@ impl Core {
     }
 
     /// Reads nodes of the main tree.
-    pub(crate) fn nodes(&self) -> StoredNodes<'_, impl Fn(TxId) -> Result<digest::Digest> + '_> {
+    pub(crate) fn nodes(&self) -> StoredNodes<'_, impl Fn(TxId) -> Result<Digest> + '_> {
         StoredNodes { log: &self.aht, alh: |tx| self.alh(tx) }
     }
 
@@ -83,12 +93,12 @@ impl Core {
             Some(header) => header,
             None => self.header_of(tx, &record, prev_alh)?,
         };
-        let mut entries = Vec::with_capacity(record.nentries as usize);
-        let mut digests = Vec::with_capacity(record.nentries as usize);
+        let mut entries = Vec::with_capacity(record.head.nentries as usize);
+        let mut digests = Vec::with_capacity(record.head.nentries as usize);
         for entry in self.entries(tx, &record)? {
             let entry = entry?;
             let key = self.ledger.read_bytes(entry.key_at, entry.key_len as usize)?;
-            digests.push(self.entry_digest(tx, record.version, &key, &entry)?);
+            digests.push(self.entry_digest(tx, record.head.version, &key, &entry)?);
             entries.push(entry.with_key(key));
         }
         if htree::root(&digests) != header.eh {
@@ -100,6 +110,10 @@ impl Core {
     /// One entry of a transaction, with the key that the caller knows it by.
     pub(crate) fn entry_record(&self, tx: TxId, number: u32, key: Bytes) -> Result<EntryRecord> {
         self.must_exist(tx)?;
+        if let Some(parts) = self.parts(tx)? {
+            let (numbers, mut group) = parts.group(number)?;
+            return Ok(group.swap_remove((number - numbers.start) as usize).with_key(key));
+        }
         let (record, _) = self.record(tx)?;
         let entry = self.entries(tx, &record)?.nth(number as usize);
         let entry = entry.unwrap_or(Err(Error::NoSuchTxEntry { tx, entry: number }))?;

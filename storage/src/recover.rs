@@ -195,7 +195,7 @@ fn rebuild_index(core: &Core, last: TxId, through: LogIndex) -> Result<()> {
 
 fn insert(core: &Core, tx: TxId, record: &Record, position: Position, payload: &Bytes) -> Result<()> {
     let payload_at = position.0 + FRAME_HEAD_BYTES as u64;
-    let mut entries = Vec::with_capacity(record.nentries as usize);
+    let mut entries = Vec::with_capacity(record.head.nentries as usize);
     for (number, entry) in (0u32..).zip(record.entries()) {
         let entry = entry.map_err(|bad| core.bad_record(tx, bad))?;
         let key = (entry.key_at.0.checked_sub(payload_at))

@@ -2,8 +2,12 @@
 //!
 //! Keys and values are not copied here: the record says where in the ledger they stand. Everything that can be computed
 //! is left out: id and offset are in the commit log, PrevAlh is the Alh at the end of the record before, BlTxID is id - 1
-//! `L3`, BlRoot comes from the hash tree, Eh of a single entry from that entry.
+//! `L3`, BlRoot comes from the hash tree, Eh of a single entry from that entry. A record of many entries is made of groups
+//! that are read one by one, see [`groups`].
 
+pub(crate) mod groups;
+
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use alhambra_ledger::Digest;
@@ -12,7 +16,9 @@ use alhambra_ledger::header::{TxHeader, TxMetadata};
 use alhambra_ledger::ids::{LogIndex, TxId};
 use bytes::Bytes;
 
+use self::groups::{Directory, GROUP_BYTES, Group, group_crc};
 use crate::command::ValueForm;
+use crate::limits::ENTRIES_PER_GROUP;
 use crate::segment::Position;
 use crate::wire::{Malformed, Put, Reader};
 
@@ -92,12 +98,14 @@ pub(crate) struct EntryToStore<'a> {
     pub value_hash: Digest,
 }
 
-/// Appends the record of `header`, which came with a log entry, to `out`.
+/// Appends the record of `header`, which came with a log entry, to `out`. `kept` are the kept nodes of the tree over the
+/// entries, see [`groups`].
 pub(crate) fn encode_record<'a>(
     out: &mut Vec<u8>,
     header: &TxHeader,
     log_index: LogIndex,
     entries: impl Iterator<Item = EntryToStore<'a>>,
+    kept: &[Digest],
     alh: &Digest,
 ) {
     let start = out.len();
@@ -122,9 +130,18 @@ pub(crate) fn encode_record<'a>(
     if header.nentries > 1 {
         out.put_bytes(&header.eh.0);
     }
+    let directory_at = out.len();
+    let directory = Directory::of(header.nentries);
+    if let Some(directory) = directory {
+        out.resize(directory_at + directory.ends_len(), 0);
+        kept.iter().for_each(|node| out.put_bytes(&node.0));
+        debug_assert_eq!(out.len(), directory_at + directory.len(), "the kept nodes are those of this tree");
+    }
+    let entries_at = out.len();
+    let mut group_at = entries_at;
     // Where the entry before ended; entries of a transaction stand in order in one frame, so that gaps are small.
     let mut end = None;
-    for entry in entries {
+    for (number, entry) in (1u32..).zip(entries) {
         match end {
             None => out.put_varint(entry.key_at),
             Some(end) => out.put_varint(entry.key_at - end),
@@ -145,32 +162,75 @@ pub(crate) fn encode_record<'a>(
         }
         out.put_bytes(&entry.value_hash.0);
         end = Some(entry.value_at + u64::from(entry.value_len));
+        if directory.is_some() && (number == header.nentries || number % ENTRIES_PER_GROUP == 0) {
+            let group = (number - 1) / ENTRIES_PER_GROUP;
+            let crc = group_crc(header.id, group, &out[group_at..]);
+            group_at = out.len();
+            let at = directory_at + group as usize * GROUP_BYTES;
+            out[at..at + GROUP_BYTES].copy_from_slice(&Group { end: group_at - entries_at, crc }.encode());
+            end = None;
+        }
     }
+    // The directory has the checksums of its entries.
+    let checked_to = if directory.is_some() { entries_at } else { out.len() };
+    let crc = record_crc(header.id, log_index, &out[start..checked_to], alh);
     out.put_bytes(&alh.0);
-    let crc = record_crc(header.id, log_index, &out[start..]);
     out.put_u32(crc);
 }
 
 /// Id and log index are part of the checksum, so that a wrong commit record cannot make one transaction pass for another,
 /// nor name another log entry for it: commit records have no checksum of their own.
-fn record_crc(tx: TxId, log_index: LogIndex, record: &[u8]) -> u32 {
+fn record_crc(tx: TxId, log_index: LogIndex, record: &[u8], alh: &Digest) -> u32 {
     let mut place = [0; 16];
     place[..8].copy_from_slice(&tx.0.to_be_bytes());
     place[8..].copy_from_slice(&log_index.0.to_be_bytes());
-    crc32c::crc32c_append(crc32c::crc32c(&place), record)
+    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&place), record), &alh.0)
 }
 
-/// A record read back, without what stands in other places.
-#[derive(Clone, Debug)]
-pub(crate) struct Record {
+/// The fields of a record before its entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
     pub ts: i64,
     pub version: u16,
     pub metadata: TxMetadata,
     pub nentries: u32,
     /// `None` when the transaction has one entry.
     pub eh: Option<Digest>,
+    /// Bytes of these fields.
+    pub len: usize,
+}
+
+impl Head {
+    /// Reads the front of a record; what follows is left alone.
+    pub(crate) fn read(record: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(record);
+        let (version, flags) = (reader.u8()?, reader.u8()?);
+        if version != RECORD_VERSION || flags & !FLAGS != 0 {
+            return Err(Malformed);
+        }
+        let ts = reader.i64()?;
+        let metadata = if flags & HAS_METADATA != 0 {
+            TxMetadata::from_bytes(reader.some_prefixed()?).map_err(|_| Malformed)?
+        } else {
+            TxMetadata::default()
+        };
+        let nentries = reader.varint_u32()?;
+        let eh = if flags & HAS_EH != 0 { Some(Digest(reader.array()?)) } else { None };
+        if eh.is_some() != (nentries > 1) {
+            return Err(Malformed);
+        }
+        let eh = if nentries == 0 { Some(alhambra_ledger::digest::EMPTY) } else { eh };
+        Ok(Self { ts, version: u16::from(flags & HEADER_VERSION_1 != 0), metadata, nentries, eh, len: reader.at() })
+    }
+}
+
+/// A record read back, without what stands in other places.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub head: Head,
     pub alh: Digest,
     bytes: Bytes,
+    /// Place of the entries in `bytes`.
     entries: Range<usize>,
 }
 
@@ -215,52 +275,78 @@ impl From<Malformed> for BadRecord {
 }
 
 impl Record {
-    /// Reads the record of `tx`, which came with the log entry `log_index`; checks its checksum.
+    /// Reads the record of `tx`, which came with the log entry `log_index`; checks its checksums.
     pub(crate) fn decode(tx: TxId, log_index: LogIndex, bytes: Bytes) -> Result<Self, BadRecord> {
         let Some(body_len) = bytes.len().checked_sub(RECORD_TAIL_BYTES as usize) else {
             return Err(BadRecord::Malformed);
         };
-        let (checked, crc) = bytes.split_at(body_len + 32);
-        if record_crc(tx, log_index, checked).to_be_bytes() != crc {
-            return Err(BadRecord::Checksum);
-        }
-        let mut reader = Reader::new(&checked[..body_len]);
-        let (version, flags) = (reader.u8()?, reader.u8()?);
-        if version != RECORD_VERSION || flags & !FLAGS != 0 {
-            return Err(BadRecord::Malformed);
-        }
-        let ts = reader.i64()?;
-        let metadata = if flags & HAS_METADATA != 0 {
-            TxMetadata::from_bytes(reader.some_prefixed()?).map_err(|_| BadRecord::Malformed)?
-        } else {
-            TxMetadata::default()
+        let (body, tail) = bytes.split_at(body_len);
+        let (alh, crc) = tail.split_at(32);
+        let alh = Digest(alh.try_into().expect("32 bytes"));
+        let is_whole = |checked: &[u8]| record_crc(tx, log_index, checked, &alh).to_be_bytes() == crc;
+        // How far the checksum reaches depends on what it covers: nothing is believed before it holds.
+        let head = Head::read(body);
+        let directory = head.as_ref().ok().and_then(|head| Directory::of(head.nentries));
+        let entries_at = match (&head, directory) {
+            (Ok(head), Some(directory)) => {
+                let at = head.len + directory.len();
+                if !body.get(..at).is_some_and(is_whole) {
+                    return Err(BadRecord::Checksum);
+                }
+                directory.check(tx, &body[head.len..], &body[at..])?;
+                at
+            }
+            _ if !is_whole(body) => return Err(BadRecord::Checksum),
+            (Ok(head), None) => head.len,
+            (Err(_), _) => return Err(BadRecord::Malformed),
         };
-        let nentries = reader.varint_u32()?;
-        let eh = if flags & HAS_EH != 0 { Some(Digest(reader.array()?)) } else { None };
-        let entries = reader.at()..body_len;
-        let mut alh = Digest([0; 32]);
-        alh.0.copy_from_slice(&checked[body_len..]);
-        let eh = if nentries == 0 { Some(alhambra_ledger::digest::EMPTY) } else { eh };
-        Ok(Self { ts, version: u16::from(flags & HEADER_VERSION_1 != 0), metadata, nentries, eh, alh, bytes, entries })
+        let head = head?;
+        Ok(Self { head, alh, entries: entries_at..body_len, bytes })
     }
 
     /// The entries in order.
     pub(crate) fn entries(&self) -> Entries<'_> {
-        Entries { record: self, reader: Reader::new(&self.bytes[self.entries.clone()]), end: None, left: self.nentries }
+        let directory = Directory::of(self.head.nentries);
+        let ends = directory.map_or(0..0, |directory| self.head.len..self.head.len + directory.ends_len());
+        Entries {
+            source: &self.bytes,
+            reader: Reader::new(&self.bytes[self.entries.clone()]),
+            ends: &self.bytes[ends],
+            end: None,
+            left: self.head.nentries,
+        }
     }
 }
 
-/// Iterates over the entries of a record.
+/// Iterates over entries.
 #[derive(Debug)]
 pub(crate) struct Entries<'a> {
-    record: &'a Record,
+    source: &'a Bytes,
     reader: Reader<'a>,
+    /// Of the directory, what is said of this group and the ones behind it; empty without a directory.
+    ends: &'a [u8],
+    /// Where the entry before ended, in the same group.
     end: Option<u64>,
     left: u32,
 }
 
-impl Entries<'_> {
+impl<'a> Entries<'a> {
+    /// The entries of one group, or of a record without groups.
+    pub(crate) fn of_group(group: &'a Bytes, count: u32) -> Self {
+        Entries { source: group, reader: Reader::new(group), ends: &[], end: None, left: count }
+    }
+
     fn read(&mut self) -> Result<StoredEntry, Malformed> {
+        if let Some(group) = groups::groups(self.ends).next() {
+            match self.reader.at().cmp(&group.end) {
+                Ordering::Less => {}
+                Ordering::Equal => {
+                    self.ends = &self.ends[GROUP_BYTES..];
+                    self.end = None;
+                }
+                Ordering::Greater => return Err(Malformed),
+            }
+        }
         let first_or_gap = self.reader.varint()?;
         let key_at = self.end.unwrap_or(0).checked_add(first_or_gap).ok_or(Malformed)?;
         let flags = self.reader.u8()?;
@@ -270,7 +356,7 @@ impl Entries<'_> {
         }
         let metadata = match flags & ENTRY_HAS_METADATA {
             0 => Bytes::new(),
-            _ => self.record.bytes.slice_ref(self.reader.some_prefixed()?),
+            _ => self.source.slice_ref(self.reader.some_prefixed()?),
         };
         let gap = self.reader.varint()?;
         let value_at = key_at.checked_add(u64::from(key_len)).and_then(|at| at.checked_add(gap)).ok_or(Malformed)?;
@@ -331,14 +417,16 @@ mod tests {
 
     #[test]
     fn records_round_trip_and_every_flip_is_noticed() {
-        for count in [1, 3] {
+        for count in [1, 3, 16, 17, 32, 33, 40] {
             let mut out = Vec::new();
             let entries = (0..count).map(|i| entry(1000 + 200 * u64::from(i)));
-            encode_record(&mut out, &header(count), LogIndex(3), entries, &Digest([1; 32]));
+            let kept = vec![Digest([4; 32]); alhambra_ledger::htree::kept_len(count, crate::limits::KEPT_LEVELS)];
+            encode_record(&mut out, &header(count), LogIndex(3), entries, &kept, &Digest([1; 32]));
             let bytes = Bytes::from(out.clone());
             let record = Record::decode(TxId(7), LogIndex(3), bytes.clone()).expect("whole");
-            assert_eq!((record.ts, record.version, record.nentries), (1_700_000_000, 1, count));
-            assert_eq!(record.eh, (count > 1).then_some(Digest([5; 32])));
+            let head = &record.head;
+            assert_eq!((head.ts, head.version, head.nentries), (1_700_000_000, 1, count));
+            assert_eq!(head.eh, (count > 1).then_some(Digest([5; 32])));
             assert_eq!(record.alh, Digest([1; 32]));
             let read: Vec<_> = record.entries().map(|e| e.expect("whole")).collect();
             assert_eq!(read.len(), count as usize);

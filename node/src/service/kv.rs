@@ -195,11 +195,17 @@ impl Reader<'_> {
         if tx > self.view.tx() {
             return Err(text::TX_NOT_FOUND.into());
         }
-        let record = database.tx(tx)?;
-        let entry = record.entries.iter().find(|entry| entry.key == key).ok_or(text::KEY_NOT_FOUND)?;
+        let entry = match self.view.get_at(key, tx) {
+            Some(version) => self.view.entry(key, &version)?,
+            // Perhaps it is not indexed.
+            None => {
+                let entries = database.tx(tx)?.entries;
+                entries.into_iter().find(|entry| entry.key == key).ok_or(text::KEY_NOT_FOUND)?
+            }
+        };
         let metadata = entry.kv_metadata();
         must_be_live(&metadata, self.now)?;
-        Ok(Found { tx, revision: Revision(0), metadata, stored: database.value(entry)? })
+        Ok(Found { tx, revision: Revision(0), metadata, stored: database.value(&entry)? })
     }
 
     /// The value of a user's key, followed when it is a reference.

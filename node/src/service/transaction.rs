@@ -112,6 +112,11 @@ pub(crate) fn raw(record: TxRecord) -> TxView {
     TxView { header: record.header, entries, kv: Vec::new(), z: Vec::new() }
 }
 
+/// A transaction of which one entry is told, with its proof.
+pub(crate) fn of_one(header: TxHeader, entry: EntryRecord) -> TxView {
+    TxView { header, entries: vec![digest_of(entry)], kv: Vec::new(), z: Vec::new() }
+}
+
 /// The transaction in the form that was asked for.
 pub(crate) async fn shape(
     reader: &Reader<'_>,

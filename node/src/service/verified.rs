@@ -82,7 +82,11 @@ pub async fn set(
     prove(app, cx, tx, trusted)
 }
 
-/// Reads a value and proves it.
+/// Transactions of up to so many entries are told whole with a value that is read and proven.
+const ENTRIES_TOLD_MAX: u32 = 16;
+
+/// Reads a value and proves it. Of the entries of a large transaction only the one that is proven is told: the header and the
+/// proof tie it to the others, and to send these would make the answer as large as the transaction.
 pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result<VerifiableEntry> {
     if trusted.get() > 0 {
         cx.view_of(trusted).await.map_err(|error| error.beyond_is(text::ILLEGAL_STATE))?;
@@ -91,14 +95,24 @@ pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result
     let entry = kv::get(app, cx, request).await?;
     let wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
     let database = cx.replica.database();
-    let record = database.tx(wrote)?;
     let stored_key = stored_key(&key);
-    let place = (record.entries.iter().position(|entry| entry.key == stored_key))
-        .ok_or(Error::Internal("the transaction of a version does not have its key"))?;
-    let place = u32::try_from(place).expect("a transaction has fewer entries than 2^32");
-    let inclusion = database.prove_inclusion(wrote, place)?;
-    let tx = prove(app, cx, transaction::raw(record), trusted)?;
-    Ok(VerifiableEntry { entry, tx, inclusion })
+    let place = match database.snapshot().get_at(&stored_key, wrote) {
+        Some(version) => version.entry,
+        // It is not indexed.
+        None => {
+            let place = database.tx(wrote)?.entries.iter().position(|entry| entry.key == stored_key);
+            let place = place.ok_or(Error::Internal("the transaction of a version does not have its key"))?;
+            u32::try_from(place).expect("a transaction has fewer entries than 2^32")
+        }
+    };
+    let proven = database.prove_entry(wrote, place)?;
+    let tx = if proven.header.nentries <= ENTRIES_TOLD_MAX {
+        transaction::raw(database.tx(wrote)?)
+    } else {
+        transaction::of_one(proven.header, proven.entry)
+    };
+    let tx = prove(app, cx, tx, trusted)?;
+    Ok(VerifiableEntry { entry, tx, inclusion: proven.inclusion })
 }
 
 /// Reads a transaction and proves it.

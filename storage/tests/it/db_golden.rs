@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::ids::{LogId, TxId};
-use alhambra_storage::Database;
 use alhambra_storage::command::{
     Command, Compression, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal, ValueForm,
 };
 use alhambra_storage::segment::FrameKind;
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::mem::MemVfs;
+use alhambra_storage::{Database, Options};
 use bytes::Bytes;
 
+use crate::large_tx;
 use crate::model::Metadata;
 use crate::replicas::files;
 use crate::support::{self, commit, commit_command, dir, open};
@@ -215,4 +216,18 @@ fn files_have_the_bytes_of_the_format() {
         golden(&format!("database/{name}.hex"), &hex(&small.remove(&PathBuf::from(name)).expect("written")));
     }
     golden("database/manifest.hex", &hex(&manifest.encode()));
+}
+
+#[test]
+fn a_record_with_groups_has_the_bytes_of_the_format() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let db = large_tx::open(&vfs, Options::default());
+    let names: Vec<Bytes> = (0..18).map(|n| Bytes::from(format!("\0k{n:02}"))).collect();
+    let value = Bytes::from_static(b"\0v");
+    let entries = names.iter().map(|key| ProposalEntry::plain(key.clone(), Bytes::new(), value.clone())).collect();
+    large_tx::commit(&db, entries);
+    db.checkpoint().expect("healthy disk");
+    drop(db);
+    let file = files(&vfs, &dir().join("tx")).remove(Path::new("0000000000.log")).expect("written");
+    golden("database/tx-groups.hex", &hex(&file));
 }

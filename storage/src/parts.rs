@@ -1,0 +1,165 @@
+//! Reading one entry of a large transaction, and proving it, without reading the others.
+//!
+//! The front of a record is read, then the one group that holds the entry. What is read is checked by what it is checked
+//! for: a group by its checksum, the head by the Alh `L1`, kept nodes by the proof that they make `V1`. The checksum of the
+//! record is left to whoever reads it whole.
+
+use std::ops::Range;
+
+use alhambra_ledger::header::TxHeader;
+use alhambra_ledger::htree::{self, InclusionProof};
+use alhambra_ledger::ids::TxId;
+use alhambra_ledger::{Digest, digest};
+use bytes::Bytes;
+
+use crate::commitlog::CommitRecord;
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::format::derived::DIGEST_BYTES;
+use crate::limits::{GROUP_READ_BYTES_MAX, KEPT_LEVELS, RECORD_FRONT_BYTES, RECORD_WHOLE_BYTES_MAX};
+use crate::prove;
+use crate::segment::Position;
+use crate::txlog::groups::{self, Directory, GROUP_BYTES, Group};
+use crate::txlog::{BadRecord, Entries, EntryRecord, Head, RECORD_TAIL_BYTES, StoredEntry};
+
+/// An entry with the proof that it is in its transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvenEntry {
+    /// Of the transaction.
+    pub header: TxHeader,
+    /// The entry.
+    pub entry: EntryRecord,
+    /// That it is below the header's Eh; verified `V1`.
+    pub inclusion: InclusionProof,
+}
+
+/// A large record of which parts are read.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    core: &'a Core,
+    tx: TxId,
+    commit: CommitRecord,
+    directory: Directory,
+    /// The first bytes of the record.
+    front: Bytes,
+    pub head: Head,
+    /// Alh of the transaction before.
+    pub prev_alh: Digest,
+}
+
+impl Core {
+    /// The record of a transaction that exists, unless it is better read whole: because it is small, or to say what is wrong
+    /// with it.
+    pub(crate) fn parts(&self, tx: TxId) -> Result<Option<Parts<'_>>> {
+        let commit = self.commit_record(tx)?;
+        let before = if tx.0 > 1 { RECORD_TAIL_BYTES } else { 0 };
+        let Some(at) = commit.offset.checked_sub(before) else { return Ok(None) };
+        if commit.size <= RECORD_WHOLE_BYTES_MAX {
+            return Ok(None);
+        }
+        let front_len = commit.size.min(RECORD_FRONT_BYTES);
+        let bytes = Bytes::from(self.tx.read(at, (before + u64::from(front_len)) as usize)?);
+        let prev_alh = if tx.0 > 1 { Digest(bytes[..32].try_into().expect("32 bytes")) } else { digest::EMPTY };
+        let front = bytes.slice(before as usize..);
+        let Ok(head) = Head::read(&front) else { return Ok(None) };
+        let Some(directory) = Directory::of(head.nentries) else { return Ok(None) };
+        Ok(Some(Parts { core: self, tx, commit, directory, front, head, prev_alh }))
+    }
+
+    /// An entry with its transaction's header and its proof.
+    pub(crate) fn prove_entry(&self, tx: TxId, number: u32) -> Result<ProvenEntry> {
+        self.must_exist(tx)?;
+        let Some(parts) = self.parts(tx)? else {
+            let mut record = self.tx_record(tx)?;
+            let inclusion = prove::prove_entry(&record, number)?;
+            let entry = record.entries.swap_remove(number as usize);
+            return Ok(ProvenEntry { header: record.header, entry, inclusion });
+        };
+        let header = self.header(tx)?;
+        let (numbers, mut group) = parts.group(number)?;
+        let mut keys = self.keys(&group)?;
+        let digests: Vec<Digest> = (group.iter().zip(&keys))
+            .map(|(entry, key)| self.entry_digest(tx, header.version, key, entry))
+            .collect::<Result<_>>()?;
+        let inclusion =
+            htree::prove_kept(header.nentries, number, KEPT_LEVELS, &digests, |nodes| parts.kept_nodes(nodes))?;
+        let within = (number - numbers.start) as usize;
+        htree::verify(&inclusion, &digests[within], &header.eh).map_err(|_| self.bad_hash(tx))?;
+        let entry = group.swap_remove(within).with_key(keys.swap_remove(within));
+        Ok(ProvenEntry { header, entry, inclusion })
+    }
+
+    /// Keys of neighbouring entries, from the ledger: in one read as long as little stands between them.
+    fn keys(&self, entries: &[StoredEntry]) -> Result<Vec<Bytes>> {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(Vec::new()) };
+        let start = first.key_at.0;
+        let len = last.key_at.0 + u64::from(last.key_len) - start;
+        if len > GROUP_READ_BYTES_MAX {
+            return entries.iter().map(|e| self.ledger.read_bytes(e.key_at, e.key_len as usize)).collect();
+        }
+        let bytes = self.ledger.read_bytes(Position(start), len as usize)?;
+        let place = |e: &StoredEntry| (e.key_at.0 - start) as usize;
+        Ok(entries.iter().map(|e| bytes.slice(place(e)..place(e) + e.key_len as usize)).collect())
+    }
+}
+
+impl Parts<'_> {
+    /// The Alh at the end of the record.
+    pub(crate) fn alh(&self) -> Result<Digest> {
+        let size = u64::from(self.commit.size);
+        let at = (size - RECORD_TAIL_BYTES)..(size - RECORD_TAIL_BYTES + DIGEST_BYTES);
+        Ok(Digest(self.bytes(&at)?[..].try_into().expect("32 bytes")))
+    }
+
+    /// The group that holds an entry: numbers of its entries, and these.
+    pub(crate) fn group(&self, entry: u32) -> Result<(Range<u32>, Vec<StoredEntry>)> {
+        if entry >= self.head.nentries {
+            return Err(Error::NoSuchTxEntry { tx: self.tx, entry });
+        }
+        let bad = |bad| self.core.bad_record(self.tx, bad);
+        let numbers = self.directory.group_of(entry);
+        let group = numbers.start >> KEPT_LEVELS;
+        let entries_at = (self.head.len + self.directory.len()) as u64;
+        let last = self.group_end(self.directory.groups() - 1)?;
+        if entries_at + last.end as u64 + RECORD_TAIL_BYTES != u64::from(self.commit.size) {
+            return Err(bad(BadRecord::Malformed));
+        }
+        let from = if group == 0 { 0 } else { self.group_end(group - 1)?.end as u64 };
+        let Group { end, crc } = self.group_end(group)?;
+        let end = end as u64;
+        if from > end || end > last.end as u64 {
+            return Err(bad(BadRecord::Malformed));
+        }
+        let bytes = self.bytes(&(entries_at + from..entries_at + end))?;
+        if groups::group_crc(self.tx, group, &bytes) != crc {
+            return Err(bad(BadRecord::Checksum));
+        }
+        let count = numbers.end - numbers.start;
+        let entries: Vec<_> = Entries::of_group(&bytes, count).collect::<std::result::Result<_, _>>().map_err(bad)?;
+        Ok((numbers, entries))
+    }
+
+    fn group_end(&self, group: u32) -> Result<Group> {
+        let at = (self.head.len + group as usize * GROUP_BYTES) as u64;
+        let bytes = self.bytes(&(at..at + GROUP_BYTES as u64))?;
+        Ok(groups::groups(&bytes).next().expect("bytes of a group"))
+    }
+
+    /// Kept nodes of the tree over the entries, not checked.
+    fn kept_nodes(&self, nodes: Range<usize>) -> Result<Vec<Digest>> {
+        let place = self.directory.nodes_at(&nodes);
+        let bytes = self.bytes(&((self.head.len + place.start) as u64..(self.head.len + place.end) as u64))?;
+        Ok(bytes.as_chunks::<{ DIGEST_BYTES as usize }>().0.iter().copied().map(Digest).collect())
+    }
+
+    /// Bytes at a place in the record.
+    fn bytes(&self, at: &Range<u64>) -> Result<Bytes> {
+        if at.end > u64::from(self.commit.size) {
+            return Err(self.core.bad_record(self.tx, BadRecord::Malformed));
+        }
+        if at.end <= self.front.len() as u64 {
+            return Ok(self.front.slice(at.start as usize..at.end as usize));
+        }
+        self.core.tx.read(self.commit.offset + at.start, (at.end - at.start) as usize).map(Bytes::from)
+    }
+}
