@@ -4,8 +4,9 @@
 //! bincode is named nowhere else, so that it can be replaced in one place. Log entries are not written with it either:
 //! they follow the envelope as frames, byte for byte as they stand in the ledger.
 
+use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
-use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Command, TxProposal};
 use alhambra_storage::segment::{Frame, FrameKind};
 use bincode::config::{Configuration, Limit};
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{decode_membership, encode_membership};
 use crate::error::{ProposeError, ReadError};
-use crate::forward::ReadIndex;
+use crate::forward::{ReadIndex, Written};
 use crate::log_store::frame_of_entry;
 use crate::types::{
     CommandBytes, RaftEntry, RaftLogId, RaftStoredMembership, RaftVote, TypeConfig, from_raft_log_id, to_raft_log_id,
@@ -485,7 +486,8 @@ pub fn decode_propose(body: &Bytes) -> Result<TxProposal> {
 
 #[derive(Serialize, Deserialize)]
 enum WireOutcome {
-    Committed { tx: u64, alh: [u8; 32] },
+    /// The header in its own form.
+    Committed(Vec<u8>),
     Rejected(WireRejection),
 }
 
@@ -517,10 +519,12 @@ enum WireProposeError {
 }
 
 /// What became of a forwarded proposal.
-pub fn encode_propose_reply(reply: &std::result::Result<Outcome, ProposeError>) -> Bytes {
+pub fn encode_propose_reply(reply: &std::result::Result<Written, ProposeError>) -> Bytes {
     let wire: std::result::Result<WireOutcome, WireProposeError> = match reply {
-        Ok(Outcome::Committed { tx, alh }) => Ok(WireOutcome::Committed { tx: tx.get(), alh: *alh }),
-        Ok(Outcome::Rejected(rejection)) => Ok(WireOutcome::Rejected(match rejection {
+        Ok(Written::Committed(header)) => {
+            Ok(WireOutcome::Committed(header.to_bytes().expect("a header that was applied is valid")))
+        }
+        Ok(Written::Rejected(rejection)) => Ok(WireOutcome::Rejected(match rejection {
             Rejection::Precondition { index } => WireRejection::Precondition { index: *index },
             Rejection::NotInitialised => WireRejection::NotInitialised,
             Rejection::NoEntries => WireRejection::NoEntries,
@@ -552,11 +556,13 @@ pub fn encode_propose_reply(reply: &std::result::Result<Outcome, ProposeError>) 
 }
 
 /// See [`encode_propose_reply`].
-pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Outcome, ProposeError>> {
+pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Written, ProposeError>> {
     let wire: std::result::Result<WireOutcome, WireProposeError> = take_all(body)?;
     Ok(match wire {
-        Ok(WireOutcome::Committed { tx, alh }) => Ok(Outcome::Committed { tx: TxId(tx), alh }),
-        Ok(WireOutcome::Rejected(rejection)) => Ok(Outcome::Rejected(match rejection {
+        Ok(WireOutcome::Committed(header)) => {
+            Ok(Written::Committed(TxHeader::from_bytes(&header).map_err(|_| EnvelopeError::Invalid)?))
+        }
+        Ok(WireOutcome::Rejected(rejection)) => Ok(Written::Rejected(match rejection {
             WireRejection::Precondition { index } => Rejection::Precondition { index },
             WireRejection::NotInitialised => Rejection::NotInitialised,
             WireRejection::NoEntries => Rejection::NoEntries,

@@ -2,8 +2,9 @@
 
 use std::fmt::Debug;
 
+use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{GroupId, LogIndex, TxId};
-use alhambra_storage::apply::Outcome;
+use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::TxProposal;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
@@ -17,6 +18,28 @@ pub struct ReadIndex {
     pub index: LogIndex,
     /// Newest transaction that the leader had applied when a quorum had confirmed it and it had reached `index`.
     pub tx: TxId,
+}
+
+/// What became of a proposal, as the leader has applied it. The node that took the call answers with the header of the
+/// leader and need not wait until it has applied the transaction itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The transaction exists.
+    Committed(TxHeader),
+    /// Nothing was written.
+    Rejected(Rejection),
+}
+
+impl From<Written> for Outcome {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Committed(header) => {
+                let alh = header.alh().expect("a header that was applied or read from a message is valid");
+                Self::Committed { tx: header.id, alh: alh.0 }
+            }
+            Written::Rejected(rejection) => Self::Rejected(rejection),
+        }
+    }
 }
 
 /// Why a forwarded call has no answer of the other side.
@@ -44,7 +67,7 @@ pub trait Forward: Send + Sync + Debug {
         leader: u64,
         proposal: TxProposal,
         deadline: Instant,
-    ) -> BoxFuture<'_, Result<Outcome, ForwardError<ProposeError>>>;
+    ) -> BoxFuture<'_, Result<Written, ForwardError<ProposeError>>>;
 
     /// Asks the node `leader` for a read index that is newer than this call.
     fn forward_read_index(

@@ -37,7 +37,7 @@ use tokio::time::Instant;
 
 use crate::env::Env;
 use crate::error::{GroupError, MembershipError, ProposeError, ReadError, SnapshotError};
-use crate::forward::{Forward, ReadIndex};
+use crate::forward::{Forward, ReadIndex, Written};
 use crate::log_store::LogStore;
 use crate::read::Rounds;
 use crate::snapshot::{SnapshotData, SnapshotSink, SnapshotSource};
@@ -478,6 +478,11 @@ impl Group {
     /// A proposal without a request id gets one of this node's. It is tried again with the same id, which never commits
     /// it twice, until the deadline; [`ProposeError::may_be_applied`] tells what is known then.
     pub async fn propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+        self.write(proposal, deadline).await.map(Outcome::from)
+    }
+
+    /// As [`Group::propose`], with the header of the transaction. The leader has applied it; this replica may not have yet.
+    pub async fn write(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, ProposeError> {
         self.replica.propose(proposal, deadline).await
     }
 
@@ -487,7 +492,7 @@ impl Group {
     }
 
     /// A proposal that came from another node: never forwarded again.
-    pub async fn serve_propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+    pub async fn serve_propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, ProposeError> {
         self.replica.serve_propose(proposal, deadline).await
     }
 

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
-use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::TxProposal;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -32,7 +31,7 @@ use tokio::time::Instant;
 
 use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
 use crate::error::{ProposeError, ReadError};
-use crate::forward::{Forward, ForwardError, ReadIndex};
+use crate::forward::{Forward, ForwardError, ReadIndex, Written};
 use crate::link::{Lane, LinkError, Links, Reply, Request};
 use crate::snapshot::{SnapshotData, SnapshotSource};
 use crate::types::{RaftVote, TypeConfig};
@@ -359,7 +358,7 @@ impl Forward for Network {
         leader: u64,
         proposal: TxProposal,
         deadline: Instant,
-    ) -> BoxFuture<'_, Result<Outcome, ForwardError<ProposeError>>> {
+    ) -> BoxFuture<'_, Result<Written, ForwardError<ProposeError>>> {
         Box::pin(async move {
             let body = envelope::encode_propose(proposal);
             let lane = if body.len() < SMALL_BODY_BYTES_MAX { Lane::Small } else { Lane::Bulk };

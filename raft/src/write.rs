@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::envelope::PROPOSAL_BYTES_MAX;
 use crate::error::ProposeError;
-use crate::forward::ForwardError;
+use crate::forward::{ForwardError, Written};
 use crate::group::Replica;
 use crate::types::{CommandBytes, Completion, TypeConfig};
 
@@ -325,8 +325,8 @@ impl Replica {
         }
     }
 
-    /// See [`crate::group::Group::propose`].
-    pub(crate) async fn propose(&self, mut proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+    /// See [`crate::group::Group::write`].
+    pub(crate) async fn propose(&self, mut proposal: TxProposal, deadline: Instant) -> Result<Written, ProposeError> {
         let own_request = proposal.request.is_none();
         if own_request {
             proposal.request = Some(self.proposer.next_request(self.applied().tx));
@@ -357,15 +357,15 @@ impl Replica {
                 Some(id) => self.propose_there(id, proposal.clone(), deadline).await,
             };
             match answer {
-                Ok(Outcome::Rejected(Rejection::RequestTooOld)) if may_be_applied => {
+                Ok(Written::Rejected(Rejection::RequestTooOld)) if may_be_applied => {
                     return Err(ProposeError::OutcomeUnknown);
                 }
-                Ok(Outcome::Rejected(Rejection::RequestTooOld)) if own_request => {
+                Ok(Written::Rejected(Rejection::RequestTooOld)) if own_request => {
                     // This replica is far behind, so its floor was too old; the id was never used for anything else.
                     let Ok(Ok(point)) = timeout_at(deadline, self.read_index(deadline)).await else { continue };
                     proposal.request = Some(self.proposer.next_request(point.tx));
                 }
-                Ok(outcome) => return Ok(outcome),
+                Ok(written) => return Ok(written),
                 Err(Missed::NotLeader(other)) => {
                     reason = ProposeError::NoQuorum;
                     hint = other.filter(|id| Some(*id) != leader);
@@ -397,7 +397,20 @@ impl Replica {
     }
 
     /// One attempt on this node.
-    async fn propose_here(&self, proposal: TxProposal, deadline: Instant) -> Answer {
+    async fn propose_here(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, Missed> {
+        match self.outcome_here(proposal, deadline).await? {
+            Outcome::Rejected(rejection) => Ok(Written::Rejected(rejection)),
+            Outcome::Committed { tx, .. } => match self.database.header(tx) {
+                Ok(header) => Ok(Written::Committed(header)),
+                Err(error) => {
+                    tracing::error!(tx = tx.get(), %error, "the header of a committed transaction cannot be read");
+                    Err(Missed::OnItsWay)
+                }
+            },
+        }
+    }
+
+    async fn outcome_here(&self, proposal: TxProposal, deadline: Instant) -> Answer {
         let (slot, mut receiver) = self.proposer.enqueue(proposal, deadline).map_err(Missed::Refused)?;
         let given_up = GiveUp { proposer: &self.proposer, slot: &slot };
         tokio::select! {
@@ -417,7 +430,12 @@ impl Replica {
     }
 
     /// One attempt on the leader, which is another node.
-    async fn propose_there(&self, leader: u64, proposal: TxProposal, deadline: Instant) -> Answer {
+    async fn propose_there(
+        &self,
+        leader: u64,
+        proposal: TxProposal,
+        deadline: Instant,
+    ) -> Result<Written, Missed> {
         let answer = tokio::select! {
             biased;
             answer = self.forward.forward_propose(self.group, leader, proposal, deadline) => answer,
@@ -436,7 +454,7 @@ impl Replica {
     }
 
     /// See [`crate::group::Group::serve_propose`].
-    pub(crate) async fn serve_propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, ProposeError> {
+    pub(crate) async fn serve_propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, ProposeError> {
         if self.is_stopped() {
             return Err(ProposeError::Stopped);
         }
@@ -446,7 +464,7 @@ impl Replica {
                 return Err(ProposeError::NotLeader { leader });
             }
             return match self.propose_here(proposal.clone(), deadline).await {
-                Ok(outcome) => Ok(outcome),
+                Ok(written) => Ok(written),
                 Err(Missed::NotLeader(leader)) => Err(ProposeError::NotLeader { leader }),
                 Err(Missed::LeaseExpired) if Instant::now() < deadline => {
                     self.pause(leader, deadline).await;

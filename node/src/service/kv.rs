@@ -9,8 +9,9 @@ use alhambra_ledger::ids::{Revision, TxId};
 use alhambra_ledger::kv::{self, StoredValue};
 use alhambra_proto::code::{WireError, text};
 use alhambra_raft::error::ReadError;
+use alhambra_raft::forward::Written;
 use alhambra_raft::group::Level;
-use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition as Condition, ProposalEntry, Settings, TxProposal};
 use alhambra_storage::index::{ScanSpec, Version};
 use alhambra_storage::read::ReadSnapshot;
@@ -336,8 +337,8 @@ pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precond
     let proposal = TxProposal { request: None, metadata: Bytes::new(), entries, preconditions };
     let kinds: Vec<WireError> = proposal.preconditions.iter().map(failure_of).collect();
     match commit(cx, proposal).await? {
-        Written::Committed(header) => Ok(header),
-        Written::Refused(index) => {
+        Committed::Yes(header) => Ok(header),
+        Committed::Refused(index) => {
             Err(kinds.get(index).copied().map_or(Error::Internal("an unknown precondition failed"), Error::from))
         }
     }
@@ -371,8 +372,8 @@ pub async fn delete(app: &App, cx: &Context, keys: Vec<Bytes>, since_tx: TxId) -
     let preconditions = entries.iter().map(|entry| Condition::MustExist(entry.key.clone())).collect();
     let proposal = TxProposal { request: None, metadata: Bytes::new(), entries: entries.clone(), preconditions };
     match commit(cx, proposal).await? {
-        Written::Committed(header) => Ok(header),
-        Written::Refused(index) => Err(missing(app, cx, &entries[index..=index]).await?),
+        Committed::Yes(header) => Ok(header),
+        Committed::Refused(index) => Err(missing(app, cx, &entries[index..=index]).await?),
     }
 }
 
@@ -599,28 +600,30 @@ const fn failure_of(condition: &Condition) -> WireError {
 }
 
 /// What became of a write.
-enum Written {
-    /// The transaction exists, here as well.
-    Committed(TxHeader),
+enum Committed {
+    /// The transaction exists; this node may not have applied it yet.
+    Yes(TxHeader),
     /// The precondition at this place does not hold.
     Refused(usize),
 }
 
-/// Proposes, and waits until the outcome can be read here.
-async fn commit(cx: &Context, proposal: TxProposal) -> Result<Written> {
-    let rejection = match cx.replica.propose(proposal, cx.deadline).await? {
-        Outcome::Committed { tx, .. } => {
-            // The leader has applied it; this node may still be on the way.
-            match cx.replica.barrier(Level::AtLeast(tx), cx.deadline).await {
-                Ok(_) => return Ok(Written::Committed(cx.replica.database().header(tx)?)),
-                Err(ReadError::Stopped) => return Err(Error::Stopping),
-                Err(_) => return Err(Error::CommittedNotApplied { tx }),
-            }
-        }
-        Outcome::Rejected(rejection) => rejection,
+/// Waits until a transaction that was just committed can be read here.
+pub(crate) async fn until_applied(cx: &Context, tx: TxId) -> Result<()> {
+    match cx.replica.barrier(Level::AtLeast(tx), cx.deadline).await {
+        Ok(_) => Ok(()),
+        Err(ReadError::Stopped) => Err(Error::Stopping),
+        Err(_) => Err(Error::CommittedNotApplied { tx }),
+    }
+}
+
+/// Proposes; the outcome is the leader's.
+async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committed> {
+    let rejection = match cx.replica.write(proposal, cx.deadline).await? {
+        Written::Committed(header) => return Ok(Committed::Yes(header)),
+        Written::Rejected(rejection) => rejection,
     };
     Err(match rejection {
-        Rejection::Precondition { index } => return Ok(Written::Refused(index as usize)),
+        Rejection::Precondition { index } => return Ok(Committed::Refused(index as usize)),
         Rejection::NotInitialised => Error::Starting { what: "the database" },
         Rejection::NoEntries => text::NO_ENTRIES.into(),
         Rejection::NullKey => text::NULL_KEY.into(),

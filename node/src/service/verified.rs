@@ -78,6 +78,8 @@ pub async fn set(
         cx.view_of(trusted).await.map_err(|error| error.beyond_is(text::ILLEGAL_STATE))?;
     }
     let header = kv::set(cx, values, preconditions).await?;
+    // The proof is made here, from what is applied here.
+    kv::until_applied(cx, header.id).await?;
     let tx = transaction::raw(cx.replica.database().tx(header.id)?);
     prove(app, cx, tx, trusted)
 }

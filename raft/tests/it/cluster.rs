@@ -12,7 +12,7 @@ use std::time::Duration;
 use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
 use alhambra_raft::env::{BoxIo, Clock, Env, Executor, Listener, Net, Rng};
 use alhambra_raft::error::{MembershipError, ProposeError, ReadError};
-use alhambra_raft::forward::{Forward, ForwardError, ReadIndex};
+use alhambra_raft::forward::{Forward, ForwardError, ReadIndex, Written};
 use alhambra_raft::group::{Group, GroupSpec, Level, ReadPoint, Tuning};
 use alhambra_raft::snapshot::SnapshotData;
 use alhambra_raft::types::{RaftVote, TypeConfig};
@@ -385,7 +385,7 @@ impl Forward for Links {
         leader: u64,
         proposal: TxProposal,
         deadline: Instant,
-    ) -> BoxFuture<'_, Result<Outcome, ForwardError<ProposeError>>> {
+    ) -> BoxFuture<'_, Result<Written, ForwardError<ProposeError>>> {
         Box::pin(async move {
             let group = self.way(leader, deadline).await?;
             let answer = group.serve_propose(proposal, deadline).await.map_err(ForwardError::Remote);

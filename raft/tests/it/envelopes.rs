@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use alhambra_ledger::Digest;
+use alhambra_ledger::header::{TxHeader, TxMetadata};
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_raft::codec::encode_membership;
 use alhambra_raft::envelope::*;
 use alhambra_raft::error::{ProposeError, ReadError};
-use alhambra_raft::forward::ReadIndex;
+use alhambra_raft::forward::{ReadIndex, Written};
 use alhambra_raft::types::{
     CommandBytes, RaftEntry, RaftMembership, RaftStoredMembership, RaftVote, TypeConfig, to_raft_log_id,
 };
-use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, TxProposal};
 use bytes::Bytes;
 use openraft::raft::{
@@ -186,9 +188,21 @@ fn forwards() {
     let bytes = encode_propose(proposal());
     assert_eq!(decode_propose(&bytes).unwrap(), proposal());
     refuses_damage(&bytes, decode_propose);
-    let committed = Ok(Outcome::Committed { tx: TxId(300), alh: [0xab; 32] });
+    let header = TxHeader {
+        id: TxId(300),
+        ts: 1_700_000_000,
+        version: 1,
+        metadata: TxMetadata::default(),
+        nentries: 2,
+        eh: Digest([0xcd; 32]),
+        bl_tx_id: TxId(299),
+        bl_root: Digest([0xef; 32]),
+        prev_alh: Digest([0xab; 32]),
+    };
+    let header_bytes = header.to_bytes().unwrap();
+    let committed = Ok(Written::Committed(header));
     let bytes = encode_propose_reply(&committed);
-    assert_eq!(hex(&bytes), "010000fb012c".to_owned() + &"ab".repeat(32));
+    assert_eq!(hex(&bytes), format!("010000{:02x}", header_bytes.len()) + &hex(&header_bytes));
     let rejections = [
         Rejection::Precondition { index: 4 },
         Rejection::NotInitialised,
@@ -212,7 +226,7 @@ fn forwards() {
         ProposeError::TooLarge { len_bytes: 5, len_bytes_max: 4 },
         ProposeError::Stopped,
     ];
-    let rejected = rejections.into_iter().map(|rejection| Ok(Outcome::Rejected(rejection)));
+    let rejected = rejections.into_iter().map(|rejection| Ok(Written::Rejected(rejection)));
     for (n, reply) in rejected.chain(errors.into_iter().map(Err)).chain([committed]).enumerate() {
         let bytes = encode_propose_reply(&reply);
         assert_eq!(decode_propose_reply(&bytes).unwrap(), reply);
