@@ -177,6 +177,7 @@ impl From<alhambra_storage::Error> for Error {
         match error {
             Storage::NoSuchTx { tx, last } => Self::BeyondLedger { asked: tx, latest: last },
             Storage::Corrupted { .. } | Storage::SegmentMissing { .. } => Self::Corrupted(error),
+            Storage::IndexRebuilding { .. } => Self::Starting { what: "the index of the database" },
             other => Self::Storage(other),
         }
     }

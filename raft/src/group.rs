@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{Command, Settings, TxProposal};
-use alhambra_storage::database::{Database, DatabaseSpec};
+use alhambra_storage::database::{Database, DatabaseSpec, Options};
+use alhambra_storage::index::{BlockCache, IndexOptions};
+use alhambra_storage::limits::INDEX_CACHE_BYTES_DEFAULT;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -92,6 +94,8 @@ pub struct Tuning {
     pub read_batch_bytes: usize,
     /// Log entries in one message to a follower, at most.
     pub payload_entries_max: u64,
+    /// Blocks of index runs; clones of a tuning share it, so all groups of a node do.
+    pub block_cache: Arc<BlockCache>,
 }
 
 impl Default for Tuning {
@@ -107,6 +111,7 @@ impl Default for Tuning {
             seed_lag_segments: 2,
             read_batch_bytes: 1 << 20,
             payload_entries_max: 1024,
+            block_cache: Arc::new(BlockCache::new(INDEX_CACHE_BYTES_DEFAULT)),
         }
     }
 }
@@ -336,7 +341,9 @@ impl Group {
         let database = {
             let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
             let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
-            strands.log.run(move || Database::open(vfs, &dir, database, Default::default())).await
+            let index = IndexOptions::new(tuning.block_cache.clone());
+            let options = Options { index, ..Options::default() };
+            strands.log.run(move || Database::open(vfs, &dir, database, options)).await
         };
         let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| storage_error(e.into()))?;
         let database = Arc::new(database);
@@ -355,6 +362,8 @@ impl Group {
             failure.clone(),
             seals_due.clone(),
         );
+        // What a stop left: a full part that was not written, a merge, an index that is lost.
+        state_machine.look_for_index_work();
         let applied = state_machine.watch();
         let seed = random_u64(&env);
         let raft = Raft::new(spec.node_id, config, network, log_store, state_machine.clone());

@@ -303,10 +303,18 @@ impl Meta {
             return;
         }
         let mut records = self.inner.records.write();
-        for error in records.refresh(&snapshot) {
+        let refused = match records.refresh(&snapshot) {
+            Ok(refused) => refused,
+            Err(error) => {
+                // The next call tries again.
+                tracing::warn!(%error, "the records of systemdb cannot be read now");
+                return;
+            }
+        };
+        drop(records);
+        for error in refused {
             tracing::error!(%error, "a record of systemdb is ignored");
         }
-        drop(records);
         self.inner.changes.send_replace(tx);
     }
 

@@ -47,6 +47,7 @@ struct Shared {
     gate: Arc<RwLock<()>>,
     failure: FailureCell,
     checkpoint_queued: AtomicBool,
+    index_work_queued: AtomicBool,
     seals_due: Arc<Notify>,
     seals_told: AtomicU64,
     current: Mutex<Option<Arc<DatabaseSource>>>,
@@ -75,6 +76,7 @@ impl StateMachine {
             gate,
             failure,
             checkpoint_queued,
+            index_work_queued: AtomicBool::new(false),
             seals_due,
             seals_told: AtomicU64::new(0),
             current,
@@ -113,6 +115,7 @@ impl StateMachine {
         if shared.database.checkpoint_due() {
             self.queue_checkpoint();
         }
+        self.look_for_index_work();
         Ok(())
     }
 
@@ -136,6 +139,13 @@ impl StateMachine {
                 shared.failure.fail("a checkpoint cannot be written", &e);
             }
         });
+    }
+
+    /// Queues work on the index when there is some and none is queued.
+    pub(crate) fn look_for_index_work(&self) {
+        if self.0.database.index_work_due() && !self.0.index_work_queued.swap(true, Ordering::AcqRel) {
+            self.0.clone().queue_index_work();
+        }
     }
 
     /// Takes a manifest of the database as it is and makes it the current snapshot.
@@ -176,6 +186,31 @@ impl StateMachine {
             }
             tokio::task::yield_now().await;
         }
+    }
+}
+
+impl Shared {
+    /// One step at a time, each a job of its own: groups that share a thread take turns.
+    fn queue_index_work(self: Arc<Self>) {
+        let shared = self.clone();
+        self.strands.index.submit(move || match shared.database.index_work() {
+            Ok(true) => shared.queue_index_work(),
+            Ok(false) => {
+                shared.index_work_queued.store(false, Ordering::Release);
+                // What became due since is not forgotten.
+                if shared.database.index_work_due() && !shared.index_work_queued.swap(true, Ordering::AcqRel) {
+                    shared.queue_index_work();
+                }
+            }
+            Err(e @ alhambra_storage::error::Error::NoSpace { .. }) => {
+                tracing::warn!(error = %e, "the index waits for space on the disk");
+                // Looked at again after the next entry.
+                shared.index_work_queued.store(false, Ordering::Release);
+            }
+            Err(e) => {
+                shared.failure.fail("the index cannot be written", &e);
+            }
+        });
     }
 }
 

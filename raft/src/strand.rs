@@ -26,6 +26,8 @@ pub(crate) struct Strands {
     pub(crate) background: Strand,
     /// Reads of the log that probably are not in memory.
     pub(crate) reads: Strand,
+    /// Runs of the index, in short steps, so that whoever shares the thread gets turns.
+    pub(crate) index: Strand,
 }
 
 impl Strands {
@@ -34,7 +36,7 @@ impl Strands {
         // Whatever number of threads the executor spreads them over: the logs of neighbouring groups are on different
         // threads, and so are the strands of one group.
         let strand = |n: u64| Strand { executor: executor.clone(), number: group.get() + n * 0x1_0000_0001 };
-        Self { log: strand(0), background: strand(1), reads: strand(2) }
+        Self { log: strand(0), background: strand(1), reads: strand(2), index: strand(3) }
     }
 }
 

@@ -430,12 +430,7 @@ impl Replica {
     }
 
     /// One attempt on the leader, which is another node.
-    async fn propose_there(
-        &self,
-        leader: u64,
-        proposal: TxProposal,
-        deadline: Instant,
-    ) -> Result<Written, Missed> {
+    async fn propose_there(&self, leader: u64, proposal: TxProposal, deadline: Instant) -> Result<Written, Missed> {
         let answer = tokio::select! {
             biased;
             answer = self.forward.forward_propose(self.group, leader, proposal, deadline) => answer,

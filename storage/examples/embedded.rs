@@ -16,7 +16,7 @@ use alhambra_ledger::proof::{verify_dual, verify_entry};
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, Settings, TxProposal};
 use alhambra_storage::vfs::os::OsVfs;
-use alhambra_storage::{Database, DatabaseSpec, Options, ScanSpec};
+use alhambra_storage::{Database, DatabaseSpec, Options};
 use bytes::Bytes;
 
 const VALUE_BYTES: usize = 100;
@@ -84,12 +84,12 @@ fn one_key(db: &Database) -> Result<(), Box<dyn Error>> {
 
     let snapshot = db.snapshot();
     let key = set_key(b"account/7");
-    let version = snapshot.get(&key).ok_or("written above")?;
+    let version = snapshot.get(&key)?.ok_or("written above")?;
     // The first byte of a stored value says that it is a plain one.
     let text = |value: Bytes| String::from_utf8_lossy(&value[1..]).into_owned();
     println!("account/7 = {}, revision {}", text(snapshot.value(&key, &version)?), version.revision);
     let earlier = db.snapshot_at(TxId(version.tx.0 - 1));
-    let before = earlier.get(&key).ok_or("written above")?;
+    let before = earlier.get(&key)?.ok_or("written above")?;
     println!("one transaction earlier it was {}", text(earlier.value(&key, &before)?));
 
     // What a client checks: the entry is in its transaction, and that transaction continues what the client knew.
@@ -100,7 +100,7 @@ fn one_key(db: &Database) -> Result<(), Box<dyn Error>> {
     let dual = db.dual_proof(trusted, version.tx)?;
     verify_dual(&dual, trusted, version.tx, &db.alh(trusted)?, &db.alh(version.tx)?)?;
     println!("proved: transaction {trusted} is history of {}", version.tx);
-    println!("{} keys below account/", snapshot.scan(&ScanSpec::prefix(set_key(b"account/"))).count());
+    println!("{} keys below account/", snapshot.count(&set_key(b"account/"))?);
     Ok(())
 }
 

@@ -9,13 +9,14 @@ use bytes::Bytes;
 
 use crate::ahtlog::Frontier;
 use crate::checkpoint::State;
-use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
+use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedPrecondition, LocatedProposal, Settings};
 use crate::commitlog::CommitRecord;
 use crate::compression;
 use crate::core::Core;
 use crate::database::{Database, Options};
 use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
+use crate::indexing;
 use crate::limits::KEPT_LEVELS;
 use crate::precondition;
 use crate::requests::{Kept, Seen};
@@ -203,6 +204,48 @@ fn has_duplicate(entries: &[LocatedEntry<'_>]) -> bool {
     keys.windows(2).any(|pair| pair[0] == pair[1])
 }
 
+/// Why a proposal is not carried out.
+#[derive(Debug)]
+enum Refusal {
+    /// On every replica.
+    Rejected(Rejection),
+    /// This replica cannot tell.
+    Fatal(Error),
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+/// Evaluates conditions at the tail. An index that is being rebuilt, or turns out damaged, is completed first: the outcome must
+/// be that of every other replica.
+fn check_conditions(
+    core: &Core,
+    conditions: &[LocatedPrecondition<'_>],
+    tail: TxId,
+    now: i64,
+) -> std::result::Result<(), Refusal> {
+    if conditions.is_empty() {
+        return Ok(());
+    }
+    match precondition::check(conditions, &core.index, tail, now) {
+        Ok(verdict) => Ok(verdict?),
+        Err(Error::IndexRebuilding { .. } | Error::Corrupted { .. }) => {
+            indexing::complete(core)?;
+            Ok(precondition::check(conditions, &core.index, tail, now)??)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Where a log entry stands and what it carries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Applying<'a> {
@@ -308,6 +351,7 @@ impl Applier {
         self.since.bytes += frame_bytes;
         core.publish(&self.state);
         core.spill()?;
+        indexing::help(core)?;
         Ok(outcomes)
     }
 
@@ -369,7 +413,11 @@ impl Applier {
             }
         }
         let tx_before = self.state.tx;
-        let decided = self.decide(core, &settings, entry, batch, proposal);
+        let decided = match self.decide(core, &settings, entry, batch, proposal) {
+            Ok(prepared) => Ok(prepared),
+            Err(Refusal::Rejected(rejection)) => Err(rejection),
+            Err(Refusal::Fatal(error)) => return Err(error),
+        };
         if let Some(request) = &proposal.request {
             let kept = match &decided {
                 Ok(prepared) => Kept::Committed(prepared.header.id),
@@ -395,12 +443,12 @@ impl Applier {
         entry: &Applying<'_>,
         batch: &LocatedBatch<'_>,
         proposal: &LocatedProposal<'_>,
-    ) -> std::result::Result<Prepared, Rejection> {
+    ) -> std::result::Result<Prepared, Refusal> {
         let now = self.state.clock;
         let entries = batch.entries_of(proposal);
         let metadata = check_limits(settings, proposal.metadata, entries)?;
         let value_hashes = compression::value_hashes(entries, &mut self.plain)?;
-        precondition::check(batch.preconditions_of(proposal), &core.index, self.state.tx, now)?;
+        check_conditions(core, batch.preconditions_of(proposal), self.state.tx, now)?;
         let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
         let ts = if settings.exclude_commit_time { 0 } else { now };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
@@ -427,7 +475,7 @@ impl Applier {
             tx,
             (0u32..).zip(entries).map(|(number, located)| {
                 let metadata = KvMetadata::from_bytes(located.metadata).expect("checked by prepare");
-                (entry.payload.slice_ref(located.key), number, metadata)
+                (located.key, number, metadata)
             }),
         );
         self.state.tx = tx;

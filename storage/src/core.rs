@@ -18,6 +18,7 @@ use crate::database::{DatabaseSpec, Options};
 use crate::error::{Damage, Error, Result};
 use crate::format::derived::LogKind;
 use crate::index::Index;
+use crate::indexing;
 use crate::limits::RECENT_HEADERS;
 use crate::seal::SealLog;
 use crate::segment::Ledger;
@@ -67,7 +68,7 @@ impl Core {
             commit: log("commit", LogKind::Commit, sizes.commit)?,
             aht: log("aht", LogKind::Aht, sizes.aht)?,
             seals: SealLog::open(log("seal", LogKind::Seal, sizes.seal)?)?,
-            index: Index::default(),
+            index: indexing::open(vfs, &dir.join("index"), spec.id, &options.index)?,
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
             checkpointed: RwLock::new(state.applied),

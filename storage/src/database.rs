@@ -21,6 +21,8 @@ use crate::command::{Seal, Settings};
 use crate::core::Core;
 use crate::error::Result;
 use crate::format::derived::CHUNK_BYTES_DEFAULT;
+use crate::index::IndexOptions;
+use crate::indexing;
 use crate::marks::{Marks, Vote};
 use crate::parts::ProvenEntry;
 use crate::read::ReadSnapshot;
@@ -41,8 +43,8 @@ pub struct DatabaseSpec {
     pub segment_bytes: u64,
 }
 
-/// What a node chooses for itself, but for the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a node chooses for itself, but for `derived_chunk_bytes`.
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Of the ledger.
     pub ledger: LedgerOptions,
@@ -52,6 +54,8 @@ pub struct Options {
     pub checkpoint_txs: u64,
     /// Bytes of a derived log per file. Equal on all replicas; smaller than the default in tests only.
     pub derived_chunk_bytes: u64,
+    /// Bounds of the index in memory; its block cache may be shared by all databases of a process.
+    pub index: IndexOptions,
 }
 
 impl Default for Options {
@@ -61,6 +65,7 @@ impl Default for Options {
             checkpoint_bytes: 64 << 20,
             checkpoint_txs: 100_000,
             derived_chunk_bytes: CHUNK_BYTES_DEFAULT,
+            index: IndexOptions::default(),
         }
     }
 }
@@ -77,6 +82,8 @@ pub struct Database {
     pub(crate) applier: Mutex<Applier>,
     /// Held during a checkpoint and an install, so that there is one at a time.
     pub(crate) exclusive: Mutex<()>,
+    /// Held during work on the index and while an install replaces it.
+    pub(crate) index_gate: Mutex<()>,
     pub(crate) marks: Mutex<Marks>,
     pub(crate) vote: Vote,
     pub(crate) waiting: Waiting,
@@ -131,6 +138,23 @@ impl Database {
     /// Takes a checkpoint of everything applied; what of it the ledger has not flushed yet is flushed first.
     pub fn checkpoint(&self) -> Result<()> {
         checkpoint::write(self).map(drop)
+    }
+
+    /// Whether [`Database::index_work`] has something to do.
+    pub fn index_work_due(&self) -> bool {
+        indexing::is_due(&self.core())
+    }
+
+    /// Does a bounded piece of what the index does in the background: writes full in-memory parts out, merges runs, rebuilds.
+    /// Whether more is due. Neither applying nor reading waits for it.
+    pub fn index_work(&self) -> Result<bool> {
+        let _no_install = self.index_gate.lock();
+        indexing::work(&self.core())
+    }
+
+    /// Reads and checks all files of the index. `Corrupted` also makes the next [`Database::index_work`] rebuild it.
+    pub fn verify_index(&self) -> Result<()> {
+        self.core().index.verify()
     }
 
     /// Last log entry that the newest durable checkpoint covers.

@@ -65,6 +65,10 @@ impl Database {
         if self.checkpoint_due() {
             self.checkpoint()?;
         }
+        // A step at a time; whoever has a thread to spare calls `index_work` there and leaves nothing to do here.
+        if self.index_work_due() {
+            self.index_work()?;
+        }
         Ok(())
     }
 

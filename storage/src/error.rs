@@ -111,6 +111,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The index is being rebuilt and does not have this transaction yet; headers, transactions and proofs are served.
+    #[error("the index is being rebuilt: it has transactions up to {through}, asked for {asked}; retry later")]
+    IndexRebuilding {
+        /// Newest transaction that it has.
+        through: TxId,
+        /// Transaction up to which the read sees.
+        asked: TxId,
+    },
     /// An earlier write or sync failed, so nobody knows what is on disk: reopen.
     #[error("store is closed to writes after a failed write or sync; mend the disk and reopen it")]
     Poisoned,
@@ -302,9 +310,11 @@ impl Error {
             // but nothing may be answered.
             Self::Command(_) | Self::GenesisMismatch { .. } => false,
             // Questions about what is not here; depends on how far this replica is.
-            Self::NoSuchTx { .. } | Self::NoSuchTxEntry { .. } | Self::ProofOrder { .. } | Self::NoDatabase { .. } => {
-                false
-            }
+            Self::NoSuchTx { .. }
+            | Self::NoSuchTxEntry { .. }
+            | Self::ProofOrder { .. }
+            | Self::NoDatabase { .. }
+            | Self::IndexRebuilding { .. } => false,
             // Files offered by another machine.
             Self::InstallBehind { .. } | Self::NotInManifest { .. } => false,
             // This machine's disk.

@@ -92,3 +92,40 @@ pub const REPLAY_READ_BYTES: usize = 4 << 20;
 
 /// Bytes that are read at once to hash or copy a file.
 pub const COPY_BYTES: usize = 1 << 20;
+
+/// A leaf of an index run is closed when it holds this many bytes; one cell may be larger.
+pub const INDEX_BLOCK_BYTES: usize = 4 << 10;
+
+/// An inner block of an index run is closed when it holds this many bytes.
+pub const INDEX_INNER_BLOCK_BYTES: usize = 16 << 10;
+
+/// An in-memory part of an index is full at about so many bytes.
+pub const INDEX_MEMTABLE_BYTES_DEFAULT: usize = 16 << 20;
+
+/// Full in-memory parts that wait to be written; with more, whoever inserts helps first.
+pub const INDEX_FROZEN_MAX: usize = 3;
+
+/// Neighbouring runs of one size class that are merged, and the factor between classes. Bounds the number of runs by this
+/// less one per class, and how often a version is written by one per class.
+pub const INDEX_MERGE_RUNS: usize = 4;
+
+/// Runs up to this size are in the smallest class, bytes.
+pub const INDEX_SIZE_CLASS_BYTES: u64 = 8 << 20;
+
+/// Bytes that one step of background work on an index writes, about.
+pub const INDEX_WORK_BYTES: u64 = 256 << 10;
+
+/// Transactions that one step of rebuilding an index inserts.
+pub const INDEX_REBUILD_TXS: u64 = 4096;
+
+/// Transactions that no run has are inserted while a database opens when their records have at most so many bytes, and in
+/// the background when they have more.
+pub const INDEX_OPEN_INSERT_BYTES: u64 = 64 << 20;
+
+/// Bytes of blocks that the databases of a process keep when it says nothing else.
+pub const INDEX_CACHE_BYTES_DEFAULT: u64 = 32 << 20;
+
+const _: () = {
+    assert!(INDEX_MERGE_RUNS >= 2 && INDEX_FROZEN_MAX >= 1);
+    assert!(INDEX_BLOCK_BYTES <= INDEX_INNER_BLOCK_BYTES);
+};

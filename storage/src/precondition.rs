@@ -4,6 +4,7 @@ use alhambra_ledger::ids::TxId;
 
 use crate::apply::Rejection;
 use crate::command::LocatedPrecondition;
+use crate::error;
 use crate::index::Index;
 
 /// Checks the conditions in order; `now` is the time of the transaction, so that all replicas agree on what is expired.
@@ -12,18 +13,20 @@ pub(crate) fn check(
     index: &Index,
     tail: TxId,
     now: i64,
-) -> Result<(), Rejection> {
+) -> error::Result<Result<(), Rejection>> {
     for (number, condition) in (0u32..).zip(conditions) {
         let holds = match *condition {
-            LocatedPrecondition::MustExist(key) => index.get(key, tail).is_some_and(|version| version.is_live(now)),
-            LocatedPrecondition::MustNotExist(key) => !index.get(key, tail).is_some_and(|version| version.is_live(now)),
+            LocatedPrecondition::MustExist(key) => index.get(key, tail)?.is_some_and(|version| version.is_live(now)),
+            LocatedPrecondition::MustNotExist(key) => {
+                !index.get(key, tail)?.is_some_and(|version| version.is_live(now))
+            }
             LocatedPrecondition::NotModifiedAfter { key, tx } => {
-                index.get(key, tail).is_none_or(|version| version.tx <= tx)
+                index.get(key, tail)?.is_none_or(|version| version.tx <= tx)
             }
         };
         if !holds {
-            return Err(Rejection::Precondition { index: number });
+            return Ok(Err(Rejection::Precondition { index: number }));
         }
     }
-    Ok(())
+    Ok(Ok(()))
 }

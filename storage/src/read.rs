@@ -15,7 +15,7 @@ use crate::compression;
 use crate::core::Core;
 use crate::error::{Damage, Error, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
-use crate::index::{ScanSpec, Version};
+use crate::index::{Change, KeyRange, ScanSpec, Version};
 use crate::segment::Position;
 use crate::txlog::{EntryRecord, Head, Record, StoredEntry, TxRecord};
 
@@ -168,33 +168,33 @@ impl ReadSnapshot {
     }
 
     /// Newest version of a stored key, deleted and expired ones included (see [`Version::is_live`]).
-    pub fn get(&self, key: &[u8]) -> Option<Version> {
+    pub fn get(&self, key: &[u8]) -> Result<Option<Version>> {
         self.core.index.get(key, self.tx)
     }
 
     /// The version that exactly the transaction `tx` wrote.
-    pub fn get_at(&self, key: &[u8], tx: TxId) -> Option<Version> {
-        if tx > self.tx { None } else { self.core.index.get_exact(key, tx) }
+    pub fn get_at(&self, key: &[u8], tx: TxId) -> Result<Option<Version>> {
+        if tx > self.tx { Ok(None) } else { self.core.index.get_exact(key, tx) }
     }
 
     /// Number of versions of a stored key; deletions count.
-    pub fn revisions(&self, key: &[u8]) -> u64 {
+    pub fn revisions(&self, key: &[u8]) -> Result<u64> {
         self.core.index.revisions(key, self.tx)
     }
 
     /// Version number `revision` of a stored key, from 1.
-    pub fn revision(&self, key: &[u8], revision: Revision) -> Option<Version> {
+    pub fn revision(&self, key: &[u8], revision: Revision) -> Result<Option<Version>> {
         self.core.index.revision(key, revision.0, self.tx)
     }
 
     /// Versions of a stored key, oldest first unless `desc`, from `offset`, at most `limit`.
-    pub fn history(&self, key: &[u8], offset: u64, limit: usize, desc: bool) -> Vec<Version> {
+    pub fn history(&self, key: &[u8], offset: u64, limit: usize, desc: bool) -> Result<Vec<Version>> {
         self.core.index.history(key, self.tx, offset, limit, desc)
     }
 
-    /// Stored keys in order, each with its newest version, deleted and expired ones included. The lock of the index is
-    /// held for a bounded number of keys at a time.
-    pub fn scan(&self, spec: &ScanSpec) -> impl Iterator<Item = (Bytes, Version)> + Send + use<> {
+    /// Stored keys in order, each with its newest version, deleted and expired ones included. A lock of the index is
+    /// held for a bounded number of keys at a time. After an error the scan has ended.
+    pub fn scan(&self, spec: &ScanSpec) -> impl Iterator<Item = Result<(Bytes, Version)>> + Send + use<> {
         Scan {
             core: Arc::clone(&self.core),
             at: self.tx,
@@ -206,8 +206,19 @@ impl ReadSnapshot {
     }
 
     /// Number of stored keys that begin with `prefix`; deleted and expired ones count. Walks them.
-    pub fn count(&self, prefix: &[u8]) -> u64 {
+    pub fn count(&self, prefix: &[u8]) -> Result<u64> {
         self.core.index.count(prefix, self.tx)
+    }
+
+    /// Whether a key of `range` was written after transaction `since`, up to this snapshot.
+    pub fn changed_since(&self, range: &KeyRange, since: TxId) -> Result<bool> {
+        self.core.index.changed_since(range, since, self.tx)
+    }
+
+    /// Keys of `range` that were written after transaction `since`, up to this snapshot, each with its newest version: at most
+    /// `n`, in order, behind `after`. What did not change is not read.
+    pub fn diff(&self, range: &KeyRange, since: TxId, after: Option<&[u8]>, n: usize) -> Result<Vec<Change>> {
+        self.core.index.diff_chunk(range, since, self.tx, after, n)
     }
 
     /// The entry behind a version that this snapshot answered for `key`.
@@ -233,17 +244,24 @@ struct Scan {
 }
 
 impl Iterator for Scan {
-    type Item = (Bytes, Version);
+    type Item = Result<(Bytes, Version)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         /// Keys copied out of the index at a time.
         const CHUNK_KEYS: usize = 256;
         if self.chunk.as_slice().is_empty() && !self.done {
             let chunk = self.core.index.scan_chunk(&self.spec, self.at, self.last.as_deref(), CHUNK_KEYS);
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+            };
             self.done = chunk.len() < CHUNK_KEYS;
             self.last = chunk.last().map(|(key, _)| key.clone());
             self.chunk = chunk.into_iter();
         }
-        self.chunk.next()
+        self.chunk.next().map(Ok)
     }
 }

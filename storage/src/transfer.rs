@@ -282,6 +282,7 @@ pub(crate) fn install(db: &Database, manifest: &Manifest, staging: &Path) -> Res
     }
     content.put_bytes(&manifest.encode());
     // Until the swap is over the old incarnation must not write any more.
+    let _no_index_work = db.index_gate.lock();
     let mut applier = db.applier.lock();
     applier.must_be_sound()?;
     smallfile::write_atomic(&*db.vfs, &db.dir.join(INSTALL_NAME), INSTALL_MAGIC, &content)?;

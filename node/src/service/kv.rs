@@ -185,7 +185,7 @@ impl Reader<'_> {
 
     /// The newest version of a stored key.
     fn newest(&self, key: &[u8]) -> Result<Found> {
-        let version = self.view.get(key).ok_or(text::KEY_NOT_FOUND)?;
+        let version = self.view.get(key)?.ok_or(text::KEY_NOT_FOUND)?;
         must_be_live(&version.metadata, self.now)?;
         self.version(key, &version)
     }
@@ -253,7 +253,7 @@ impl Reader<'_> {
             self.written_in(&key, get.at_tx)?
         } else if get.at_revision != 0 {
             let revision = self.absolute_revision(&key, get.at_revision)?;
-            let version = self.view.revision(&key, revision).ok_or(text::INVALID_REVISION)?;
+            let version = self.view.revision(&key, revision)?.ok_or(text::INVALID_REVISION)?;
             must_be_live(&version.metadata, self.now)?;
             self.version(&key, &version)?
         } else {
@@ -263,7 +263,7 @@ impl Reader<'_> {
     }
 
     fn absolute_revision(&self, key: &[u8], revision: i64) -> Result<Revision> {
-        let count = self.view.revisions(key);
+        let count = self.view.revisions(key)?;
         if count == 0 {
             return Err(text::KEY_NOT_FOUND.into());
         }
@@ -383,7 +383,7 @@ async fn missing(app: &App, cx: &Context, entries: &[ProposalEntry]) -> Result<E
     let now = app.now();
     let mut seen = HashSet::new();
     for entry in entries {
-        let version = view.get(&entry.key).filter(|version| !version.metadata.deleted && seen.insert(&entry.key));
+        let version = view.get(&entry.key)?.filter(|version| !version.metadata.deleted && seen.insert(&entry.key));
         match version {
             None => break,
             Some(version) if version.metadata.is_expired(now) => return Ok(text::EXPIRED_ENTRY.into()),
@@ -431,10 +431,21 @@ pub async fn scan(app: &App, cx: &Context, scan: Scan) -> Result<Vec<Entry>> {
     let view = cx.view(scan.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
     let reader = Reader { context: cx, view: &view, now: app.now() };
     let Some(spec) = range(&scan) else { return Ok(Vec::new()) };
-    let live = view.scan(&spec).filter(|(_, version)| version.is_live(reader.now));
+    // Errors pass every filter.
+    let live = view.scan(&spec).filter(|found| found.as_ref().map_or(true, |(_, version)| version.is_live(reader.now)));
     let offset = usize::try_from(scan.offset).unwrap_or(usize::MAX);
     let mut out = Vec::new();
-    for (n, (key, version)) in live.skip(offset).take(limit).enumerate() {
+    let mut passed = 0;
+    for (n, found) in live.enumerate() {
+        let (key, version) = found?;
+        if n < offset {
+            take_turns(n).await;
+            continue;
+        }
+        passed += 1;
+        if passed > limit {
+            break;
+        }
         let user_key = key.slice(1..);
         let found = reader.version(&key, &version)?;
         match reader.resolve(user_key, found) {
@@ -474,7 +485,7 @@ pub async fn history(app: &App, cx: &Context, history: History) -> Result<Vec<En
     let limit = result_limit(limit)?;
     let view = cx.view(history.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
     let key = stored_key(&history.key);
-    let count = view.revisions(&key);
+    let count = view.revisions(&key)?;
     if count == 0 {
         return Err(text::KEY_NOT_FOUND.into());
     }
@@ -486,7 +497,7 @@ pub async fn history(app: &App, cx: &Context, history: History) -> Result<Vec<En
     }
     let now = app.now();
     let reader = Reader { context: cx, view: &view, now };
-    let versions = view.history(&key, history.offset, limit, history.desc);
+    let versions = view.history(&key, history.offset, limit, history.desc)?;
     let mut out = Vec::with_capacity(versions.len());
     for (n, version) in versions.iter().enumerate() {
         let expired = version.metadata.is_expired(now);
@@ -519,7 +530,8 @@ pub async fn count(cx: &Context, prefix: &[u8]) -> Result<u64> {
     let view = cx.view(TxId(0)).await?;
     let spec = ScanSpec::prefix(stored_key(prefix));
     let mut count = 0;
-    for (n, _) in view.scan(&spec).enumerate() {
+    for (n, found) in view.scan(&spec).enumerate() {
+        found?;
         count += 1;
         // Keys are cheaper than values.
         take_turns(n / 16).await;

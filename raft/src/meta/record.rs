@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use alhambra_ledger::ids::{DatabaseId, GroupId, Revision, TxId};
 use alhambra_ledger::kv::{StoredValue, parse_set_key, parse_value, set_key};
 use alhambra_storage::command::{Compression, Settings};
-use alhambra_storage::index::ScanSpec;
+use alhambra_storage::index::{ScanSpec, Version};
 use alhambra_storage::read::ReadSnapshot;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{DatabaseRecord, NewDatabase, User};
@@ -222,33 +223,46 @@ impl Records {
     }
 
     /// Takes over what the snapshot has. Values are read only for records that are new or changed; one that cannot be used
-    /// keeps its old form and is reported.
-    pub(super) fn refresh(&mut self, snapshot: &ReadSnapshot) -> Vec<RecordError> {
+    /// keeps its old form and is reported. When the keys cannot be read at all, nothing changes.
+    pub(super) fn refresh(
+        &mut self,
+        snapshot: &ReadSnapshot,
+    ) -> Result<Vec<RecordError>, alhambra_storage::error::Error> {
         let mut errors = Vec::new();
-        let databases = std::mem::take(&mut self.databases);
-        self.databases = refresh(snapshot, DATABASE, databases, &mut errors, |name, key, value| {
+        let (databases, users) = (versions(snapshot, DATABASE)?, versions(snapshot, USER)?);
+        self.databases = refresh(snapshot, databases, &mut self.databases, &mut errors, |name, key, value| {
             // The first transaction of the name is the number of its group; later ones change settings.
-            let first = snapshot.revision(key, Revision(1)).map_or(TxId(0), |version| version.tx);
-            read_database(name, GroupId(first.get()), value)
+            let first = snapshot.revision(key, Revision(1));
+            let first = first.map_err(|source| RecordError::Storage { key: format!("{DATABASE}{name}"), source })?;
+            read_database(name, GroupId(first.map_or(0, |version| version.tx.get())), value)
         });
-        let users = std::mem::take(&mut self.users);
-        self.users = refresh(snapshot, USER, users, &mut errors, |name, _, value| {
+        self.users = refresh(snapshot, users, &mut self.users, &mut errors, |name, _, value| {
             serde_json::from_slice(value).map_err(|source| RecordError::Json { key: format!("{USER}{name}"), source })
         });
-        errors
+        Ok(errors)
     }
+}
+
+/// The newest versions of all records of a kind.
+struct Versions {
+    prefix: &'static str,
+    found: Vec<(Bytes, Version)>,
+}
+
+fn versions(snapshot: &ReadSnapshot, prefix: &'static str) -> Result<Versions, alhambra_storage::error::Error> {
+    let all = ScanSpec { prefix: set_key(prefix.as_bytes()).into(), ..ScanSpec::default() };
+    Ok(Versions { prefix, found: snapshot.scan(&all).collect::<Result<_, _>>()? })
 }
 
 fn refresh<T>(
     snapshot: &ReadSnapshot,
-    prefix: &str,
-    mut old: BTreeMap<String, (T, TxId)>,
+    Versions { prefix, found }: Versions,
+    old: &mut BTreeMap<String, (T, TxId)>,
     errors: &mut Vec<RecordError>,
     read: impl Fn(&str, &[u8], &[u8]) -> Result<T, RecordError>,
 ) -> BTreeMap<String, (T, TxId)> {
     let mut new = BTreeMap::new();
-    let all = ScanSpec { prefix: set_key(prefix.as_bytes()).into(), ..ScanSpec::default() };
-    for (key, version) in snapshot.scan(&all) {
+    for (key, version) in found {
         let text = parse_set_key(&key).ok().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
         let Some(name) = text.strip_prefix(prefix) else {
             errors.push(RecordError::Form { key: format!("{key:?}") });

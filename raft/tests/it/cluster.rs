@@ -683,7 +683,7 @@ pub async fn get(group: &Group, key: &str) -> Result<Option<String>, ReadError> 
 /// What is applied here for one key.
 pub fn peek(group: &Group, key: &str) -> Option<String> {
     let stored: Bytes = [b"\0".as_slice(), key.as_bytes()].concat().into();
-    let version = group.database().snapshot().get(&stored)?;
+    let version = group.database().snapshot().get(&stored).unwrap()?;
     let record = group.database().tx(version.tx).unwrap();
     let value = group.database().value(&record.entries[version.entry as usize]).unwrap();
     Some(String::from_utf8(value[1..].to_vec()).unwrap())
@@ -692,7 +692,7 @@ pub fn peek(group: &Group, key: &str) -> Option<String> {
 /// How many versions a key has here.
 pub fn revisions(group: &Group, key: &str) -> u64 {
     let stored: Bytes = [b"\0".as_slice(), key.as_bytes()].concat().into();
-    group.database().snapshot().revisions(&stored)
+    group.database().snapshot().revisions(&stored).unwrap()
 }
 
 /// The members' error must not be an unfinished one.

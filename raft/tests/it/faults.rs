@@ -65,8 +65,9 @@ async fn assert_kept(cluster: &Cluster, acknowledged: &BTreeMap<String, TxId>, u
         let snapshot = group.database().snapshot();
         for (key, tx) in acknowledged {
             let stored: bytes::Bytes = [b"\0".as_slice(), key.as_bytes()].concat().into();
-            let version = snapshot.get(&stored).unwrap_or_else(|| panic!("node {id} lost {key} of transaction {tx}"));
-            assert_eq!((version.tx, snapshot.revisions(&stored)), (*tx, 1), "{key} on node {id}");
+            let version =
+                snapshot.get(&stored).unwrap().unwrap_or_else(|| panic!("node {id} lost {key} of transaction {tx}"));
+            assert_eq!((version.tx, snapshot.revisions(&stored).unwrap()), (*tx, 1), "{key} on node {id}");
         }
         for key in unknown {
             assert!(revisions(&group, key) <= 1, "{key} is written twice on node {id}");

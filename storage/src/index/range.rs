@@ -84,7 +84,25 @@ impl KeyRange {
 
     /// Whether `key` is inside.
     pub fn contains(&self, key: &[u8]) -> bool {
-        std::ops::RangeBounds::<[u8]>::contains(&(self.low(), self.high()), key)
+        !self.is_below(key) && !self.is_above(key)
+    }
+
+    /// Whether `key` is smaller than every key inside.
+    pub(super) fn is_below(&self, key: &[u8]) -> bool {
+        match &self.low {
+            Bound::Unbounded => false,
+            Bound::Included(low) => key < &low[..],
+            Bound::Excluded(low) => key <= &low[..],
+        }
+    }
+
+    /// Whether `key` is greater than every key inside.
+    pub(super) fn is_above(&self, key: &[u8]) -> bool {
+        match &self.high {
+            Bound::Unbounded => false,
+            Bound::Included(high) => key > &high[..],
+            Bound::Excluded(high) => key >= &high[..],
+        }
     }
 
     /// Leaves what a scan meets strictly behind `key`.
@@ -93,6 +111,23 @@ impl KeyRange {
             self.reduce_high(Bound::Excluded(key));
         } else {
             self.raise_low(Bound::Excluded(key));
+        }
+    }
+
+    /// Leaves what a scan meets from `key` on.
+    pub(super) fn begin_at(&mut self, key: Bytes, desc: bool) {
+        if desc {
+            self.reduce_high(Bound::Included(key));
+        } else {
+            self.raise_low(Bound::Included(key));
+        }
+    }
+
+    /// The key, when there can be only one inside.
+    pub(super) fn only_key(&self) -> Option<&Bytes> {
+        match (&self.low, &self.high) {
+            (Bound::Included(low), Bound::Included(high)) if low == high => Some(low),
+            _ => None,
         }
     }
 

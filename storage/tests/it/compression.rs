@@ -192,7 +192,7 @@ fn limits_are_about_the_plain_value() {
     assert_eq!(entry.value_len, 2000, "what is shown and proven");
     assert!(entry.stored_len < 100);
     let snapshot = db.snapshot();
-    let version = snapshot.get(b"k").expect("written");
+    let version = snapshot.get(b"k").unwrap().expect("written");
     assert_eq!(snapshot.value(b"k", &version).expect("S4"), vec![5; 2000]);
 }
 

@@ -177,7 +177,7 @@ fn log_entries_are_applied_in_order_and_once() {
     assert!(matches!(garbage, Err(Error::Command(_))), "{garbage:?}");
     let after = apply_through(&db, next_index(&db) - 1);
     assert!(matches!(after, Err(Error::Poisoned)), "a replica that cannot apply stops: {after:?}");
-    assert!(db.snapshot().get(b"k").is_some(), "and still reads");
+    assert!(db.snapshot().get(b"k").unwrap().is_some(), "and still reads");
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn what_does_not_exist_is_said_to_be_absent() {
     assert!(matches!(db.dual_proof(TxId(1), TxId(2)), Err(Error::NoSuchTx { .. })));
     one(&db, 1, plain(b"k", b"v"));
     assert!(matches!(db.dual_proof(TxId(2), TxId(1)), Err(Error::ProofOrder { .. })));
-    assert_eq!(db.snapshot().get(b"other"), None);
+    assert_eq!(db.snapshot().get(b"other").unwrap(), None);
 }
 
 #[test]
@@ -231,7 +231,8 @@ fn readers_see_whole_transactions_beside_the_applier_and_checkpoints() {
                     while !done.load(Ordering::Acquire) || rounds == 0 {
                         let snapshot = db.snapshot();
                         let sum: u64 = (snapshot.scan(&ScanSpec::default()))
-                            .map(|(key, version)| {
+                            .map(|found| {
+                                let (key, version) = found.expect("no file is damaged");
                                 let value = snapshot.value(&key, &version).expect("S4");
                                 u64::from_be_bytes(value[..].try_into().expect("8 bytes"))
                             })
@@ -287,10 +288,10 @@ fn an_embedded_database_goes_on_where_it_stopped() {
         if round == 2 {
             db.checkpoint().expect("healthy disk");
         }
-        let mut version = db.snapshot().get(&[3]).expect("written");
+        let mut version = db.snapshot().get(&[3]).unwrap().expect("written");
         assert_eq!(db.snapshot().value(&[3], &version).expect("S4"), vec![round; 200]);
         assert_eq!(version.revision.0, u64::from(round) + 1);
-        version = db.snapshot_at(TxId(4)).get(&[3]).expect("written in the first round");
+        version = db.snapshot_at(TxId(4)).get(&[3]).unwrap().expect("written in the first round");
         assert_eq!(db.snapshot().value(&[3], &version).expect("S4"), vec![0; 200]);
         assert!(db.seal(0).expect("healthy disk").is_some(), "segments of an embedded database are sealed too");
     }

@@ -8,6 +8,7 @@ use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex, Revision, TxId};
 use alhambra_ledger::proof::{verify_dual, verify_dual_v2, verify_entry};
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Command, Precondition, ProposalEntry, RequestId, Settings, TxProposal};
+use alhambra_storage::index::IndexOptions;
 use alhambra_storage::segment::{Frame, FrameKind};
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::{Database, DatabaseSpec, Options, Result, ScanSpec};
@@ -21,9 +22,10 @@ pub fn spec() -> DatabaseSpec {
     DatabaseSpec { id: DATABASE, segment_bytes: 700 }
 }
 
-/// Small chunks, so that records cross them.
+/// Small chunks, so that records cross them; an index that is written out after a handful of keys.
 pub fn options() -> Options {
-    Options { derived_chunk_bytes: 500, ..Options::default() }
+    let index = IndexOptions { memtable_bytes: 2_000, ..IndexOptions::default() };
+    Options { derived_chunk_bytes: 500, index, ..Options::default() }
 }
 
 pub fn settings() -> Settings {
@@ -192,31 +194,31 @@ fn compare_snapshot(db: &Database, model: &Model, at: u64) {
     let keys = model.keys(at);
     for desc in [false, true] {
         let found: Vec<Vec<u8>> =
-            snapshot.scan(&ScanSpec { desc, ..ScanSpec::default() }).map(|(key, _)| key.to_vec()).collect();
+            snapshot.scan(&ScanSpec { desc, ..ScanSpec::default() }).map(|found| found.unwrap().0.to_vec()).collect();
         let mut want = keys.clone();
         if desc {
             want.reverse();
         }
         assert_eq!(found, want);
     }
-    assert_eq!(snapshot.count(b"k"), keys.iter().filter(|key| key.starts_with(b"k")).count() as u64);
+    assert_eq!(snapshot.count(b"k").unwrap(), keys.iter().filter(|key| key.starts_with(b"k")).count() as u64);
     for key in model.histories.keys() {
         let want = model.history(key, at);
-        let found = snapshot.history(key, 0, usize::MAX, false);
-        assert_eq!(snapshot.revisions(key), want.len() as u64);
+        let found = snapshot.history(key, 0, usize::MAX, false).unwrap();
+        assert_eq!(snapshot.revisions(key).unwrap(), want.len() as u64);
         assert_eq!(found.len(), want.len());
         for (n, (version, (tx, entry, metadata))) in found.iter().zip(&want).enumerate() {
             assert_eq!((version.tx.0, version.entry), (*tx, *entry));
             assert_eq!(version.revision, Revision(n as u64 + 1));
             assert_eq!(version.metadata.deleted, metadata.deleted);
             assert_eq!(version.metadata.expires_at, metadata.expires_at);
-            assert_eq!(snapshot.get_at(key, TxId(*tx)), Some(*version));
-            assert_eq!(snapshot.revision(key, version.revision), Some(*version));
+            assert_eq!(snapshot.get_at(key, TxId(*tx)).unwrap(), Some(*version));
+            assert_eq!(snapshot.revision(key, version.revision).unwrap(), Some(*version));
             let value = &model.txs[*tx as usize - 1].entries[*entry as usize].value;
             assert_eq!(snapshot.value(key, version).expect("S4"), value);
         }
-        assert_eq!(snapshot.get(key), found.last().copied());
-        let mut backward = snapshot.history(key, 0, usize::MAX, true);
+        assert_eq!(snapshot.get(key).unwrap(), found.last().copied());
+        let mut backward = snapshot.history(key, 0, usize::MAX, true).unwrap();
         backward.reverse();
         assert_eq!(backward, found);
     }

@@ -114,7 +114,7 @@ fn a_follower_far_behind_becomes_the_leader_and_goes_on() {
     assert_eq!(db.load_vote().expect("healthy disk").as_deref(), Some(&b"mine"[..]));
     assert!(!vfs.exists(&staging()).expect("healthy disk"));
     assert_eq!(reader.tx(), TxId(30), "an old snapshot reads on");
-    let version = reader.get(b"k1").expect("written");
+    let version = reader.get(b"k1").unwrap().expect("written");
     reader.value(b"k1", &version).expect("from the old files or the same segments");
     // The rest comes through the log.
     let from = manifest.log_id.expect("applied").index.0 + 1;
