@@ -205,7 +205,7 @@ fn with_newer_version(path: &Path, bytes: &[u8]) -> Option<Vec<u8>> {
     let head = match path.extension().and_then(|extension| extension.to_str()) {
         Some("seg") => 252,
         Some("idx") => 124,
-        Some("log") => 60,
+        Some("log" | "run") => 60,
         _ if path == Path::new("marks") => {
             for place in [0, 4096] {
                 if bytes.get(place).is_none_or(|byte| *byte == 0) {
@@ -255,7 +255,15 @@ fn every_file_is_of_a_newer_release() {
             Err(error) => panic!("{place}: {error}"),
         }
     }
-    for name in ["checkpoint", "vote", "marks", "ledger/0000000000.seg", "tx/0000000000.log", "commit/0000000000.log"] {
+    for name in [
+        "checkpoint",
+        "vote",
+        "marks",
+        "ledger/0000000000.seg",
+        "tx/0000000000.log",
+        "commit/0000000000.log",
+        "index/0000000000.run",
+    ] {
         assert!(refused.contains(&PathBuf::from(name)), "{name} of a newer release is not refused: {refused:?}");
     }
 }
