@@ -196,7 +196,7 @@ impl Reader<'_> {
         if tx > self.view.tx() {
             return Err(text::TX_NOT_FOUND.into());
         }
-        let entry = match self.view.get_at(key, tx) {
+        let entry = match self.view.get_at(key, tx)? {
             Some(version) => self.view.entry(key, &version)?,
             // Perhaps it is not indexed.
             None => {

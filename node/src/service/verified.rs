@@ -98,7 +98,7 @@ pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result
     let wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
     let database = cx.replica.database();
     let stored_key = stored_key(&key);
-    let place = match database.snapshot().get_at(&stored_key, wrote) {
+    let place = match database.snapshot().get_at(&stored_key, wrote)? {
         Some(version) => version.entry,
         // It is not indexed.
         None => {

@@ -79,7 +79,7 @@ fn parts_of_a_record_say_what_the_whole_says() {
             assert_eq!(proven.inclusion, prove::prove_entry(&whole, number).expect("it exists"));
             assert_eq!(db.prove_inclusion(tx, number).expect("applied"), proven.inclusion);
             proof::verify_entry(&proven.inclusion, &entry.digest(1), &whole.header).expect("V1");
-            let version = snapshot.get(&entry.key).expect("written");
+            let version = snapshot.get(&entry.key).unwrap().expect("written");
             assert_eq!((version.tx, version.entry), (tx, number));
             assert_eq!(snapshot.entry(&entry.key, &version).expect("applied"), *entry);
         }
@@ -108,7 +108,7 @@ fn a_flip_in_a_large_record_is_refused_and_never_served() {
     let whole = db.tx(wanted).expect("sound");
     let proven: Vec<_> = (0..40).map(|n| db.prove_entry(wanted, n).expect("sound")).collect();
     let snapshot = db.snapshot();
-    let versions: Vec<_> = whole.entries.iter().map(|e| snapshot.get(&e.key).expect("written")).collect();
+    let versions: Vec<_> = whole.entries.iter().map(|e| snapshot.get(&e.key).unwrap().expect("written")).collect();
 
     let path = dir().join(Path::new("tx/0000000000.log"));
     let len = vfs.open(&path, alhambra_storage::vfs::OpenMode::Read).expect("there").len().expect("readable");
