@@ -55,7 +55,7 @@ fn parts_of_a_record_say_what_the_whole_says() {
     // Small files, so that every part crosses them somewhere.
     let options = Options { derived_chunk_bytes: 700, ..Options::default() };
     let counts = [1, 2, 15, 16, 17, 31, 32, 33, 48, 255, 256, 257, 272, 273, 700, 4097];
-    let db = open(&vfs, options);
+    let db = open(&vfs, options.clone());
     for (n, count) in (0u8..).zip(counts) {
         commit(&db, entries(count, n));
     }
