@@ -13,11 +13,10 @@ use std::time::Duration;
 use alhambra_ledger::ids::{DatabaseId, GroupId};
 use alhambra_raft::env::{Env, OsRng, StrandPool, SystemClock, TcpNet};
 use alhambra_raft::error::{ProposeError, ReadError};
-use alhambra_raft::forward::{Forward, ForwardError, ReadIndex};
+use alhambra_raft::forward::{Forward, ForwardError, ReadIndex, Written};
 use alhambra_raft::group::{Group, GroupSpec, Level, Tuning};
 use alhambra_raft::snapshot::SnapshotData;
 use alhambra_raft::types::{RaftVote, TypeConfig};
-use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{ProposalEntry, Settings, TxProposal};
 use alhambra_storage::vfs::os::OsVfs;
 use alhambra_storage::vfs::{OpenMode, Vfs as _};
@@ -139,7 +138,7 @@ impl Forward for Calls {
         leader: u64,
         proposal: TxProposal,
         deadline: Instant,
-    ) -> BoxFuture<'_, Result<Outcome, ForwardError<ProposeError>>> {
+    ) -> BoxFuture<'_, Result<Written, ForwardError<ProposeError>>> {
         let group = self.nodes.read()[&leader].clone();
         Box::pin(async move { group.serve_propose(proposal, deadline).await.map_err(ForwardError::Remote) })
     }
