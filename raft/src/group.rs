@@ -88,6 +88,9 @@ pub struct Tuning {
     pub batch_proposals_max: usize,
     /// Batches handed to the consensus core and not yet applied.
     pub batches_in_flight_max: usize,
+    /// While a batch is on its way the next one leaves only when so many bytes wait for it: small ones gather instead, which
+    /// costs less than a sync and a round of messages for each. No timer: the batch on its way comes back and wakes them.
+    pub pipeline_bytes: u64,
     /// A follower that misses more closed segments than this gets files instead of log entries.
     pub seed_lag_segments: u64,
     /// Read at most this much of the log at once, bytes; one entry may be larger.
@@ -108,6 +111,7 @@ impl Default for Tuning {
             batch_bytes: 1 << 20,
             batch_proposals_max: 4096,
             batches_in_flight_max: 4,
+            pipeline_bytes: 256 << 10,
             seed_lag_segments: 2,
             read_batch_bytes: 1 << 20,
             payload_entries_max: 1024,

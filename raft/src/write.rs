@@ -6,8 +6,8 @@
 //!     '--- another leads -----> one hop (Forward) -----> serve_propose() there, never forwarded again
 //! ```
 //!
-//! No timers: a batch leaves as soon as fewer than `batches_in_flight_max` are on their way and takes with it whatever
-//! waits. While a batch is written and replicated the next one gathers.
+//! No timers: a batch leaves at once when none is on its way, and takes with it whatever waits. While one is written and
+//! replicated the next one gathers; it leaves before the other is back only when it has grown to `pipeline_bytes`.
 //!
 //! A proposal is tried again, with the same request id, until its deadline; that never commits it twice, because the
 //! outcomes of request ids are replicated state. Each attempt ends as surely not applied or as possibly applied, and the
@@ -93,6 +93,7 @@ pub(crate) struct Proposer {
     batch_bytes: u64,
     batch_proposals_max: usize,
     in_flight_max: usize,
+    pipeline_bytes: u64,
     proposal_bytes_max: u64,
 }
 
@@ -168,6 +169,7 @@ impl Proposer {
             batch_bytes: tuning.batch_bytes,
             batch_proposals_max: tuning.batch_proposals_max.max(1),
             in_flight_max: tuning.batches_in_flight_max.max(1),
+            pipeline_bytes: tuning.pipeline_bytes,
             proposal_bytes_max: PROPOSAL_BYTES_MAX.min(FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
         }
     }
@@ -228,10 +230,10 @@ impl Proposer {
         true
     }
 
-    /// What waits, up to the bounds of a batch; nothing when enough batches are on their way.
+    /// What waits, up to the bounds of a batch; nothing when enough is on its way.
     fn take_batch(&self, now: Instant) -> Option<Vec<Waiting>> {
         let mut queue = self.queue.lock();
-        if queue.in_flight >= self.in_flight_max {
+        if queue.in_flight >= self.in_flight_max || (queue.in_flight > 0 && queue.bytes < self.pipeline_bytes) {
             return None;
         }
         let mut batch = Vec::new();

@@ -72,6 +72,7 @@ pub(super) struct BlockWriter {
     entries: usize,
     interval: usize,
     last_key: Vec<u8>,
+    body: Vec<u8>,
 }
 
 impl BlockWriter {
@@ -84,7 +85,7 @@ impl BlockWriter {
     }
 
     fn new(kind: u8, interval: usize) -> Self {
-        Self { bytes: vec![kind], restarts: Vec::new(), entries: 0, interval, last_key: Vec::new() }
+        Self { bytes: vec![kind], restarts: Vec::new(), entries: 0, interval, last_key: Vec::new(), body: Vec::new() }
     }
 
     /// Bytes so far, without the end.
@@ -113,7 +114,8 @@ impl BlockWriter {
         self.bytes.put_varint(versions[0].tx.0 - last);
         self.bytes.put_varint(before);
         self.bytes.put_varint(versions.len() as u64);
-        let mut body = Vec::with_capacity(versions.len() * 4);
+        let mut body = std::mem::take(&mut self.body);
+        body.clear();
         for (number, version) in versions.iter().enumerate() {
             if number > 0 {
                 body.put_varint(version.tx.0 - last);
@@ -126,6 +128,7 @@ impl BlockWriter {
             }
         }
         self.bytes.put_prefixed(&body);
+        self.body = body;
     }
 
     /// Adds a child.

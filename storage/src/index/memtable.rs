@@ -260,7 +260,7 @@ impl State {
 }
 
 /// Numbers of keys in the order of the keys.
-type Piece = Arc<[u32]>;
+pub(super) type Piece = Arc<[u32]>;
 
 #[derive(Debug, Default)]
 struct Order {
@@ -453,39 +453,34 @@ impl Memtable {
         }
     }
 
-    /// All keys that are here now, in order, each with all its versions, handed to `each` a few at a time.
-    pub(super) fn drain_ordered<E>(
+    /// The numbers of all keys in the order of the keys, for [`Memtable::drain`]. Only for a part that takes no more: sorts
+    /// everything under one hold of the lock.
+    pub(super) fn sort(&self) -> Piece {
+        let state = self.state.read();
+        // The first bytes beside the numbers, so that comparing does not leave the list.
+        let mut keys: Vec<(u128, u32)> = (0u32..).zip(&state.keys).map(|(number, key)| (key.head, number)).collect();
+        keys.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| state.cmp(a.1, b.1)));
+        let sorted: Piece = keys.into_iter().map(|(_, number)| number).collect();
+        drop(state);
+        *self.order.lock() = Order { pieces: vec![Arc::clone(&sorted)], sorted: sorted.len() };
+        sorted
+    }
+
+    /// Hands these keys to `each`, with all their versions.
+    pub(super) fn drain<E>(
         &self,
-        mut from: Option<Bytes>,
-        n: usize,
+        keys: &[u32],
         mut each: impl FnMut(&[u8], &[Stored]) -> Result<(), E>,
-    ) -> Result<Option<Bytes>, E> {
-        let pieces = self.pieces();
+    ) -> Result<(), E> {
+        let state = self.state.read();
         let mut versions = Vec::new();
-        let mut done = 0;
-        loop {
-            let mut range = KeyRange::all();
-            if let Some(from) = from.take() {
-                range.begin_at(from, false);
-            }
-            let state = self.state.read();
-            let mut cursors: Vec<&[u32]> = pieces.iter().map(|piece| state.within(piece, &range)).collect();
-            cursors.retain(|cursor| !cursor.is_empty());
-            for _ in 0..self.steps_per_lock {
-                let Some(number) = next(&state, &mut cursors, false) else { return Ok(None) };
-                let key = state.key(number);
-                versions.clear();
-                versions.extend(key.versions.slots().iter().map(|slot| state.stored(slot)));
-                each(state.bytes_of(key), &versions)?;
-                done += 1;
-            }
-            let Some(next) = peek(&state, &cursors, false) else { return Ok(None) };
-            let next = Bytes::copy_from_slice(state.bytes_of(state.key(next)));
-            if done >= n {
-                return Ok(Some(next));
-            }
-            from = Some(next);
+        for number in keys {
+            let key = state.key(*number);
+            versions.clear();
+            versions.extend(key.versions.slots().iter().map(|slot| state.stored(slot)));
+            each(state.bytes_of(key), &versions)?;
         }
+        Ok(())
     }
 
     /// The keys that are here by now, in sorted pieces.

@@ -655,6 +655,34 @@ fn large_runs_agree_with_the_model_before_and_after_merging() {
     assert!(vfs.read_dir(Path::new("/db/index")).unwrap().len() <= index.run_count() + 1, "merged files are gone");
 }
 
+/// The bytes of `docs/format.md`. A difference is a decision, taken with `ALHAMBRA_UPDATE_GOLDEN=1`.
+#[test]
+fn runs_and_manifests_have_the_bytes_of_the_format() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let index = Sound::open(&vfs, 256, usize::MAX);
+    let deleted = KvMetadata { deleted: true, ..plain() };
+    let expiring = KvMetadata { expires_at: Some(1_700_000_000), ..plain() };
+    index.insert_tx(TxId(1), [(&b"apple"[..], 0, plain()), (b"apricot", 1, expiring)].into_iter());
+    index.insert_tx(TxId(2), [(&b"apple"[..], 7, deleted)].into_iter());
+    index.insert_tx(TxId(300), [(&b"apple"[..], 0, plain()), (b"pear", 1, plain())].into_iter());
+    index.freeze();
+    index.work_all(1 << 20);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/index");
+    for (name, golden) in [("0000000000.run", "run.hex"), ("manifest", "manifest.hex")] {
+        let file = vfs.open(&Path::new("/db/index").join(name), crate::vfs::OpenMode::Read).unwrap();
+        let bytes = file.read_at(0, file.len().unwrap() as usize).unwrap();
+        let lines =
+            bytes.chunks(32).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n");
+        let found: String = lines.collect();
+        let path = folder.join(golden);
+        if std::env::var_os("ALHAMBRA_UPDATE_GOLDEN").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &found).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), found, "{golden}");
+    }
+}
+
 /// Each bit of a run and of a manifest: opening or reading notices it, and nothing wrong is ever answered.
 #[test]
 fn every_flipped_bit_of_a_run_or_manifest_is_noticed() {

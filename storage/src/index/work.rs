@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::block::Cell;
 use super::manifest::Manifest;
-use super::memtable::Memtable;
+use super::memtable::{Memtable, Piece};
 use super::run::{CellWalk, Run, RunInfo};
 use super::writer::RunWriter;
 use super::{Index, View};
@@ -32,7 +32,7 @@ const KEYS_PER_LOOK: usize = 512;
 #[derive(Debug)]
 pub(super) enum Job {
     /// An in-memory part becomes a run.
-    Write { table: Arc<Memtable>, alh: Digest, writer: RunWriter, next: Option<Bytes> },
+    Write { table: Arc<Memtable>, keys: Piece, next: usize, alh: Digest, writer: RunWriter },
     /// Runs become one.
     Merge { inputs: Vec<Arc<Run>>, walks: Vec<Walk>, writer: RunWriter },
 }
@@ -107,7 +107,8 @@ impl Index {
             let last_tx = TxId(after.first_tx().0 - 1);
             let alh = flushed(last_tx)?;
             let writer = self.new_writer(table.first_tx(), last_tx)?;
-            return Ok(Some(Job::Write { table: Arc::clone(table), alh, writer, next: None }));
+            let keys = table.sort();
+            return Ok(Some(Job::Write { table: Arc::clone(table), keys, next: 0, alh, writer }));
         }
         let Some(range) = to_merge(&view.runs) else { return Ok(None) };
         let inputs = view.runs[range].to_vec();
@@ -129,16 +130,15 @@ impl Index {
     /// Goes on with a job for about `budget_bytes`; answers what is left of it.
     fn step(&self, job: Job, budget_bytes: u64) -> Result<Option<Job>> {
         match job {
-            Job::Write { table, alh, mut writer, mut next } => {
+            Job::Write { table, keys, mut next, alh, mut writer } => {
                 let until = writer.bytes() + budget_bytes;
-                loop {
-                    next = table.drain_ordered(next, KEYS_PER_LOOK, |key, versions| writer.add(key, versions))?;
-                    if next.is_none() {
-                        break;
-                    }
+                while next < keys.len() {
                     if writer.bytes() >= until {
-                        return Ok(Some(Job::Write { table, alh, writer, next }));
+                        return Ok(Some(Job::Write { table, keys, next, alh, writer }));
                     }
+                    let some = &keys[next..keys.len().min(next + KEYS_PER_LOOK)];
+                    table.drain(some, |key, versions| writer.add(key, versions))?;
+                    next += some.len();
                 }
                 let info = writer.finish()?;
                 self.install(info, alh, |view, run| {
