@@ -157,7 +157,7 @@ impl Forward for Calls {
 fn proposal(n: u64) -> TxProposal {
     let entry =
         ProposalEntry::plain(format!("\0key-{n:012}").into_bytes().into(), Bytes::new(), Bytes::from(vec![b'v'; 128]));
-    TxProposal { request: None, metadata: Bytes::new(), entries: vec![entry], preconditions: Vec::new() }
+    TxProposal { entries: vec![entry], ..TxProposal::default() }
 }
 
 /// Median and 99th of 100, microseconds.

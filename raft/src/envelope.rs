@@ -505,6 +505,8 @@ enum WireRejection {
     MetadataInvalid,
     RequestTooOld,
     ValueForm,
+    Conflict { range: Option<u32> },
+    SnapshotAhead,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -537,6 +539,8 @@ pub fn encode_propose_reply(reply: &std::result::Result<Written, ProposeError>) 
             Rejection::MetadataInvalid => WireRejection::MetadataInvalid,
             Rejection::RequestTooOld => WireRejection::RequestTooOld,
             Rejection::ValueForm => WireRejection::ValueForm,
+            Rejection::Conflict { range } => WireRejection::Conflict { range: *range },
+            Rejection::SnapshotAhead => WireRejection::SnapshotAhead,
         })),
         Err(error) => Err(match error {
             ProposeError::NotLeader { leader } => WireProposeError::NotLeader { leader: *leader },
@@ -575,6 +579,8 @@ pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Written,
             WireRejection::MetadataInvalid => Rejection::MetadataInvalid,
             WireRejection::RequestTooOld => Rejection::RequestTooOld,
             WireRejection::ValueForm => Rejection::ValueForm,
+            WireRejection::Conflict { range } => Rejection::Conflict { range },
+            WireRejection::SnapshotAhead => Rejection::SnapshotAhead,
         })),
         Err(error) => Err(match error {
             WireProposeError::NotLeader { leader } => ProposeError::NotLeader { leader },

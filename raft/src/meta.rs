@@ -369,7 +369,7 @@ impl Meta {
         preconditions: Vec<Precondition>,
         deadline: Instant,
     ) -> Result<Written, MetaError> {
-        let proposal = TxProposal { request: None, metadata: Bytes::new(), entries, preconditions };
+        let proposal = TxProposal { entries, preconditions, ..TxProposal::default() };
         match self.group()?.propose(proposal, deadline).await? {
             Outcome::Committed { tx, .. } => {
                 self.applied(tx, deadline).await?;

@@ -23,12 +23,7 @@ const VALUE_BYTES: usize = 100;
 const BATCH_TXS: u64 = 1000;
 
 fn set(key: &str, value: &[u8]) -> TxProposal {
-    TxProposal {
-        request: None,
-        metadata: Bytes::new(),
-        entries: vec![ProposalEntry::plain(set_key(key.as_bytes()).into(), Bytes::new(), set_value(value).into())],
-        preconditions: Vec::new(),
-    }
+    TxProposal { entries: vec![ProposalEntry::set(key.as_bytes(), value)], ..TxProposal::default() }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the caller of the library is where time comes from")]
@@ -81,6 +76,19 @@ fn one_key(db: &Database) -> Result<(), Box<dyn Error>> {
     conditional.preconditions.push(Precondition::MustNotExist(set_key(b"account/7").into()));
     let refused = db.commit(now_unix_s(), vec![conditional])?;
     assert_eq!(refused, [Outcome::Rejected(Rejection::Precondition { index: 0 })]);
+
+    // Two transactions read the same balance; the second to commit has read something that is not so any more.
+    let account = Bytes::from(set_key(b"account/7"));
+    let withdraw = |left: &[u8]| -> Result<TxProposal, Box<dyn Error>> {
+        let mut transaction = db.begin(now_unix_s())?;
+        assert!(transaction.exists(&account)?);
+        transaction.set(account.clone(), set_value(left).into())?;
+        Ok(transaction.into_proposal())
+    };
+    let outcomes = db.commit(now_unix_s(), vec![withdraw(b"60 EUR")?, withdraw(b"50 EUR")?])?;
+    assert!(matches!(outcomes[0], Outcome::Committed { .. }));
+    assert_eq!(outcomes[1], Outcome::Rejected(Rejection::Conflict { range: Some(0) }));
+    println!("of two transactions that had read account/7, one had to run again");
 
     let snapshot = db.snapshot();
     let key = set_key(b"account/7");

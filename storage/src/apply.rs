@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::ahtlog::Frontier;
 use crate::checkpoint::State;
-use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedPrecondition, LocatedProposal, Settings};
+use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
 use crate::commitlog::CommitRecord;
 use crate::compression;
 use crate::core::Core;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
 use crate::indexing;
 use crate::limits::KEPT_LEVELS;
-use crate::precondition;
+use crate::precondition::{self, Conditions};
 use crate::requests::{Kept, Seen};
 use crate::segment::{FrameKind, Position};
 use crate::txlog::{EntryToStore, encode_record};
@@ -67,6 +67,14 @@ pub enum Rejection {
     RequestTooOld,
     /// A compressed value does not decompress to the length that its entry claims.
     ValueForm,
+    /// What the transaction has read is different at this position of the log: run it again.
+    Conflict {
+        /// The first range of the read set with a version after the snapshot, 0-based; `None` when the time of the
+        /// transaction is outside of the read set's times, so that something has expired or has not yet.
+        range: Option<u32>,
+    },
+    /// The read set is of a snapshot that this position of the log has not come to.
+    SnapshotAhead,
 }
 
 /// What a transaction is chained to: the newest one before it.
@@ -229,7 +237,7 @@ impl From<Error> for Refusal {
 /// be that of every other replica.
 fn check_conditions(
     core: &Core,
-    conditions: &[LocatedPrecondition<'_>],
+    conditions: &Conditions<'_>,
     tail: TxId,
     now: i64,
 ) -> std::result::Result<(), Refusal> {
@@ -448,7 +456,12 @@ impl Applier {
         let entries = batch.entries_of(proposal);
         let metadata = check_limits(settings, proposal.metadata, entries)?;
         let value_hashes = compression::value_hashes(entries, &mut self.plain)?;
-        check_conditions(core, batch.preconditions_of(proposal), self.state.tx, now)?;
+        let conditions = Conditions {
+            payload: entry.payload,
+            reads: proposal.read_set.as_ref(),
+            preconditions: batch.preconditions_of(proposal),
+        };
+        check_conditions(core, &conditions, self.state.tx, now)?;
         let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
         let ts = if settings.exclude_commit_time { 0 } else { now };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);

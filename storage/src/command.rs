@@ -6,11 +6,14 @@ use alhambra_ledger::ids::{DatabaseId, TxId};
 use bytes::Bytes;
 
 mod codec;
+mod kv;
+pub(crate) mod read_set;
 
 pub use codec::{
     COMMAND_VERSION, DecodeError, Located, LocatedBatch, LocatedEntry, LocatedPrecondition, LocatedProposal,
     decode_located,
 };
+pub use read_set::{LocatedReadSet, ReadRange, ReadSet};
 
 /// Names one intention of one client, so that a retry is recognised: the first outcome is answered again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +97,7 @@ pub enum Precondition {
 }
 
 /// One client's transaction before it has an id.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TxProposal {
     /// Always set by nodes (their own when the client sends none); the embedded library may leave it out.
     pub request: Option<RequestId>,
@@ -104,6 +107,8 @@ pub struct TxProposal {
     pub entries: Vec<ProposalEntry>,
     /// All must hold; the first that fails is reported.
     pub preconditions: Vec<Precondition>,
+    /// What was read to make this, if it must not have changed until it is applied.
+    pub read_set: Option<ReadSet>,
 }
 
 /// Settings that apply uses. Replicated state: changed only by a command in the database's own log.

@@ -53,6 +53,12 @@ const _: () = {
 /// format: never changed for an existing command version.
 pub const REQUEST_OUTCOMES_KEPT: usize = 65_536;
 
+/// Longest read set of a proposal, encoded, bytes. Decides what is accepted, therefore part of the format.
+pub const READ_SET_BYTES_MAX: usize = 64 << 10;
+
+/// Savepoints that a transaction holds at a time.
+pub const SAVEPOINTS_MAX: usize = 1024;
+
 /// Values below this are never compressed, bytes: they would not get shorter, and trying costs as much as hashing.
 pub const COMPRESSION_VALUE_BYTES_MIN: usize = 64;
 

@@ -138,6 +138,8 @@ fn rejection_code(rejection: &Rejection) -> (u8, u32) {
         Rejection::MetadataInvalid => (10, 0),
         Rejection::RequestTooOld => (11, 0),
         Rejection::ValueForm => (12, 0),
+        Rejection::Conflict { range } => (13, range.map_or(0, |range| range + 1)),
+        Rejection::SnapshotAhead => (14, 0),
     }
 }
 
@@ -156,6 +158,8 @@ fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
         10 => Rejection::MetadataInvalid,
         11 => Rejection::RequestTooOld,
         12 => Rejection::ValueForm,
+        13 => Rejection::Conflict { range: index.checked_sub(1) },
+        14 => Rejection::SnapshotAhead,
         _ => return Err(Malformed),
     })
 }
@@ -189,10 +193,11 @@ mod tests {
     fn the_table_survives_its_bytes() {
         let mut table = Requests::new(4);
         for n in 1..=6u64 {
-            let kept = if n % 2 == 0 {
-                Kept::Rejected(Rejection::Precondition { index: n as u32 })
-            } else {
-                Kept::Committed(TxId(n))
+            let kept = match n {
+                2 => Kept::Rejected(Rejection::Precondition { index: 2 }),
+                4 => Kept::Rejected(Rejection::Conflict { range: None }),
+                6 => Kept::Rejected(Rejection::Conflict { range: Some(6) }),
+                _ => Kept::Committed(TxId(n)),
             };
             table.record(&request(n, 0), TxId(n - 1), kept);
         }
@@ -209,10 +214,10 @@ mod tests {
         let mut again = Vec::new();
         read.encode_into(&mut again);
         assert_eq!(again, bytes);
-        for code in 1..=12 {
+        for code in 1..=14 {
             let rejection = rejection_of(code, 0).expect("known");
             assert_eq!(rejection_code(&rejection).0, code);
         }
-        assert_eq!(rejection_of(13, 0), Err(Malformed));
+        assert_eq!(rejection_of(15, 0), Err(Malformed));
     }
 }

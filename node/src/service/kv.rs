@@ -334,7 +334,7 @@ pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precond
     drop(values);
     let preconditions = conditions(&settings, preconditions)?;
     check_limits(&settings, &entries)?;
-    let proposal = TxProposal { request: None, metadata: Bytes::new(), entries, preconditions };
+    let proposal = TxProposal { entries, preconditions, ..TxProposal::default() };
     let kinds: Vec<WireError> = proposal.preconditions.iter().map(failure_of).collect();
     match commit(cx, proposal).await? {
         Committed::Yes(header) => Ok(header),
@@ -356,9 +356,7 @@ pub async fn delete(app: &App, cx: &Context, keys: Vec<Bytes>, since_tx: TxId) -
     if keys.is_empty() {
         return Err(text::NO_ENTRIES.into());
     }
-    let deletion = Bytes::from(KvMetadata { deleted: true, ..KvMetadata::default() }.to_bytes());
-    let entries: Vec<ProposalEntry> =
-        (keys.iter()).map(|key| ProposalEntry::plain(stored_key(key), deletion.clone(), Bytes::new())).collect();
+    let entries: Vec<ProposalEntry> = keys.iter().map(|key| ProposalEntry::deletion(key)).collect();
     let twice = {
         let mut seen = HashSet::with_capacity(keys.len());
         keys.iter().any(|key| !seen.insert(key))
@@ -370,7 +368,7 @@ pub async fn delete(app: &App, cx: &Context, keys: Vec<Bytes>, since_tx: TxId) -
     }
     check_limits(&settings, &entries)?;
     let preconditions = entries.iter().map(|entry| Condition::MustExist(entry.key.clone())).collect();
-    let proposal = TxProposal { request: None, metadata: Bytes::new(), entries: entries.clone(), preconditions };
+    let proposal = TxProposal { entries: entries.clone(), preconditions, ..TxProposal::default() };
     match commit(cx, proposal).await? {
         Committed::Yes(header) => Ok(header),
         Committed::Refused(index) => Err(missing(app, cx, &entries[index..=index]).await?),
@@ -646,6 +644,8 @@ async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committed> {
         Rejection::MetadataUnsupported => text::METADATA_UNSUPPORTED.into(),
         Rejection::MetadataInvalid => Error::Internal("metadata that this node made was refused"),
         Rejection::ValueForm => Error::Internal("a value that this node compressed was refused"),
+        Rejection::Conflict { .. } => text::READ_CONFLICT.into(),
+        Rejection::SnapshotAhead => Error::Internal("a snapshot of this node is ahead of the ledger"),
         Rejection::RequestTooOld => alhambra_raft::error::ProposeError::OutcomeUnknown.into(),
     })
 }

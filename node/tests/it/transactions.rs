@@ -18,12 +18,7 @@ async fn store(node: &NodeHandle, entries: Vec<(Vec<u8>, Vec<u8>)>) -> u64 {
     let group = node.groups().group_by_name("defaultdb").unwrap();
     let entry =
         |(key, value): (Vec<u8>, Vec<u8>)| ProposalEntry::plain(Bytes::from(key), Bytes::new(), Bytes::from(value));
-    let proposal = TxProposal {
-        request: None,
-        metadata: Bytes::new(),
-        entries: entries.into_iter().map(entry).collect(),
-        preconditions: vec![],
-    };
+    let proposal = TxProposal { entries: entries.into_iter().map(entry).collect(), ..TxProposal::default() };
     match group.propose(proposal, Instant::now() + PATIENCE).await.unwrap() {
         Outcome::Committed { tx, .. } => tx.get(),
         Outcome::Rejected(rejection) => panic!("{rejection:?}"),

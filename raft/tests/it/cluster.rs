@@ -662,7 +662,7 @@ pub fn set(key: &str, value: &str) -> TxProposal {
         Bytes::new(),
         [b"\0".as_slice(), value.as_bytes()].concat().into(),
     );
-    TxProposal { request: None, metadata: Bytes::new(), entries: vec![entry], preconditions: Vec::new() }
+    TxProposal { entries: vec![entry], ..TxProposal::default() }
 }
 
 /// Sets one key and answers the transaction.

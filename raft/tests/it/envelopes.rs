@@ -14,6 +14,7 @@ use alhambra_raft::types::{
 };
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, TxProposal};
+use alhambra_storage::reads::Reads;
 use bytes::Bytes;
 use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, TransferLeaderError, TransferLeaderRequest, VoteRequest,
@@ -64,11 +65,15 @@ fn install() -> Install {
 }
 
 fn proposal() -> TxProposal {
+    let mut reads = Reads::new(TxId(2));
+    reads.key(b"\0k");
+    reads.prefix(b"\x02R.");
     TxProposal {
         request: Some(RequestId { client: [7; 16], sequence: 3, floor: TxId(2) }),
         metadata: Bytes::new(),
         entries: vec![ProposalEntry::plain(Bytes::from_static(b"\0k"), Bytes::new(), Bytes::from_static(b"\0v"))],
         preconditions: vec![Precondition::MustNotExist(Bytes::from_static(b"\0k"))],
+        read_set: reads.finish(),
     }
 }
 
@@ -216,6 +221,9 @@ fn forwards() {
         Rejection::MetadataInvalid,
         Rejection::RequestTooOld,
         Rejection::ValueForm,
+        Rejection::Conflict { range: Some(3) },
+        Rejection::SnapshotAhead,
+        Rejection::Conflict { range: None },
     ];
     let errors = [
         ProposeError::NotLeader { leader: Some(2) },
@@ -233,8 +241,9 @@ fn forwards() {
         refuses_damage(&bytes, decode_propose_reply);
         // The number of a variant never changes.
         match n {
-            0..12 => assert_eq!(hex(&bytes[..4]), format!("010001{n:02x}")),
-            12..19 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 12)),
+            0..14 => assert_eq!(hex(&bytes[..4]), format!("010001{n:02x}")),
+            14 => assert_eq!(hex(&bytes), "0100010c00", "a conflict without range"),
+            15..22 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 15)),
             _ => {}
         }
     }

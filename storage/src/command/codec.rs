@@ -8,7 +8,10 @@ use std::ops::Range;
 use alhambra_ledger::ids::{DatabaseId, TxId};
 use bytes::Bytes;
 
-use super::{Command, Compression, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal, ValueForm};
+use super::{
+    Command, Compression, LocatedReadSet, Precondition, ProposalEntry, ReadSet, RequestId, Seal, Settings, TxProposal,
+    ValueForm,
+};
 use crate::wire::{Malformed, Put, Reader};
 
 /// Version of the command codec that this build writes; it reads this one only.
@@ -22,7 +25,9 @@ const KIND_SEAL: u8 = 4;
 const PROPOSAL_HAS_REQUEST: u8 = 1;
 const PROPOSAL_HAS_METADATA: u8 = 2;
 const PROPOSAL_HAS_PRECONDITIONS: u8 = 4;
-const PROPOSAL_FLAGS: u8 = PROPOSAL_HAS_REQUEST | PROPOSAL_HAS_METADATA | PROPOSAL_HAS_PRECONDITIONS;
+const PROPOSAL_HAS_READ_SET: u8 = 8;
+const PROPOSAL_FLAGS: u8 =
+    PROPOSAL_HAS_REQUEST | PROPOSAL_HAS_METADATA | PROPOSAL_HAS_PRECONDITIONS | PROPOSAL_HAS_READ_SET;
 
 const ENTRY_HAS_METADATA: u8 = 1;
 
@@ -96,6 +101,8 @@ pub struct LocatedProposal<'a> {
     pub entries: Range<usize>,
     /// Where its preconditions stand in [`LocatedBatch::preconditions`].
     pub preconditions: Range<usize>,
+    /// See [`TxProposal::read_set`].
+    pub read_set: Option<LocatedReadSet<'a>>,
 }
 
 /// A decoded batch: all entries of all proposals in two flat lists, so that decoding allocates per batch, not per proposal.
@@ -205,6 +212,7 @@ impl Command {
                             }
                         })
                         .collect(),
+                    read_set: proposal.read_set.as_ref().map(|reads| reads.within(payload)),
                 });
                 Self::Batch { ts: batch.ts, proposals: proposals.collect() }
             }
@@ -307,11 +315,13 @@ fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed
                 });
             }
         }
+        let read_set = if flags & PROPOSAL_HAS_READ_SET != 0 { Some(LocatedReadSet::read(reader)?) } else { None };
         batch.proposals.push(LocatedProposal {
             request,
             metadata,
             entries: first_entry..batch.entries.len(),
             preconditions: first_precondition..batch.preconditions.len(),
+            read_set,
         });
     }
     Ok(batch)
@@ -333,6 +343,9 @@ impl TxProposal {
         }
         if !self.preconditions.is_empty() {
             flags |= PROPOSAL_HAS_PRECONDITIONS;
+        }
+        if self.read_set.is_some() {
+            flags |= PROPOSAL_HAS_READ_SET;
         }
         out.put_u8(flags);
         if let Some(request) = &self.request {
@@ -373,6 +386,9 @@ impl TxProposal {
                 }
             }
         }
+        if let Some(read_set) = &self.read_set {
+            read_set.encode_into(out);
+        }
     }
 
     /// Bytes that this proposal takes in an encoded command, at most. What a queue bounded in bytes counts.
@@ -384,7 +400,8 @@ impl TxProposal {
                 Precondition::NotModifiedAfter { key, .. } => 17 + key.len(),
             })
             .sum::<usize>();
-        57 + self.metadata.len() + entries + preconditions
+        let reads = self.read_set.as_ref().map_or(0, ReadSet::encoded_len_max);
+        57 + self.metadata.len() + entries + preconditions + reads
     }
 }
 

@@ -140,7 +140,7 @@ proptest! {
 }
 
 fn empty() -> TxProposal {
-    TxProposal { request: None, metadata: Bytes::new(), entries: Vec::new(), preconditions: Vec::new() }
+    TxProposal::default()
 }
 
 fn compressed(value: &[u8]) -> TxProposal {

@@ -5,10 +5,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::ids::{LogId, TxId};
 use alhambra_storage::command::{
     Command, Compression, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal, ValueForm,
 };
+use alhambra_storage::reads::Reads;
 use alhambra_storage::segment::FrameKind;
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::mem::MemVfs;
@@ -60,6 +62,7 @@ fn full_proposal() -> TxProposal {
             Precondition::MustNotExist(Bytes::from_static(b"\0k4")),
             Precondition::NotModifiedAfter { key: Bytes::from_static(b"\0k1"), tx: TxId(7) },
         ],
+        read_set: None,
     }
 }
 
@@ -68,7 +71,7 @@ fn small_proposal(key: &'static [u8], value: &'static [u8]) -> TxProposal {
         request: Some(RequestId { client: [0xc2; 16], sequence: 1, floor: TxId(0) }),
         metadata: Bytes::new(),
         entries: vec![entry(key, &Metadata::default(), value)],
-        preconditions: Vec::new(),
+        ..TxProposal::default()
     }
 }
 
@@ -81,6 +84,19 @@ fn compressed_proposal() -> TxProposal {
     proposal.entries[0].value = block.into();
     proposal.entries[0].form = ValueForm::Lz4 { plain_len: 120 };
     proposal
+}
+
+/// Each way in which a range is written, and both times.
+fn reading_proposal() -> TxProposal {
+    let mut reads = Reads::new(TxId(9));
+    reads.key(b"\0k1");
+    reads.between(b"\0k2", Some(b"\0k4\0"));
+    reads.prefix(b"\x02R.");
+    reads.between(b"\x03", None);
+    for expires_at in [1_700_000_000, 1_700_000_009] {
+        reads.is_live(&KvMetadata { expires_at: Some(expires_at), ..KvMetadata::default() }, 1_700_000_002);
+    }
+    TxProposal { read_set: reads.finish(), ..small_proposal(b"\0k1", b"\0v") }
 }
 
 fn seal() -> Seal {
@@ -99,12 +115,7 @@ fn commands() -> Vec<(&'static str, Command)> {
     let settings =
         Settings { exclude_commit_time: true, quota_bytes: 1 << 40, quota_tx_per_second: 500, ..Settings::DEFAULT };
     let lz4 = Settings { compression: Compression::Lz4, ..Settings::DEFAULT };
-    let truncation = TxProposal {
-        request: None,
-        metadata: Bytes::from_static(&[0, 0, 0, 0, 0, 0, 0, 0, 5]),
-        entries: Vec::new(),
-        preconditions: Vec::new(),
-    };
+    let truncation = TxProposal { metadata: Bytes::from_static(&[0, 0, 0, 0, 0, 0, 0, 0, 5]), ..TxProposal::default() };
     vec![
         ("genesis", support::genesis()),
         ("configure", Command::Configure(settings)),
@@ -114,6 +125,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("configure_lz4", Command::Configure(lz4)),
         ("batch_compressed", Command::Batch { ts: 1_700_000_002, proposals: vec![compressed_proposal()] }),
         ("seal", Command::Seal(seal())),
+        ("batch_read_set", Command::Batch { ts: 1_700_000_003, proposals: vec![reading_proposal()] }),
     ]
 }
 

@@ -11,7 +11,6 @@ use alhambra_storage::command::{Command, ProposalEntry, Settings, TxProposal};
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::mem::MemVfs;
 use alhambra_storage::{Database, DatabaseSpec, Error, Options, prove};
-use bytes::Bytes;
 
 use crate::model::Metadata;
 use crate::support::{self, commit_command, dir};
@@ -41,7 +40,7 @@ fn entries(count: u32, salt: u8) -> Vec<ProposalEntry> {
 }
 
 pub fn commit(db: &Database, entries: Vec<ProposalEntry>) -> TxId {
-    let proposal = TxProposal { request: None, metadata: Bytes::new(), entries, preconditions: Vec::new() };
+    let proposal = TxProposal { entries, ..TxProposal::default() };
     let outcomes = commit_command(db, &Command::Batch { ts: 1, proposals: vec![proposal] }).expect("applies");
     match outcomes[..] {
         [Outcome::Committed { tx, .. }] => tx,

@@ -33,7 +33,7 @@ fn plain(key: &[u8], value: &[u8]) -> TxProposal {
         request: None,
         metadata: Bytes::new(),
         entries: vec![ProposalEntry::plain(Bytes::copy_from_slice(key), Bytes::new(), Bytes::copy_from_slice(value))],
-        preconditions: Vec::new(),
+        ..TxProposal::default()
     }
 }
 

@@ -71,6 +71,7 @@ pub fn proposal(proposal: &model::Proposal) -> TxProposal {
                 }
             })
             .collect(),
+        read_set: None,
     }
 }
 
@@ -100,7 +101,9 @@ pub fn outcome(outcome: &Outcome) -> model::Outcome {
             Rejection::MetadataUnsupported
             | Rejection::MetadataInvalid
             | Rejection::RequestTooOld
-            | Rejection::ValueForm => {
+            | Rejection::ValueForm
+            | Rejection::Conflict { .. }
+            | Rejection::SnapshotAhead => {
                 panic!("the workload makes no {rejection:?}")
             }
         },
