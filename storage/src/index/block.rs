@@ -430,7 +430,9 @@ mod tests {
         Stored { tx: TxId(tx), entry: tx as u32 % 7, deleted: tx.is_multiple_of(2), expires_at }
     }
 
-    fn leaf() -> (Vec<u8>, Vec<(Vec<u8>, Vec<Stored>)>) {
+    type Model = Vec<(Vec<u8>, Vec<Stored>)>;
+
+    fn leaf() -> (Vec<u8>, Model) {
         let mut writer = BlockWriter::leaf();
         let mut model = Vec::new();
         for n in 0..50u64 {

@@ -362,6 +362,9 @@ fn build(index: &Sound, model: &mut Model, txs: &Txs, mut tx: u64) -> u64 {
     tx
 }
 
+/// A transaction with its entries.
+type Inserted = (u64, Vec<(Vec<u8>, KvMetadata)>);
+
 /// What happens to an index while it is used.
 #[derive(Clone, Debug)]
 enum Step {
@@ -393,7 +396,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Every read of every key, at every transaction, against the model.
 fn agrees(index: &Sound, model: &Model, newest: u64, specs: &[ScanSpec]) {
     for at in (0..=newest).rev().take(6).chain([1, newest / 2]) {
-        for (key, _) in model {
+        for key in model.keys() {
             let history = model_history(model, key, at);
             let tx = TxId(at);
             assert_eq!(index.get(key, tx).map(found), history.last().copied());
@@ -459,7 +462,7 @@ proptest! {
         let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
         let mut index = Sound::open(&vfs, steps_per_lock, usize::MAX);
         let mut model = Model::new();
-        let mut all: Vec<(u64, Vec<(Vec<u8>, KvMetadata)>)> = Vec::new();
+        let mut all: Vec<Inserted> = Vec::new();
         let mut newest = 0;
         for step in steps {
             match step {
