@@ -25,9 +25,18 @@ use crate::format::derived::{self, CHUNK_HEADER_BYTES, ChunkHeader, LogKind};
 use crate::limits::{UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_SPILL};
 use crate::vfs::{File, OpenMode, Vfs};
 
+/// What a log may do with its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Write,
+    /// Nothing is written; what is appended stays in memory until [`ChunkLog::compare`] finds it in the files.
+    Read,
+}
+
 /// One derived log.
 #[derive(Debug)]
 pub(crate) struct ChunkLog {
+    access: Access,
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     kind: LogKind,
@@ -97,7 +106,7 @@ impl ChunkLog {
         len: u64,
     ) -> Result<Self> {
         vfs.create_dir_all(&dir).map_err(|e| Error::io(FileOp::CreateDir, &dir, e))?;
-        let log = Self::open_read_only(vfs, dir, kind, database, chunk_bytes, len)?;
+        let log = Self { access: Access::Write, ..Self::open_read_only(vfs, dir, kind, database, chunk_bytes, len) };
         log.cut(len)?;
         Ok(log)
     }
@@ -110,8 +119,9 @@ impl ChunkLog {
         database: DatabaseId,
         chunk_bytes: u64,
         len: u64,
-    ) -> Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
+            access: Access::Read,
             vfs: Arc::clone(vfs),
             dir,
             kind,
@@ -125,7 +135,7 @@ impl ChunkLog {
             }),
             writer: Mutex::new(Writer::default()),
             files: RwLock::new(BTreeMap::new()),
-        })
+        }
     }
 
     fn cut(&self, len: u64) -> Result<()> {
@@ -182,11 +192,16 @@ impl ChunkLog {
             tail.written
         };
         let from_files = usize::try_from(written.saturating_sub(at)).unwrap_or(usize::MAX).min(out.len());
+        self.read_files(at, &mut out[..from_files])
+    }
+
+    /// Copies bytes from the files, which must hold them.
+    fn read_files(&self, at: u64, out: &mut [u8]) -> Result<()> {
         let mut done = 0;
-        while done < from_files {
+        while done < out.len() {
             let offset = at + done as u64;
             let (number, within) = (offset / self.chunk_bytes, offset % self.chunk_bytes);
-            let len = (from_files - done).min((self.chunk_bytes - within) as usize);
+            let len = (out.len() - done).min((self.chunk_bytes - within) as usize);
             let file = self.chunk(number)?;
             let bytes = file.read_at(CHUNK_HEADER_BYTES + within, len).map_err(|e| match e.kind() {
                 std::io::ErrorKind::UnexpectedEof => self.corrupted(offset, Damage::Missing),
@@ -208,10 +223,40 @@ impl ChunkLog {
         Ok(out)
     }
 
+    /// Compares what was appended in memory with the files, which hold `size` bytes of this log, and forgets it when they
+    /// are equal; for logs that are only read.
+    ///
+    /// # Errors
+    /// With the offset up to which they are equal: [`Error::Corrupted`] where the files differ, end, or are damaged; IO.
+    pub(crate) fn compare(&self, size: u64) -> std::result::Result<(), (u64, Error)> {
+        let mut tail = self.tail.write();
+        let appended = std::mem::take(&mut tail.open);
+        let mut rest = &appended[..];
+        while !rest.is_empty() {
+            let at = tail.written;
+            let piece = (self.chunk_bytes - at % self.chunk_bytes).min(size.saturating_sub(at));
+            let mut found = vec![0; usize::try_from(piece).unwrap_or(usize::MAX).min(rest.len())];
+            if found.is_empty() {
+                return Err((at, self.corrupted(at, Damage::Missing)));
+            }
+            self.read_files(at, &mut found).map_err(|error| (at, error))?;
+            let equal = found.iter().zip(rest).take_while(|(found, want)| found == want).count();
+            tail.written = at + equal as u64;
+            if equal < found.len() {
+                return Err((tail.written, self.corrupted(tail.written, Damage::Differs)));
+            }
+            rest = &rest[equal..];
+        }
+        Ok(())
+    }
+
     /// Writes to the files when enough bytes wait. While a sync is running nothing is written until the buffer's bound is
     /// reached, because a write may have to wait for the sync. When the disk is full the bytes wait in memory, up to the
     /// same bound.
     pub(crate) fn spill(&self) -> Result<()> {
+        if self.access == Access::Read {
+            return Ok(());
+        }
         let (waiting, spill_bytes) = {
             let tail = self.tail.read();
             (tail.waiting_bytes(), tail.spill_bytes)
@@ -300,7 +345,11 @@ impl ChunkLog {
             return Ok(Arc::clone(file));
         }
         let path = self.chunk_path(number);
-        let file = match self.vfs.open(&path, OpenMode::ReadWrite) {
+        let mode = match self.access {
+            Access::Write => OpenMode::ReadWrite,
+            Access::Read => OpenMode::Read,
+        };
+        let file = match self.vfs.open(&path, mode) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));

@@ -21,7 +21,7 @@ use crate::index::Index;
 use crate::indexing;
 use crate::limits::RECENT_HEADERS;
 use crate::seal::SealLog;
-use crate::segment::Ledger;
+use crate::segment::{Ledger, LedgerSpec};
 use crate::txlog::{BadRecord, RECORD_TAIL_BYTES, Record};
 use crate::vfs::Vfs;
 
@@ -69,6 +69,31 @@ impl Core {
             aht: log("aht", LogKind::Aht, sizes.aht)?,
             seals: SealLog::open(log("seal", LogKind::Seal, sizes.seal)?)?,
             index: indexing::open(vfs, &dir.join("index"), spec.id, &options.index)?,
+            recent: RwLock::new(VecDeque::new()),
+            published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
+            checkpointed: RwLock::new(state.applied),
+        })
+    }
+
+    /// For deriving everything again and comparing it with the files, of which the first `sizes` are known to be equal. No
+    /// file is changed, and the ledger is read by other means.
+    pub(crate) fn read_only(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        spec: DatabaseSpec,
+        sizes: LogSizes,
+        state: &State,
+    ) -> Result<Self> {
+        let log = |name, kind, len| ChunkLog::open_read_only(vfs, dir.join(name), kind, spec.id, sizes.chunk, len);
+        let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
+        Ok(Self {
+            spec,
+            ledger: Arc::new(Ledger::detached(Arc::clone(vfs), &dir.join("ledger"), ledger_spec)),
+            tx: log("tx", LogKind::Tx, sizes.tx),
+            commit: log("commit", LogKind::Commit, sizes.commit),
+            aht: log("aht", LogKind::Aht, sizes.aht),
+            seals: SealLog::open(log("seal", LogKind::Seal, sizes.seal))?,
+            index: indexing::in_memory(spec.id)?,
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
             checkpointed: RwLock::new(state.applied),

@@ -68,6 +68,8 @@ pub enum Damage {
     Hash,
     /// Two files that must agree do not: first offset, log id or length of neighbouring segments.
     Chain,
+    /// The bytes are not those that the ledger gives when they are derived again.
+    Differs,
 }
 
 impl std::fmt::Display for Damage {
@@ -81,6 +83,7 @@ impl std::fmt::Display for Damage {
             Self::Sequence => "log id does not continue the one before",
             Self::Hash => "does not hash to the stored digest",
             Self::Chain => "does not continue the segment before",
+            Self::Differs => "not what the ledger gives when it is derived again",
         })
     }
 }
@@ -293,6 +296,12 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// An install was interrupted: opening the database finishes it, before that its files are of two states.
+    #[error("an install in {} is unfinished; open the database once, which finishes it", dir.display())]
+    Unfinished {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// There is no such segment, or it is not closed yet where a closed one is needed.
     #[error("segment {number} does not exist or is not closed")]
     NoSuchSegment {
@@ -314,6 +323,7 @@ impl Error {
             | Self::NoSuchTxEntry { .. }
             | Self::ProofOrder { .. }
             | Self::NoDatabase { .. }
+            | Self::Unfinished { .. }
             | Self::IndexRebuilding { .. } => false,
             // Files offered by another machine.
             Self::InstallBehind { .. } | Self::NotInManifest { .. } => false,

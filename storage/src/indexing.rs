@@ -128,6 +128,14 @@ pub(crate) fn open(
     }
 }
 
+/// An index for the time of a check: its runs are in memory.
+pub(crate) fn in_memory(database: alhambra_ledger::ids::DatabaseId) -> Result<Index> {
+    let disk: std::sync::Arc<dyn crate::vfs::Vfs> = std::sync::Arc::new(crate::vfs::mem::MemVfs::new());
+    let dir = std::path::Path::new("index");
+    disk.create_dir_all(dir).map_err(|e| Error::io(crate::error::FileOp::CreateDir, dir, e))?;
+    Index::open_empty(&disk, dir, database, &crate::index::IndexOptions::default())
+}
+
 /// Inserts the transactions after the newest one of the index up to `last`, or fewer when memory is full. Keys are read from the
 /// frames, whose checksums are checked on the way.
 fn insert_up_to(core: &Core, last: TxId) -> Result<()> {
@@ -182,7 +190,8 @@ fn insert_up_to(core: &Core, last: TxId) -> Result<()> {
     }
 }
 
-fn insert(core: &Core, tx: TxId, record: &Record, position: Position, payload: &Bytes) -> Result<()> {
+/// Adds the keys of a transaction whose log entry carries `payload`.
+pub(crate) fn insert(core: &Core, tx: TxId, record: &Record, position: Position, payload: &Bytes) -> Result<()> {
     let payload_at = position.0 + FRAME_HEAD_BYTES as u64;
     let mut entries = Vec::with_capacity(record.head.nentries as usize);
     for (number, entry) in (0u32..).zip(record.entries()) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex};
 
 use crate::error::{Damage, Error, Result};
-use crate::smallfile::{self, ToSync, TwinFile};
+use crate::smallfile::{self, Places, ToSync, TwinFile};
 use crate::vfs::Vfs;
 use crate::wire::{Malformed, Put, Reader};
 
@@ -22,6 +22,15 @@ pub(crate) struct Marks {
     database: DatabaseId,
     file: TwinFile,
     values: Values,
+}
+
+/// What the marks of a database that is not open promise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MarksOnDisk {
+    /// Durable once, with everything before it.
+    pub durable: Option<LogId>,
+    /// Committed, with everything before it.
+    pub committed: Option<LogId>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +88,27 @@ impl Marks {
             },
         };
         Ok(Self { database, file, values })
+    }
+
+    /// The marks of a database that nobody has open, and whether one of the two places is torn; changes nothing.
+    pub(crate) fn read(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<(MarksOnDisk, Option<u64>)> {
+        let path = dir.join("marks");
+        let Some(Places { newest, torn }) = smallfile::read_twin(vfs, &path, MARKS_MAGIC)? else {
+            return Ok((MarksOnDisk::default(), None));
+        };
+        let values = match newest.map(|(_, content)| Values::decode(&content)) {
+            None => Values::default(),
+            Some(Ok((found, _))) if found != database => {
+                return Err(Error::ForeignDatabase { path, expected: database, found });
+            }
+            Some(Ok((_, values))) => values,
+            Some(Err(Malformed)) => {
+                return Err(Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Field });
+            }
+        };
+        let durable = values.flushed.max(values.committed);
+        let committed = values.committed.max(values.purged);
+        Ok((MarksOnDisk { durable, committed }, torn))
     }
 
     /// Log entries at or below this index were durable here once.

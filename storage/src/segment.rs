@@ -27,6 +27,7 @@ mod readers;
 mod recover;
 mod scan;
 mod state;
+pub(crate) mod walk;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -42,16 +43,18 @@ use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
 use crate::vfs::{OpenMode, Vfs};
 
+pub(crate) use scan::bytes_before_zeros;
+
 use readers::Readers;
 use state::{CutSegment, State};
 use writer::OpenSegment;
 
-const SEGMENT_SUFFIX: &str = ".seg";
-const SIDECAR_SUFFIX: &str = ".idx";
+pub(crate) const SEGMENT_SUFFIX: &str = ".seg";
+pub(crate) const SIDECAR_SUFFIX: &str = ".idx";
 const NEW_SEGMENT_SUFFIX: &str = ".new";
 
 /// Digits of a segment number in a file name.
-const NAME_DIGITS: usize = 10;
+pub(crate) const NAME_DIGITS: usize = 10;
 
 /// Logical ledger offset: bytes of frames before it, over all segments; headers and padding do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,7 +173,7 @@ impl Layout {
 }
 
 /// The number in a file name with this suffix.
-fn parse_name(name: &str, suffix: &str) -> Option<u64> {
+pub(crate) fn parse_name(name: &str, suffix: &str) -> Option<u64> {
     let digits = name.strip_suffix(suffix)?;
     let plain = digits.len() >= NAME_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
     if plain { digits.parse().ok() } else { None }
@@ -216,6 +219,17 @@ impl Ledger {
             poisoned: AtomicBool::new(false),
         };
         Ok((ledger, recovered.report))
+    }
+
+    /// A ledger without frames that never touches the files in `dir`: for who reads them by other means, and stages none.
+    pub(crate) fn detached(vfs: Arc<dyn Vfs>, dir: &Path, spec: LedgerSpec) -> Self {
+        Self {
+            layout: Layout { vfs, dir: dir.to_path_buf(), spec },
+            state: Mutex::new(State::new(spec.segment_bytes, 0, Vec::new())),
+            writer: Mutex::new(None),
+            readers: Readers::new(),
+            poisoned: AtomicBool::new(false),
+        }
     }
 
     /// Adds frames to the end and returns the position of each. They can be read at once and are lost in a crash until

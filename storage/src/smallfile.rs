@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Damage, Error, FileOp, Result};
-use crate::format::derived::{open_small, seal_small};
+use crate::format::derived::{SMALL_FILE_HEAD_BYTES, open_small, seal_small};
 use crate::vfs::{File, OpenMode, Vfs};
 
 /// Writes a file so that a crash leaves the old or the new content, and returns when the new one is durable.
@@ -60,6 +60,57 @@ impl ToSync {
 /// Bytes of one of the two places of a [`TwinFile`]: a disk sector, so that writing one never tears the other.
 const PLACE_BYTES: u64 = 4096;
 
+/// What the two places of a [`TwinFile`] hold.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    /// Counter and content of the newest whole one.
+    pub newest: Option<(u64, Vec<u8>)>,
+    /// Offset of a place that holds something else than a whole version with zeros behind it, or zeros alone.
+    pub torn: Option<u64>,
+}
+
+/// Reads a file that a [`TwinFile`] writes; `None` when there is none.
+pub(crate) fn read_twin(vfs: &dyn Vfs, path: &Path, magic: [u8; 8]) -> Result<Option<Places>> {
+    match vfs.open(path, OpenMode::Read) {
+        Ok(file) => read_places(&*file, path, magic).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(FileOp::Open, path, e)),
+    }
+}
+
+fn read_places(file: &dyn File, path: &Path, magic: [u8; 8]) -> Result<Places> {
+    let len = file.len().map_err(|e| Error::io(FileOp::Length, path, e))?;
+    let mut places = Places::default();
+    for place in 0..2 {
+        let at = place * PLACE_BYTES;
+        if at >= len {
+            break;
+        }
+        let have = (len - at).min(PLACE_BYTES) as usize;
+        let bytes = file.read_at(at, have).map_err(|e| Error::io(FileOp::Read, path, e))?;
+        // Whatever is not whole is a write that was cut short; the other place holds the version before it.
+        let framed_len = bytes.get(12..16).map_or(usize::MAX, |len| {
+            let len = u32::from_be_bytes([len[0], len[1], len[2], len[3]]) as usize;
+            len.saturating_add(SMALL_FILE_HEAD_BYTES + 4)
+        });
+        let content = match bytes.get(..framed_len).map(|framed| open_small(magic, framed, path)) {
+            Some(Ok(content)) => content.split_first_chunk::<8>(),
+            Some(Err(error @ Error::UnsupportedVersion { .. })) => return Err(error),
+            Some(Err(_)) | None => None,
+        };
+        let zeros_from = if content.is_some() { framed_len } else { 0 };
+        if bytes[zeros_from..].iter().any(|byte| *byte != 0) {
+            places.torn = places.torn.or(Some(at));
+        }
+        let Some((counter, content)) = content else { continue };
+        let counter = u64::from_be_bytes(*counter);
+        if places.newest.as_ref().is_none_or(|(best, _)| counter > *best) {
+            places.newest = Some((counter, content.to_vec()));
+        }
+    }
+    Ok(places)
+}
+
 /// A file of two places written in turn, each with a counter and a checksum. Writing costs one positioned write and no
 /// sync; a write torn by a crash leaves the version before.
 #[derive(Debug)]
@@ -74,32 +125,7 @@ impl TwinFile {
     /// Opens or makes the file; answers the newest content that is whole.
     pub(crate) fn open(vfs: &dyn Vfs, path: PathBuf, magic: [u8; 8]) -> Result<(Self, Option<Vec<u8>>)> {
         let file = vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
-        let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-        let mut newest: Option<(u64, Vec<u8>)> = None;
-        for place in 0..2 {
-            let at = place * PLACE_BYTES;
-            if at >= len {
-                break;
-            }
-            let have = (len - at).min(PLACE_BYTES) as usize;
-            let bytes = file.read_at(at, have).map_err(|e| Error::io(FileOp::Read, &path, e))?;
-            // Whatever is not whole is a write that was cut short; the other place holds the version before it.
-            let whole = bytes.get(12..16).map(|len| {
-                let len = u32::from_be_bytes([len[0], len[1], len[2], len[3]]) as usize;
-                bytes.get(..len.saturating_add(crate::format::derived::SMALL_FILE_HEAD_BYTES + 4))
-            });
-            let Some(Some(framed)) = whole else { continue };
-            let content = match open_small(magic, framed, &path) {
-                Ok(content) => content,
-                Err(error @ Error::UnsupportedVersion { .. }) => return Err(error),
-                Err(_) => continue,
-            };
-            let Some((counter, content)) = content.split_first_chunk::<8>() else { continue };
-            let counter = u64::from_be_bytes(*counter);
-            if newest.as_ref().is_none_or(|(best, _)| counter > *best) {
-                newest = Some((counter, content.to_vec()));
-            }
-        }
+        let newest = read_places(&*file, &path, magic)?.newest;
         let counter = newest.as_ref().map_or(0, |(counter, _)| *counter);
         Ok((Self { file: Arc::from(file), path, magic, counter }, newest.map(|(_, content)| content)))
     }

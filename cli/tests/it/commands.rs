@@ -156,7 +156,7 @@ fn bench_prints_a_table_and_json() {
 }
 
 #[test]
-fn fsck_compares_the_seals_of_a_stopped_node() {
+fn fsck_checks_a_stopped_node() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("demo");
     let base_port = free_base_port(1);
@@ -186,6 +186,35 @@ fn fsck_compares_the_seals_of_a_stopped_node() {
     assert_eq!(output.status.code(), Some(1), "{}{}", stdout(&output), stderr(&output));
     let said = stdout(&output) + &stderr(&output);
     assert!(said.contains(segment.file_name().unwrap().to_str().unwrap()), "{said}");
+
+    // All of it: the frame that holds the flipped bit is named with the transaction that it carries.
+    let full = |more: &[&str]| {
+        let args = [&["fsck", "--json", "--dir", node.to_str().unwrap()], more].concat();
+        let output = run(&mut alhambra(&args));
+        let report = serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap_or_default();
+        (output.status.code(), report)
+    };
+    let (code, report) = full(&[]);
+    assert_eq!(code, Some(1), "{report}");
+    let rotten: Vec<_> =
+        report["databases"].as_array().unwrap().iter().filter(|d| d["sound"] == json!(false)).collect();
+    let [rotten] = rotten[..] else { panic!("{report}") };
+    let first = &rotten["first_bad"];
+    assert_eq!(first["path"], json!(segment), "{report}");
+    assert!(first["tx"].as_u64().unwrap() >= 1 && first["offset"].as_u64().unwrap() < middle as u64, "{report}");
+    let (code, report) = full(&["--database", "systemdb"]);
+    assert_eq!((code, report["databases"].as_array().unwrap().len()), (Some(0), 1), "{report}");
+    assert_eq!(full(&["--database", "absent"]).0, Some(3));
+
+    bytes[middle] ^= 0x10;
+    fs::write(&segment, &bytes).unwrap();
+    for more in [&["--resume"][..], &[]] {
+        let (code, report) = full(more);
+        assert_eq!(code, Some(0), "{report}");
+        let databases = report["databases"].as_array().unwrap();
+        assert!(databases.len() >= 2 && databases.iter().all(|d| d["transactions"].as_u64().unwrap() >= 1), "{report}");
+    }
+    assert!(!dir.join("node-1.fsck").exists(), "nothing is left of a check that came to its end");
 }
 
 fn find(dir: &std::path::Path, wanted: &dyn Fn(&std::path::Path) -> bool) -> Vec<std::path::PathBuf> {

@@ -14,7 +14,8 @@ use crate::replicas::files;
 use crate::support::{self, commit_command, compare, dir, open, put};
 use crate::transfer::flip;
 
-fn filled() -> (Arc<dyn Vfs>, Model) {
+/// A database with sealed segments and a checkpoint, and its model.
+pub fn filled() -> (Arc<dyn Vfs>, Model) {
     let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
     let db = open(&vfs, &dir()).expect("an empty disk");
     let mut model = Model::new();

@@ -8,6 +8,7 @@ mod database;
 mod db_crash;
 mod db_faults;
 mod db_golden;
+mod fsck;
 mod large_tx;
 mod ledger_crash;
 mod ledger_damage;
