@@ -186,6 +186,8 @@ pub struct GroupStatus {
     pub applied: Option<LogId>,
     /// Newest transaction applied here.
     pub applied_tx: TxId,
+    /// The disk of this node is full: what has to be written here waits for space.
+    pub waits_for_space: bool,
     /// Members with a vote.
     pub voters: BTreeMap<u64, BasicNode>,
     /// Members without a vote.
@@ -242,6 +244,7 @@ pub(crate) struct Replica {
     pub(crate) strands: Strands,
     pub(crate) seals_due: Arc<Notify>,
     failure: FailureCell,
+    log_store: LogStore,
     stopping: AtomicBool,
     server: ServerWatch,
     metrics: WatchReceiverOf<TypeConfig, openraft::RaftMetrics<TypeConfig>>,
@@ -357,6 +360,7 @@ impl Group {
         let log_store =
             LogStore::open(database.clone(), strands.clone(), gate.clone(), failure.clone(), tuning.read_batch_bytes)
                 .map_err(|e| storage_error(e.into()))?;
+        let own_log = log_store.clone();
         let state_machine = StateMachine::new(
             env.vfs.clone(),
             spec.dir.clone(),
@@ -394,12 +398,14 @@ impl Group {
             strands,
             seals_due,
             failure,
+            log_store: own_log,
             stopping: AtomicBool::new(false),
         });
         let tasks = vec![
             tokio::spawn(replica.clone().run_proposer()),
             tokio::spawn(replica.clone().run_rounds()),
             tokio::spawn(replica.clone().run_duties()),
+            tokio::spawn(replica.log_store.clone().run_space()),
         ];
         Ok(Arc::new(Self { replica, tasks: Mutex::new(tasks) }))
     }
@@ -463,6 +469,15 @@ impl Group {
         self.replica.applied.clone()
     }
 
+    /// Waits until this replica has stopped itself or was asked to stop.
+    pub async fn ended(&self) {
+        let replica = &self.replica;
+        tokio::select! {
+            () = replica.failure.failed() => {}
+            () = replica.core_stopped() => {}
+        }
+    }
+
     /// What this replica knows about itself and its group.
     pub fn status(&self) -> GroupStatus {
         let metrics = self.replica.raft_metrics();
@@ -481,6 +496,7 @@ impl Group {
             committed: metrics.local_committed.as_ref().map(from_raft_log_id),
             applied: applied.log_id,
             applied_tx: applied.tx,
+            waits_for_space: self.replica.log_store.waits_for_space(),
             voters,
             learners,
         }
@@ -545,15 +561,21 @@ impl Group {
 
     /// Stops in order: no new calls, the core, the tasks, the disk. Waiting calls end.
     pub async fn shutdown(&self) {
+        let failed = matches!(self.replica.health(), Health::Failed { .. });
         if self.replica.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
         self.replica.proposer.close();
+        self.replica.log_store.close();
         // The core may have failed before; it is stopped either way.
         let _ = self.replica.raft.shutdown().await;
         self.replica.rounds.close();
         for task in self.tasks.lock().drain(..) {
             task.abort();
+        }
+        if failed {
+            // Nothing more is written to a disk that failed; opening finds out what it holds.
+            return;
         }
         let database = self.replica.database.clone();
         let _ = self.replica.strands.log.run(move || database.ledger().flush().map(drop)).await;

@@ -1,6 +1,8 @@
 //! All groups of one node: forms or resumes the cluster, runs group 0, and starts a group for every database that
 //! `systemdb` places here.
 
+mod reopening;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -113,6 +115,10 @@ pub struct GroupReadiness {
     pub applied: Option<LogId>,
     /// Whether the replica works; none while it is being opened.
     pub health: Option<Health>,
+    /// What has to be written here waits, because the disk is full.
+    pub waits_for_space: bool,
+    /// How often it was opened again after its disk had failed.
+    pub reopened: u64,
 }
 
 /// Whether this node may be sent traffic.
@@ -369,7 +375,8 @@ impl Groups {
         }
         let network = Network::new(links);
         *self.server.network.write() = Some(network.clone());
-        let group = match self.open_system(&identity, &network).await {
+        let spec = self.system_spec(&identity);
+        let group = match self.open_system(&identity, spec.clone(), &network).await {
             Ok(group) => group,
             Err(error) => return self.fail(StartError::SystemDatabase(error)),
         };
@@ -377,15 +384,19 @@ impl Groups {
         if !self.advance(Life::Serving) {
             return;
         }
-        self.spawn(self.clone().bootstrap(group.clone()));
+        self.spawn(self.clone().bootstrap());
         let opening = Arc::new(Semaphore::new(OPENING_MAX));
         let mut applied = group.watch_applied();
+        self.spawn(self.clone().keep_open(group, spec, network.clone()));
         loop {
             applied.mark_unchanged();
             self.meta.refresh();
             self.reconcile(&identity, &network, &opening);
             if applied.changed().await.is_err() {
-                return;
+                // Its disk failed; it is being opened again.
+                let group = self.hosting.wait_open(GroupId(0)).await;
+                self.meta.attach(group.clone(), identity.members.clone());
+                applied = group.watch_applied();
             }
         }
     }
@@ -401,13 +412,12 @@ impl Groups {
         })
     }
 
-    async fn open_system(&self, identity: &Identity, network: &Arc<Network>) -> Result<Arc<Group>, GroupError> {
-        let id = GroupId(0);
+    fn system_spec(&self, identity: &Identity) -> GroupSpec {
         let digest = sha256_parts(&[b"systemdb of ", identity.cluster.as_bytes()]);
         let mut database = [0; 16];
         database.copy_from_slice(&digest.0[..16]);
-        let spec = GroupSpec {
-            group: id,
+        GroupSpec {
+            group: GroupId(0),
             name: SYSTEM_DATABASE.to_owned(),
             database: DatabaseId(database),
             // Must be known before any record can be read, so it is no choice.
@@ -415,7 +425,16 @@ impl Groups {
             settings: self.spec.settings.clone(),
             dir: self.spec.dir.join(SYSTEM_DATABASE),
             node_id: identity.node_id,
-        };
+        }
+    }
+
+    async fn open_system(
+        &self,
+        identity: &Identity,
+        spec: GroupSpec,
+        network: &Arc<Network>,
+    ) -> Result<Arc<Group>, GroupError> {
+        let id = spec.group;
         self.hosting.reserve(id, SYSTEM_DATABASE);
         let group = self.open(spec, network).await?;
         self.hosting.settle(id, Ok(group.clone()));
@@ -436,10 +455,10 @@ impl Groups {
     }
 
     /// Writes the first records as soon as group 0 has a leader. Any node may; the conditions let only one succeed.
-    async fn bootstrap(self: Arc<Self>, group: Arc<Group>) {
+    async fn bootstrap(self: Arc<Self>) {
         let user: Arc<Mutex<Option<User>>> = Arc::default();
         while !self.meta.bootstrapped() {
-            if group.is_leader() {
+            if self.hosting.get(GroupId(0)).is_some_and(|group| group.is_leader()) {
                 let database = NewDatabase {
                     name: DEFAULT_DATABASE.to_owned(),
                     settings: self.spec.settings.clone(),
@@ -488,8 +507,8 @@ impl Groups {
         opening: Arc<Semaphore>,
     ) {
         let id = record.group;
-        let group = {
-            let Ok(_permit) = opening.acquire().await else { return };
+        let (group, spec) = {
+            let Ok(permit) = opening.acquire().await else { return };
             let spec = GroupSpec {
                 group: id,
                 name: record.name.clone(),
@@ -499,8 +518,9 @@ impl Groups {
                 dir: self.spec.dir.join("databases").join(format!("{}.{}", record.name, &record.id.to_string()[..8])),
                 node_id,
             };
-            match self.open(spec, &network).await {
-                Ok(group) => group,
+            // One whose disk fails must not keep others from being opened.
+            match self.open_patiently(&spec, &network, Some(permit)).await {
+                Ok(group) => (group, spec),
                 Err(error) => {
                     tracing::error!(group = %id, name = record.name, %error, source = ?std::error::Error::source(&error),
                         "the database does not open");
@@ -515,15 +535,12 @@ impl Groups {
         let preferred = usize::try_from(id.get() % ids.len() as u64).unwrap_or(0);
         let distance = (own + ids.len() - preferred) % ids.len();
         let grace = INITIALISE_GRACE * u32::try_from(distance).unwrap_or(u32::MAX);
-        let begun = async {
-            while !group.is_initialized().await {
-                sleep(RETRY_WAIT).await;
-            }
-        };
-        if group.is_initialized().await || (distance > 0 && timeout(grace, begun).await.is_ok()) {
-            return;
+        let begun =
+            group.is_initialized().await || (distance > 0 && timeout(grace, until_initialised(&group)).await.is_ok());
+        if !begun {
+            initialise(&group, &record.members).await;
         }
-        initialise(&group, &record.members).await;
+        self.keep_open(group, spec, network).await;
     }
 
     fn readiness_of(&self, hosted: &Hosted) -> GroupReadiness {
@@ -536,6 +553,8 @@ impl Groups {
                 committed: None,
                 applied: None,
                 health: hosted.trouble.clone().map(|reason| Health::Failed { reason }),
+                waits_for_space: false,
+                reopened: hosted.reopened,
             };
         };
         let status = group.status();
@@ -544,6 +563,7 @@ impl Groups {
         let ready = status.health == Health::Running
             && status.leader.is_some()
             && status.applied.is_some()
+            && !status.waits_for_space
             && lag <= self.spec.apply_lag_max;
         GroupReadiness {
             name: hosted.name.clone(),
@@ -553,6 +573,8 @@ impl Groups {
             committed: status.committed,
             applied: status.applied,
             health: Some(status.health),
+            waits_for_space: status.waits_for_space,
+            reopened: hosted.reopened,
         }
     }
 
@@ -576,6 +598,12 @@ impl Groups {
                 return;
             }
         }
+    }
+}
+
+async fn until_initialised(group: &Group) {
+    while !group.is_initialized().await {
+        sleep(RETRY_WAIT).await;
     }
 }
 

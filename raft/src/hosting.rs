@@ -22,8 +22,10 @@ pub(crate) struct Hosted {
     pub(crate) id: GroupId,
     /// None while it is being opened, and when it does not open.
     pub(crate) group: Option<Arc<Group>>,
-    /// Why it does not open.
+    /// Why it does not open, or was closed.
     pub(crate) trouble: Option<Arc<str>>,
+    /// How often it was opened again after its disk had failed.
+    pub(crate) reopened: u64,
 }
 
 /// See the module.
@@ -51,7 +53,7 @@ impl Hosting {
         if groups.contains_key(&id) {
             return false;
         }
-        groups.insert(id, Hosted { name: name.to_owned(), id, group: None, trouble: None });
+        groups.insert(id, Hosted { name: name.to_owned(), id, group: None, trouble: None, reopened: 0 });
         drop(groups);
         self.changed();
         true
@@ -61,11 +63,33 @@ impl Hosting {
     pub(crate) fn settle(&self, id: GroupId, group: Result<Arc<Group>, Arc<str>>) {
         if let Some(hosted) = self.groups.write().get_mut(&id) {
             match group {
-                Ok(group) => hosted.group = Some(group),
+                Ok(group) => (hosted.group, hosted.trouble) = (Some(group), None),
                 Err(trouble) => hosted.trouble = Some(trouble),
             }
         }
         self.changed();
+    }
+
+    /// The group is closed because its disk failed; callers find none until it is open again.
+    pub(crate) fn close(&self, id: GroupId, trouble: Arc<str>) {
+        if let Some(hosted) = self.groups.write().get_mut(&id) {
+            (hosted.group, hosted.trouble) = (None, Some(trouble));
+            hosted.reopened += 1;
+        }
+        self.changed();
+    }
+
+    /// Waits until the group is open.
+    pub(crate) async fn wait_open(&self, id: GroupId) -> Arc<Group> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            if let Some(group) = self.get(id) {
+                return group;
+            }
+            // The sender lives as long as `self`.
+            let _ = changes.changed().await;
+        }
     }
 
     pub(crate) fn get(&self, id: GroupId) -> Option<Arc<Group>> {

@@ -9,20 +9,26 @@
 //! While a job syncs, further appends gather for the next one: group commit without a timer. Votes and cuts go through
 //! the same strand, so they keep their order with appends. Purging only moves a mark: entries below it are not answered
 //! any more, their bytes stay; the mark never passes the checkpoint (R3).
+//!
+//! A full disk is waited for: appends, and votes behind them, stay unanswered until there is space, and then go on in their
+//! order. Any other failure of the disk stops the replica.
 
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use alhambra_ledger::ids::{LogId, LogIndex};
 use alhambra_storage::database::Database;
+use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::segment::{Frame, FrameKind, Position};
 use futures::{Stream, stream};
 use openraft::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 
 use crate::codec;
 use crate::strand::{FailureCell, Strands};
@@ -30,6 +36,9 @@ use crate::types::{CommandBytes, RaftEntry, RaftLogId, RaftVote, TypeConfig, fro
 
 /// A read that begins this many entries before the end is probably not in memory.
 const WARM_ENTRIES: u64 = 1024;
+
+/// How often a full disk is tried again.
+const SPACE_RETRY: Duration = Duration::from_millis(200);
 
 /// The log of one group. Clones share it.
 #[derive(Clone)]
@@ -43,6 +52,12 @@ struct Shared {
     state: Mutex<State>,
     /// Appends share it; an install, which replaces the ledger, holds it alone.
     gate: Arc<RwLock<()>>,
+    /// Something is unanswered because the disk is full.
+    waits_for_space: AtomicBool,
+    /// Wakes [`LogStore::run_space`].
+    full: Notify,
+    /// Nothing waits for space any more: the replica is going down.
+    closing: AtomicBool,
 }
 
 struct State {
@@ -78,7 +93,37 @@ impl LogStore {
         };
         let purged = database.purge_mark();
         let state = Mutex::new(State { vote, purged, unreported: Vec::new(), drain_queued: false, committed: None });
-        Ok(Self(Arc::new(Shared { database, strands, failure, read_batch_bytes, state, gate })))
+        Ok(Self(Arc::new(Shared {
+            database,
+            strands,
+            failure,
+            read_batch_bytes,
+            state,
+            gate,
+            waits_for_space: AtomicBool::new(false),
+            full: Notify::new(),
+            closing: AtomicBool::new(false),
+        })))
+    }
+
+    /// Whether a write waits for space on the disk.
+    pub(crate) fn waits_for_space(&self) -> bool {
+        self.0.waits_for_space.load(Ordering::Acquire)
+    }
+
+    /// Lets nothing wait for space from now on, so that the core can end.
+    pub(crate) fn close(&self) {
+        self.0.closing.store(true, Ordering::Release);
+    }
+
+    /// Tries appends that found no space again, for as long as the replica runs.
+    pub(crate) async fn run_space(self) {
+        loop {
+            self.0.full.notified().await;
+            tokio::time::sleep(SPACE_RETRY).await;
+            let shared = self.0.clone();
+            self.0.strands.log.submit(move || shared.drain());
+        }
     }
 
     fn purged(&self) -> Option<LogId> {
@@ -116,8 +161,10 @@ impl LogStore {
 impl Shared {
     fn write_committed(&self) {
         let Some(committed) = self.state.lock().committed.take() else { return };
-        if let Err(e) = self.database.save_committed(committed) {
-            self.failure.fail("the committed mark cannot be saved", &e);
+        match self.database.save_committed(committed) {
+            Err(e) if !e.waits_for_space() => drop(self.failure.fail("the committed mark cannot be saved", &e)),
+            // It only shortens the next start, and a newer one comes.
+            _ => {}
         }
     }
 
@@ -130,9 +177,19 @@ impl Shared {
         };
         match self.database.ledger().flush() {
             Ok(_) => {
+                self.has_space();
                 for append in covered {
                     append.io_completed(Ok(()));
                 }
+            }
+            Err(e @ StorageError::NoSpace { .. }) => {
+                self.has_no_space(&e);
+                let mut state = self.state.lock();
+                // Nobody else queues a drain until this one has been repeated.
+                state.drain_queued = true;
+                state.unreported.splice(..0, covered);
+                self.full.notify_one();
+                return;
             }
             Err(e) => {
                 let reason = self.failure.fail("the log cannot be written", &e).to_string();
@@ -144,6 +201,41 @@ impl Shared {
         }
         if let Err(e) = self.database.ledger().settle() {
             self.failure.fail("the log cannot be prepared for further writes", &e);
+        }
+    }
+}
+
+impl Shared {
+    fn has_no_space(&self, error: &StorageError) {
+        if !self.waits_for_space.swap(true, Ordering::AcqRel) {
+            tracing::warn!(%error, "the disk is full: writes wait here until there is space");
+        }
+    }
+
+    fn has_space(&self) {
+        if self.waits_for_space.swap(false, Ordering::AcqRel) {
+            tracing::info!("the disk has space again, writes go on");
+        }
+    }
+
+    /// Saves the vote behind all appends before it; `None` when one of both waits for space.
+    fn try_save_vote(&self, bytes: &[u8]) -> Option<Result<(), StorageError>> {
+        if !self.state.lock().unreported.is_empty() {
+            self.drain();
+            if self.waits_for_space.load(Ordering::Acquire) {
+                return None;
+            }
+        }
+        match self.database.save_vote(bytes) {
+            Err(e @ StorageError::NoSpace { .. }) if !self.closing.load(Ordering::Acquire) => {
+                self.has_no_space(&e);
+                None
+            }
+            Err(e) => Some(Err(e)),
+            Ok(()) => {
+                self.has_space();
+                Some(Ok(()))
+            }
         }
     }
 }
@@ -241,8 +333,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
         let bytes = codec::encode_vote(vote);
-        let shared = self.0.clone();
-        let saved = self.0.strands.log.run(move || shared.database.save_vote(&bytes)).await?;
+        let saved = loop {
+            let (shared, bytes) = (self.0.clone(), bytes.clone());
+            match self.0.strands.log.run(move || shared.try_save_vote(&bytes)).await? {
+                Some(saved) => break saved,
+                None if self.0.closing.load(Ordering::Acquire) => return Err(io::ErrorKind::StorageFull.into()),
+                None => tokio::time::sleep(SPACE_RETRY).await,
+            }
+        };
         saved.map_err(|e| self.0.failure.fail("the vote cannot be saved", &e))?;
         self.0.state.lock().vote = Some(*vote);
         Ok(())

@@ -135,8 +135,13 @@ impl StateMachine {
         let shared = self.0.clone();
         self.0.strands.background.submit(move || {
             shared.checkpoint_queued.store(false, Ordering::Release);
-            if let Err(e) = shared.database.checkpoint() {
-                shared.failure.fail("a checkpoint cannot be written", &e);
+            match shared.database.checkpoint() {
+                Ok(()) => {}
+                // It stays due.
+                Err(e) if e.waits_for_space() => {
+                    tracing::warn!(error = %e, "no checkpoint until there is space on the disk");
+                }
+                Err(e) => drop(shared.failure.fail("a checkpoint cannot be written", &e)),
             }
         });
     }

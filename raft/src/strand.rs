@@ -5,8 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use alhambra_ledger::ids::GroupId;
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::env::Executor;
 
@@ -57,24 +56,39 @@ impl Strand {
 }
 
 /// The first reason for which a replica stopped itself.
-#[derive(Clone, Default)]
-pub(crate) struct FailureCell(Arc<Mutex<Option<Arc<str>>>>);
+#[derive(Clone)]
+pub(crate) struct FailureCell(watch::Sender<Option<Arc<str>>>);
+
+impl Default for FailureCell {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
 
 impl FailureCell {
     /// Keeps the reason unless there is one already, and says it in the log.
     pub(crate) fn fail(&self, what: &'static str, error: &(dyn std::error::Error + 'static)) -> io::Error {
         let reason: Arc<str> = format!("{what}: {}", Chain(error)).into();
-        let mut first = self.0.lock();
-        if first.is_none() {
-            tracing::error!(%reason, "this replica stops");
-            *first = Some(reason.clone());
-        }
+        self.0.send_if_modified(|first| {
+            let is_first = first.is_none();
+            if is_first {
+                tracing::error!(%reason, "this replica stops");
+                *first = Some(reason.clone());
+            }
+            is_first
+        });
         io::Error::other(reason.to_string())
     }
 
     /// The reason, if the replica stopped itself.
     pub(crate) fn get(&self) -> Option<Arc<str>> {
-        self.0.lock().clone()
+        self.0.borrow().clone()
+    }
+
+    /// Waits until there is a reason.
+    pub(crate) async fn failed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
     }
 }
 

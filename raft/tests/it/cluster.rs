@@ -90,18 +90,26 @@ impl Rng for TestRng {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Each job of a strand takes [`DISK`], so that appends gather behind a sync as they do on a real disk.
-#[derive(Debug, Default)]
-struct SlowDisk(Mutex<BTreeMap<u64, tokio::sync::mpsc::UnboundedSender<Job>>>);
+/// Each job of a strand takes [`DISK`], so that appends gather behind a sync as they do on a real disk; while it is held,
+/// jobs that have not begun do not begin.
+#[derive(Debug)]
+struct SlowDisk {
+    strands: Mutex<BTreeMap<u64, tokio::sync::mpsc::UnboundedSender<Job>>>,
+    held: tokio::sync::watch::Sender<bool>,
+}
 
 impl Executor for SlowDisk {
     fn submit(&self, strand: u64, job: Job) {
-        let mut strands = self.0.lock();
+        let mut strands = self.strands.lock();
         let sender = strands.entry(strand).or_insert_with(|| {
             let (sender, mut jobs) = tokio::sync::mpsc::unbounded_channel::<Job>();
+            let mut held = self.held.subscribe();
             tokio::spawn(async move {
                 while let Some(job) = jobs.recv().await {
                     tokio::time::sleep(DISK).await;
+                    if held.wait_for(|held| !held).await.is_err() {
+                        return;
+                    }
                     job();
                 }
             });
@@ -438,6 +446,8 @@ impl Links {
 
 struct Machine {
     disk: MemVfs,
+    /// Whether the disk begins nothing.
+    held: tokio::sync::watch::Sender<bool>,
     boot: Option<(Arc<BootVfs>, Arc<Group>)>,
 }
 
@@ -483,10 +493,15 @@ impl Cluster {
 
     /// Starts a node that is down or new.
     pub async fn start(&mut self, id: u64) {
-        let machine = self.machines.entry(id).or_insert_with(|| Machine { disk: MemVfs::new(), boot: None });
+        let machine = self.machines.entry(id).or_insert_with(|| Machine {
+            disk: MemVfs::new(),
+            held: tokio::sync::watch::Sender::new(false),
+            boot: None,
+        });
         assert!(machine.boot.is_none(), "node {id} is up");
         let vfs = Arc::new(BootVfs { disk: machine.disk.clone(), state: Arc::default() });
-        let executor: Arc<dyn Executor> = if self.slow { Arc::new(SlowDisk::default()) } else { Arc::new(InlineDisk) };
+        let slow = SlowDisk { strands: Mutex::default(), held: machine.held.clone() };
+        let executor: Arc<dyn Executor> = if self.slow { Arc::new(slow) } else { Arc::new(InlineDisk) };
         let env = Env {
             vfs: vfs.clone(),
             clock: Arc::new(TestClock(self.began)),
@@ -573,6 +588,18 @@ impl Cluster {
     /// From now on the node's disk refuses every call.
     pub fn break_disk(&self, id: u64) {
         self.machines[&id].boot.as_ref().expect("the node is up").0.state.down.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the node's disk begins nothing that it is asked, or goes on. Needs disks that take time.
+    pub fn hold_disk(&self, id: u64, held: bool) {
+        assert!(self.slow);
+        self.machines[&id].held.send_replace(held);
+    }
+
+    /// From now on the node's disk has room for so many more bytes, or for any number.
+    pub fn leave_room(&self, id: u64, bytes: Option<u64>) {
+        let disk = &self.machines[&id].disk;
+        disk.set_capacity(bytes.map(|bytes| disk.size_bytes() + bytes));
     }
 
     /// The answer to the next forwarded proposal gets lost after it was served.

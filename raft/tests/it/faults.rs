@@ -278,3 +278,113 @@ fn a_disk_that_fails_stops_the_replica_and_not_the_group() {
         cluster.assert_equal().await;
     });
 }
+
+#[test]
+fn a_follower_whose_disk_is_full_waits_and_the_group_goes_on() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let leader = cluster.leader().await;
+        let full = cluster.follower().await;
+        put(&cluster.group(full), "k", "0").await.unwrap();
+        for room in [0, 1, 70_000, 200_000] {
+            cluster.leave_room(full, Some(room));
+            let began = tokio::time::Instant::now();
+            let mut n = 0;
+            while !cluster.group(full).status().waits_for_space {
+                n += 1;
+                put(&cluster.group(leader), &format!("r{room}-{n}"), &"v".repeat(5_000)).await.unwrap();
+                assert!(n < 200, "{room} bytes of room never run out");
+            }
+            put(&cluster.group(leader), "k", &room.to_string()).await.unwrap();
+            assert!(began.elapsed().as_secs() < 20, "writes waited for the full disk: {:?}", began.elapsed());
+            assert_eq!(
+                cluster.group(full).status().health,
+                alhambra_raft::group::Health::Running,
+                "full is no failure"
+            );
+            cluster.leave_room(full, None);
+            until("the follower goes on by itself", || !cluster.group(full).status().waits_for_space).await;
+            cluster.assert_equal().await;
+            assert_eq!(get(&cluster.group(full), "k").await.unwrap(), Some(room.to_string()));
+        }
+    });
+}
+
+#[test]
+fn two_full_disks_hold_writes_up_until_there_is_room_and_nothing_is_lost() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let leader = cluster.leader().await;
+        put(&cluster.group(leader), "k", "before").await.unwrap();
+        let full: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+        full.iter().for_each(|id| cluster.leave_room(*id, Some(0)));
+        let began = tokio::time::Instant::now();
+        let big = "v".repeat(200_000);
+        let first = cluster.group(leader).propose(set("k", &big), after(3_000)).await;
+        assert_eq!(first, Err(ProposeError::OutcomeUnknown), "it may be on the disks once there is room");
+        assert_eq!(began.elapsed().as_millis(), 3_000, "the deadline holds");
+        full.iter().for_each(|id| cluster.leave_room(*id, None));
+        put(&cluster.group(leader), "later", "v").await.unwrap();
+        cluster.assert_equal().await;
+        assert_eq!(revisions(&cluster.group(leader), "k"), 2, "and it was, once");
+    });
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_loses_nothing_of_what_it_acknowledged() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let leader = cluster.leader().await;
+        cluster.leave_room(leader, Some(0));
+        // A majority has room, so writes go on while the leader's own disk waits.
+        for n in 0..30 {
+            put(&cluster.group(leader), &format!("k{n}"), &"v".repeat(5_000)).await.unwrap();
+        }
+        assert!(cluster.group(leader).status().waits_for_space);
+        cluster.crash(leader, Crash::PowerLoss).await;
+        cluster.leave_room(leader, None);
+        cluster.start(leader).await;
+        cluster.assert_equal().await;
+        for n in 0..30 {
+            assert!(get(&cluster.group(leader), &format!("k{n}")).await.unwrap().is_some(), "k{n}");
+        }
+    });
+}
+
+#[test]
+fn a_disk_that_answers_late_holds_no_call_beyond_its_deadline() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let leader = cluster.leader().await;
+        put(&cluster.group(leader), "k", "before").await.unwrap();
+        // One slow disk, whosever it is, does not matter; two do, and all three.
+        for slow in [vec![leader], vec![cluster.follower().await], (1..=3).collect()] {
+            slow.iter().for_each(|id| cluster.hold_disk(*id, true));
+            let began = tokio::time::Instant::now();
+            let writes = (1..=3).map(|id| {
+                let group = cluster.group(id);
+                async move { group.propose(set("k", "held"), after(2_000)).await }
+            });
+            let answers = join_all(writes).await;
+            let reads = (1..=3).map(|id| {
+                let group = cluster.group(id);
+                async move { group.barrier(Level::Linearizable, after(500)).await }
+            });
+            let _ = join_all(reads).await;
+            assert!(began.elapsed().as_millis() <= 2_500, "calls ended after {:?}", began.elapsed());
+            for answer in answers {
+                match answer {
+                    Ok(_) => assert!(slow.len() < 3, "acknowledged without a disk"),
+                    Err(error) => {
+                        assert!(slow.len() == 3, "{slow:?}: {error}");
+                        assert!(matches!(error, ProposeError::OutcomeUnknown | ProposeError::NoQuorum), "{error}");
+                    }
+                }
+            }
+            slow.iter().for_each(|id| cluster.hold_disk(*id, false));
+            cluster.leader().await;
+            put(&cluster.group(cluster.leader().await), "k", "after").await.unwrap();
+            cluster.assert_equal().await;
+        }
+    });
+}
