@@ -248,6 +248,14 @@ settings! {
     segment_size: u64 = 64 << 20, "segment-size", ours, "bytes, 65536 to 1073741824",
         |bytes| (1 << 16..=1 << 30).contains(bytes);
 
+    /// User writes are refused while fewer than a majority of the nodes have this much free space on the disk of their data
+    /// folder, bytes; 0 for never.
+    disk_low_water: u64 = 64 << 20, "disk-low-water", ours, "bytes, up to 1 TiB", |bytes| *bytes <= 1 << 40;
+
+    /// Size of a file in the data folder that is given up when the disk is full, so that prunes, seals and administration
+    /// still find space, bytes; 0 for none.
+    disk_reserve: u64 = 16 << 20, "disk-reserve", ours, "bytes, up to 1 GiB", |bytes| *bytes <= 1 << 30;
+
     /// How often a leader shows its followers that it lives.
     raft_heartbeat: Duration = Duration::from_millis(150), "raft-heartbeat", ours, "a time from 10ms to 10s",
         |time| (Duration::from_millis(10)..=Duration::from_secs(10)).contains(time);

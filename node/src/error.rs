@@ -103,7 +103,7 @@ pub enum Error {
     #[error("stored data of this replica is corrupted and is not served; its log names the file")]
     Corrupted(#[source] alhambra_storage::Error),
     /// The disk of this node failed.
-    #[error("the storage of this node failed; its log says how")]
+    #[error("the storage of this node failed and is opened again when it answers; its log says how; try another node")]
     Storage(#[source] alhambra_storage::Error),
     /// Stored bytes of a transaction do not have the form of their kind.
     #[error("a stored entry does not have the form of its kind")]
@@ -189,7 +189,7 @@ const fn code_of_propose(error: &ProposeError) -> Code {
         ProposeError::NoQuorum | ProposeError::Unavailable { .. } => Code::NoQuorum,
         ProposeError::OutcomeUnknown => Code::OutcomeUnknown,
         ProposeError::Overloaded { .. } => Code::Overloaded,
-        ProposeError::TooLarge { .. } => Code::LimitExceeded,
+        ProposeError::TooLarge { .. } | ProposeError::LimitExceeded(_) => Code::LimitExceeded,
         ProposeError::Stopped => Code::Starting,
     }
 }
@@ -248,6 +248,7 @@ impl From<Error> for Status {
 #[cfg(test)]
 mod tests {
     use alhambra_proto::code::Applied;
+    use alhambra_raft::error::WriteLimit;
 
     use super::*;
 
@@ -260,6 +261,9 @@ mod tests {
             ProposeError::OutcomeUnknown,
             ProposeError::Overloaded { queued_bytes: 2, queued_bytes_max: 1 },
             ProposeError::TooLarge { len_bytes: 2, len_bytes_max: 1 },
+            ProposeError::LimitExceeded(WriteLimit::DiskLow { node: 2, free_bytes: 1, low_bytes: 9 }),
+            ProposeError::LimitExceeded(WriteLimit::QuotaBytes { used_bytes: 5, needed_bytes: 6, quota_bytes: 10 }),
+            ProposeError::LimitExceeded(WriteLimit::QuotaTransactions { per_second: 3 }),
             ProposeError::Stopped,
         ];
         for error in errors {
@@ -270,6 +274,18 @@ mod tests {
             assert_eq!(status.message().ends_with("surely not applied"), !unknown, "{status:?}");
             assert_eq!(status.code() == tonic::Code::DeadlineExceeded, unknown, "{status:?}");
         }
+    }
+
+    #[test]
+    fn a_refusal_for_want_of_room_says_what_to_do() {
+        let limit = WriteLimit::DiskLow { node: 2, free_bytes: 12 << 20, low_bytes: 64 << 20 };
+        let status = Status::from(Error::from(ProposeError::LimitExceeded(limit)));
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(
+            status.message(),
+            "the disk of node 2 has 12 MiB left, below the low-water mark of 64 MiB: free space or prune; writes resume by \
+             themselves; surely not applied"
+        );
     }
 
     #[test]

@@ -81,6 +81,13 @@ fn explain(readiness: &Readiness) -> String {
         Phase::Stopping => "stopping".to_owned(),
     };
     let mut out = format!("{}: {phase}\n", if readiness.ready { "ready" } else { "not ready" });
+    if let Some(disk) = readiness.disk.filter(|disk| disk.low) {
+        let _ = writeln!(
+            out,
+            "disk low: {} bytes left, below the low-water mark of {}: free space or prune",
+            disk.free_bytes, disk.low_bytes
+        );
+    }
     for group in &readiness.groups {
         let leader = group.leader.map_or_else(|| "no known leader".to_owned(), |id| format!("leader node {id}"));
         let index = |log_id: Option<alhambra_ledger::ids::LogId>| log_id.map_or(0, |id| id.index.get());
@@ -88,7 +95,13 @@ fn explain(readiness: &Readiness) -> String {
         let state = if group.ready { "ready" } else { "not ready" };
         let _ = write!(out, "{}: {state}, {leader}, applied {applied} of {committed} log entries", group.name);
         if let Some(Health::Failed { reason }) = &group.health {
-            let _ = write!(out, ", failed: {reason}");
+            let _ = write!(out, ", failed: {reason}; opened again when the disk answers");
+        }
+        if group.waits_for_space {
+            out.push_str(", the disk is full: writes wait for space");
+        }
+        if let Some(limit) = &group.limit {
+            let _ = write!(out, ", user writes are refused: {limit}");
         }
         out.push('\n');
     }
@@ -123,6 +136,8 @@ impl axum::serve::Listener for HttpListener {
 #[cfg(test)]
 mod tests {
     use alhambra_ledger::ids::{GroupId, LogId};
+    use alhambra_raft::disk::DiskReport;
+    use alhambra_raft::error::WriteLimit;
     use alhambra_raft::groups::GroupReadiness;
 
     use super::*;
@@ -137,13 +152,31 @@ mod tests {
             committed: Some(LogId::new(2, 90)),
             applied: Some(LogId::new(2, 7)),
             health: None,
+            waits_for_space: false,
+            limit: None,
+            reopened: 0,
         };
-        let text = explain(&Readiness { ready: false, phase: Phase::Serving, groups: vec![group.clone()] });
+        let text = explain(&Readiness { ready: false, phase: Phase::Serving, disk: None, groups: vec![group.clone()] });
         assert_eq!(text, "not ready: serving\ndefaultdb: not ready, no known leader, applied 7 of 90 log entries\n");
         let damaged = GroupReadiness { health: Some(Health::Failed { reason: "rotten".into() }), ..group.clone() };
-        let text = explain(&Readiness { ready: false, phase: Phase::Serving, groups: vec![damaged] });
-        assert!(text.ends_with("applied 7 of 90 log entries, failed: rotten\n"), "{text}");
-        let waiting = Readiness { ready: false, phase: Phase::Forming("2 of 3 nodes".into()), groups: vec![] };
+        let text = explain(&Readiness { ready: false, phase: Phase::Serving, disk: None, groups: vec![damaged] });
+        assert!(
+            text.ends_with("applied 7 of 90 log entries, failed: rotten; opened again when the disk answers\n"),
+            "{text}"
+        );
+        let disk = DiskReport { free_bytes: 9, low_bytes: 10, low: true };
+        let limit = WriteLimit::DiskLow { node: 1, free_bytes: 9, low_bytes: 10 };
+        let full = GroupReadiness { waits_for_space: true, limit: Some(limit), ..group.clone() };
+        let text = explain(&Readiness { ready: false, phase: Phase::Serving, disk: Some(disk), groups: vec![full] });
+        assert_eq!(
+            text,
+            "not ready: serving\ndisk low: 9 bytes left, below the low-water mark of 10: free space or prune\ndefaultdb: not ready, \
+             no known leader, applied 7 of 90 log entries, the disk is full: writes wait for space, user writes are refused: \
+             the disk of node 1 has 9 bytes left, below the low-water mark of 10 bytes: free space or prune; writes resume by \
+             themselves\n"
+        );
+        let waiting =
+            Readiness { ready: false, phase: Phase::Forming("2 of 3 nodes".into()), disk: None, groups: vec![] };
         assert_eq!(explain(&waiting), "not ready: forming: 2 of 3 nodes\n");
     }
 }

@@ -8,7 +8,8 @@ use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use alhambra_raft::group::Role;
+use alhambra_raft::error::WriteLimit;
+use alhambra_raft::group::{Health, Role};
 use alhambra_raft::groups::Groups;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -99,6 +100,10 @@ impl Metrics {
             ("alhambra_raft_committed_log_index", Unit::Count, "Newest log entry known to be committed"),
             ("alhambra_raft_applied_log_index", Unit::Count, "Newest log entry applied here"),
             ("alhambra_raft_voters", Unit::Count, "Members of the group that vote"),
+            ("alhambra_disk_free_bytes", Unit::Bytes, "Free space on the disk of the data folder"),
+            ("alhambra_disk_low", Unit::Count, "1 while less than the low-water mark is free"),
+            ("alhambra_waits_for_space", Unit::Count, "1 while the full disk holds up writes of a database"),
+            ("alhambra_database_failed", Unit::Count, "1 while a database is closed because its disk failed"),
             ("process_resident_memory_bytes", Unit::Bytes, "Memory of the process"),
             ("process_open_fds", Unit::Count, "Open files and connections of the process"),
         ];
@@ -108,6 +113,11 @@ impl Metrics {
         let counters = [
             ("grpc_server_started_total", "Calls started"),
             ("grpc_server_handled_total", "Calls ended, by code"),
+            ("alhambra_writes_refused_total", "User writes refused by this leader, by reason"),
+            (
+                "alhambra_database_reopens_total",
+                "Times a database was closed because its disk failed, to be opened again",
+            ),
             ("immudb_uptime_hours", "Hours since this node started"),
             ("process_cpu_seconds_total", "Processor time of the process"),
         ];
@@ -174,6 +184,10 @@ impl Metrics {
         self.recorder.register_gauge(&Key::from_parts(name, labels), &METADATA)
     }
 
+    fn counter(&self, name: &'static str, labels: Vec<Label>) -> Counter {
+        self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
     /// Moves recorded times into their buckets; without it they would pile up until somebody asks.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
@@ -189,13 +203,26 @@ impl Metrics {
         {
             self.gauge("immudb_active_sessions", vec![]).set(sessions.count() as f64);
             self.gauge("immudb_loaded_databases", vec![]).set(readiness.groups.len() as f64);
+            if let Some(disk) = &readiness.disk {
+                self.gauge("alhambra_disk_free_bytes", vec![]).set(disk.free_bytes as f64);
+                self.gauge("alhambra_disk_low", vec![]).set(u8::from(disk.low));
+            }
             for group in &readiness.groups {
                 let db = || vec![Label::new("db", group.name.clone())];
+                self.counter("alhambra_database_reopens_total", db()).absolute(group.reopened);
+                let failed = matches!(group.health, Some(Health::Failed { .. }));
+                self.gauge("alhambra_database_failed", db()).set(u8::from(failed));
+                self.gauge("alhambra_waits_for_space", db()).set(u8::from(group.waits_for_space));
                 self.gauge("alhambra_raft_has_leader", db()).set(u8::from(group.leader.is_some()));
                 let Some(replica) = groups.group_by_name(&group.name) else { continue };
                 let status = replica.status();
                 let index = |log_id: Option<alhambra_ledger::ids::LogId>| log_id.map_or(0, |id| id.index.get()) as f64;
                 self.gauge("alhambra_raft_is_leader", db()).set(u8::from(status.role == Role::Leader));
+                for (reason, count) in WriteLimit::REASONS.into_iter().zip(status.refused) {
+                    let mut by_reason = db();
+                    by_reason.push(Label::from_static_parts("reason", reason));
+                    self.counter("alhambra_writes_refused_total", by_reason).absolute(count);
+                }
                 self.gauge("alhambra_raft_term", db()).set(status.term as f64);
                 self.gauge("alhambra_raft_last_log_index", db()).set(index(status.last_log));
                 self.gauge("alhambra_raft_committed_log_index", db()).set(index(status.committed));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
+use alhambra_raft::disk::DiskLimits;
 use alhambra_raft::env::{BoxIo, Env, Listener};
 use alhambra_raft::group::Tuning;
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
@@ -267,6 +268,7 @@ fn node_spec(config: &Config, admin: Arc<FirstAdmin>) -> NodeSpec {
             election_max_ms: ms(config.raft_election_max),
             ..Tuning::default()
         },
+        disk: DiskLimits { low_bytes: config.disk_low_water, reserve_bytes: config.disk_reserve },
         apply_lag_max: config.ready_lag_max,
     }
 }

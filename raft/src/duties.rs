@@ -1,5 +1,6 @@
-//! What a leader does without being asked: the first command of a database, seals of closed segments, and files for
-//! followers that are far behind.
+//! What a leader does without being asked: the first command of a database, seals of closed segments, files for followers
+//! that are far behind, and a look at the disks: for want of room it refuses user writes, or hands the leadership to a node
+//! that has some.
 //!
 //! A follower that misses many closed segments gets them as files. openraft sends a snapshot only to a follower that
 //! needs entries below the purge mark, so the leader takes a snapshot and moves the mark to the end of the newest closed
@@ -11,13 +12,18 @@ use std::time::Duration;
 use alhambra_ledger::ids::{LogId, LogIndex};
 use alhambra_storage::command::Command;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use tokio::time::Instant;
 
+use crate::disk;
 use crate::group::Replica;
 use crate::strand::Chain;
 use crate::types::from_raft_log_id;
 
 /// How often a leader looks after followers that are behind.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A leader without room tries to hand over once in this time.
+const HAND_OVER_INTERVAL: Duration = Duration::from_secs(5);
 
 /// After this long without a snapshot the leader gives up and looks again later.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
@@ -28,10 +34,12 @@ impl Replica {
         let mut server = self.watch_server();
         let mut led_from = None;
         let mut looked_at = None;
+        let mut handed_over = None;
         loop {
             let leads = server.borrow_and_update().state.is_leader();
             if !leads {
                 led_from = None;
+                self.proposer.set_limit(None);
                 if server.changed().await.is_err() {
                     return;
                 }
@@ -42,6 +50,7 @@ impl Replica {
             if self.ensure_genesis().await.is_err() {
                 return;
             }
+            self.look_at_disks(&mut handed_over).await;
             let applied = self.applied().log_id;
             if applied != looked_at {
                 looked_at = applied;
@@ -60,6 +69,32 @@ impl Replica {
                 () = self.seals_due.notified() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
+        }
+    }
+
+    /// Administration is always taken, so `systemdb` has no limit.
+    async fn look_at_disks(&self, handed_over: &mut Option<Instant>) {
+        if self.group.get() == 0 {
+            return;
+        }
+        let metrics = self.raft_metrics();
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let limit = disk::limit(&voters, |node| self.forward.disk(node));
+        self.proposer.set_limit(limit);
+        let low = |node: u64| self.forward.disk(node).is_some_and(|report| report.low);
+        if limit.is_some() || !low(self.node_id) || handed_over.is_some_and(|at| at.elapsed() < HAND_OVER_INTERVAL) {
+            return;
+        }
+        // A majority has room. Of those, who has most of the log takes over soonest.
+        let followers = metrics.replication.unwrap_or_default();
+        let roomy = followers.into_iter().filter(|(node, _)| voters.contains(node) && !low(*node));
+        let heir =
+            roomy.filter(|(node, _)| *node != self.node_id).max_by_key(|(_, matched)| matched.map(|id| id.index));
+        if let Some((heir, Some(_))) = heir {
+            tracing::info!(group = %self.group, heir, "the disk here is low, another node is asked to lead");
+            *handed_over = Some(Instant::now());
+            // The core is gone: nobody needs to lead.
+            let _ = self.raft.trigger().transfer_leader(heir).await;
         }
     }
 

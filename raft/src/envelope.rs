@@ -23,7 +23,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{decode_membership, encode_membership};
-use crate::error::{ProposeError, ReadError};
+use crate::disk::DiskReport;
+use crate::error::{ProposeError, ReadError, WriteLimit};
 use crate::forward::{ReadIndex, Written};
 use crate::log_store::frame_of_entry;
 use crate::types::{
@@ -59,6 +60,8 @@ pub mod kind {
     pub const PROPOSE: u32 = 8;
     /// An empty body.
     pub const READ_INDEX: u32 = 9;
+    /// [`super::encode_disk`].
+    pub const DISK: u32 = 10;
 }
 
 /// Why bytes are not what they should be.
@@ -518,6 +521,9 @@ enum WireProposeError {
     Overloaded { queued_bytes: u64, queued_bytes_max: u64 },
     TooLarge { len_bytes: u64, len_bytes_max: u64 },
     Stopped,
+    DiskLow { node: u64, free_bytes: u64, low_bytes: u64 },
+    QuotaBytes { used_bytes: u64, needed_bytes: u64, quota_bytes: u64 },
+    QuotaTransactions { per_second: u64 },
 }
 
 /// What became of a forwarded proposal.
@@ -554,6 +560,15 @@ pub fn encode_propose_reply(reply: &std::result::Result<Written, ProposeError>) 
                 WireProposeError::TooLarge { len_bytes: *len_bytes, len_bytes_max: *len_bytes_max }
             }
             ProposeError::Stopped => WireProposeError::Stopped,
+            ProposeError::LimitExceeded(limit) => match *limit {
+                WriteLimit::DiskLow { node, free_bytes, low_bytes } => {
+                    WireProposeError::DiskLow { node, free_bytes, low_bytes }
+                }
+                WriteLimit::QuotaBytes { used_bytes, needed_bytes, quota_bytes } => {
+                    WireProposeError::QuotaBytes { used_bytes, needed_bytes, quota_bytes }
+                }
+                WriteLimit::QuotaTransactions { per_second } => WireProposeError::QuotaTransactions { per_second },
+            },
         }),
     };
     put(&wire).freeze()
@@ -594,8 +609,53 @@ pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Written,
                 ProposeError::TooLarge { len_bytes, len_bytes_max }
             }
             WireProposeError::Stopped => ProposeError::Stopped,
+            WireProposeError::DiskLow { node, free_bytes, low_bytes } => {
+                ProposeError::LimitExceeded(WriteLimit::DiskLow { node, free_bytes, low_bytes })
+            }
+            WireProposeError::QuotaBytes { used_bytes, needed_bytes, quota_bytes } => {
+                ProposeError::LimitExceeded(WriteLimit::QuotaBytes { used_bytes, needed_bytes, quota_bytes })
+            }
+            WireProposeError::QuotaTransactions { per_second } => {
+                ProposeError::LimitExceeded(WriteLimit::QuotaTransactions { per_second })
+            }
         }),
     })
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireDisk {
+    free_bytes: u64,
+    low_bytes: u64,
+    low: bool,
+}
+
+fn disk(report: &DiskReport) -> WireDisk {
+    WireDisk { free_bytes: report.free_bytes, low_bytes: report.low_bytes, low: report.low }
+}
+
+fn disk_report(wire: &WireDisk) -> DiskReport {
+    DiskReport { free_bytes: wire.free_bytes, low_bytes: wire.low_bytes, low: wire.low }
+}
+
+/// What the asking node says about its disk.
+pub fn encode_disk(report: &DiskReport) -> Bytes {
+    put(&disk(report)).freeze()
+}
+
+/// See [`encode_disk`].
+pub fn decode_disk(body: &Bytes) -> Result<DiskReport> {
+    take_all(body).map(|wire| disk_report(&wire))
+}
+
+/// What the answering node says about its disk; nothing when it has not looked yet.
+pub fn encode_disk_reply(report: Option<&DiskReport>) -> Bytes {
+    put(&report.map(disk)).freeze()
+}
+
+/// See [`encode_disk_reply`].
+pub fn decode_disk_reply(body: &Bytes) -> Result<Option<DiskReport>> {
+    let wire: Option<WireDisk> = take_all(body)?;
+    Ok(wire.as_ref().map(disk_report))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -44,9 +44,79 @@ pub enum ProposeError {
         /// Longest encoded length.
         len_bytes_max: u64,
     },
+    /// User writes are refused for now. Surely not applied.
+    #[error(transparent)]
+    LimitExceeded(WriteLimit),
     /// This replica has stopped. Surely not applied.
     #[error("this replica has stopped")]
     Stopped,
+}
+
+/// Why a leader refuses user writes, and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteLimit {
+    /// Fewer than a majority of the nodes have room on their disks.
+    #[error(
+        "the disk of node {node} has {} left, below the low-water mark of {}: free space or prune; writes resume by themselves",
+        Size(*.free_bytes),
+        Size(*.low_bytes)
+    )]
+    DiskLow {
+        /// The node with the least room.
+        node: u64,
+        /// What is free there, bytes.
+        free_bytes: u64,
+        /// Its low-water mark, bytes.
+        low_bytes: u64,
+    },
+    /// The database would be larger than its quota.
+    #[error(
+        "the database takes {} of at most {} (quota_bytes) and {needed_bytes} more are needed: prune or raise the quota",
+        Size(*.used_bytes),
+        Size(*.quota_bytes)
+    )]
+    QuotaBytes {
+        /// What it takes on the leader, with what waits, bytes.
+        used_bytes: u64,
+        /// What the proposal may take, bytes.
+        needed_bytes: u64,
+        /// The quota, bytes.
+        quota_bytes: u64,
+    },
+    /// More transactions than the quota allows.
+    #[error("more than {per_second} transactions per second (quota_tx_per_second): send fewer or raise the quota")]
+    QuotaTransactions {
+        /// The quota.
+        per_second: u64,
+    },
+}
+
+impl WriteLimit {
+    /// Names of the limits, as metrics have them, in the order of [`WriteLimit::number`].
+    pub const REASONS: [&'static str; 3] = ["disk_low", "quota_bytes", "quota_tx_per_second"];
+
+    /// Place in [`WriteLimit::REASONS`].
+    pub const fn number(&self) -> usize {
+        match self {
+            Self::DiskLow { .. } => 0,
+            Self::QuotaBytes { .. } => 1,
+            Self::QuotaTransactions { .. } => 2,
+        }
+    }
+}
+
+/// Bytes for people.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            bytes @ 0..1024 => write!(f, "{bytes} bytes"),
+            bytes @ 1024..1_048_576 => write!(f, "{} KiB", bytes >> 10),
+            bytes @ 1_048_576..10_737_418_240 => write!(f, "{} MiB", bytes >> 20),
+            bytes => write!(f, "{} GiB", bytes >> 30),
+        }
+    }
 }
 
 impl ProposeError {

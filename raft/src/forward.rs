@@ -9,6 +9,7 @@ use alhambra_storage::command::TxProposal;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+use crate::disk::DiskReport;
 use crate::error::{ProposeError, ReadError};
 
 /// Where a follower's reads may begin, as the leader says it.
@@ -76,4 +77,9 @@ pub trait Forward: Send + Sync + Debug {
         leader: u64,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<ReadIndex, ForwardError<ReadError>>>;
+
+    /// What a node, this one included, has said about its disk lately. Nothing where nodes do not tell each other.
+    fn disk(&self, _node: u64) -> Option<DiskReport> {
+        None
+    }
 }

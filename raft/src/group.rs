@@ -38,7 +38,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::env::Env;
-use crate::error::{GroupError, MembershipError, ProposeError, ReadError, SnapshotError};
+use crate::error::{GroupError, MembershipError, ProposeError, ReadError, SnapshotError, WriteLimit};
 use crate::forward::{Forward, ReadIndex, Written};
 use crate::log_store::LogStore;
 use crate::read::Rounds;
@@ -188,6 +188,10 @@ pub struct GroupStatus {
     pub applied_tx: TxId,
     /// The disk of this node is full: what has to be written here waits for space.
     pub waits_for_space: bool,
+    /// Why this replica, as the leader, refuses user writes for now.
+    pub limit: Option<WriteLimit>,
+    /// User writes that were refused here, by [`WriteLimit::number`].
+    pub refused: [u64; WriteLimit::REASONS.len()],
     /// Members with a vote.
     pub voters: BTreeMap<u64, BasicNode>,
     /// Members without a vote.
@@ -497,6 +501,8 @@ impl Group {
             applied: applied.log_id,
             applied_tx: applied.tx,
             waits_for_space: self.replica.log_store.waits_for_space(),
+            limit: self.replica.proposer.limit(),
+            refused: self.replica.proposer.refused(),
             voters,
             learners,
         }

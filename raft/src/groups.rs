@@ -1,6 +1,7 @@
 //! All groups of one node: forms or resumes the cluster, runs group 0, and starts a group for every database that
 //! `systemdb` places here.
 
+mod disk;
 mod reopening;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::disk::{DiskLimits, DiskReport};
 use crate::env::Env;
-use crate::error::GroupError;
+use crate::error::{GroupError, WriteLimit};
 use crate::forming::driver::Former;
 use crate::forming::{FormError, Identity, Plan, PlanError};
 use crate::group::{Group, GroupSpec, Health, Role, Tuning};
@@ -69,6 +71,8 @@ pub struct NodeSpec {
     pub first_user: Arc<dyn Fn() -> User + Send + Sync>,
     /// Timing and bounds of the groups.
     pub tuning: Tuning,
+    /// Marks of the disk.
+    pub disk: DiskLimits,
     /// A group that has this many committed entries yet to apply is not ready.
     pub apply_lag_max: u64,
 }
@@ -117,6 +121,8 @@ pub struct GroupReadiness {
     pub health: Option<Health>,
     /// What has to be written here waits, because the disk is full.
     pub waits_for_space: bool,
+    /// Why this node, as the leader, refuses user writes for now.
+    pub limit: Option<WriteLimit>,
     /// How often it was opened again after its disk had failed.
     pub reopened: u64,
 }
@@ -128,6 +134,8 @@ pub struct Readiness {
     pub ready: bool,
     /// How far the node has come.
     pub phase: Phase,
+    /// The disk of this node; nothing before the cluster is formed.
+    pub disk: Option<DiskReport>,
     /// Every group that this node hosts, by number.
     pub groups: Vec<GroupReadiness>,
 }
@@ -287,7 +295,7 @@ impl Groups {
         let placed = self.placed().iter().all(|record| groups.iter().any(|group| group.group == record.group));
         let ready =
             life == Life::Serving && self.meta.bootstrapped() && placed && groups.iter().all(|group| group.ready);
-        Readiness { ready, phase, groups }
+        Readiness { ready, phase, disk: self.own_disk(), groups }
     }
 
     /// Waits until [`Groups::ready`] holds; false at the deadline.
@@ -384,6 +392,7 @@ impl Groups {
         if !self.advance(Life::Serving) {
             return;
         }
+        self.spawn(self.clone().watch_disk(identity.clone(), network.clone()));
         self.spawn(self.clone().bootstrap());
         let opening = Arc::new(Semaphore::new(OPENING_MAX));
         let mut applied = group.watch_applied();
@@ -554,6 +563,7 @@ impl Groups {
                 applied: None,
                 health: hosted.trouble.clone().map(|reason| Health::Failed { reason }),
                 waits_for_space: false,
+                limit: None,
                 reopened: hosted.reopened,
             };
         };
@@ -574,6 +584,7 @@ impl Groups {
             applied: status.applied,
             health: Some(status.health),
             waits_for_space: status.waits_for_space,
+            limit: status.limit,
             reopened: hosted.reopened,
         }
     }

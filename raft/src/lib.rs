@@ -15,9 +15,11 @@
 //! | [`state_machine`] | applies committed entries |
 //! | [`snapshot`] | raft snapshots as files |
 //! | [`codec`] | bytes of membership frames and votes |
+//! | [`disk`] | room on the disks of the nodes, and when user writes are refused for it |
 //! | [`error`] | errors by what the caller can do |
 
 pub mod codec;
+pub mod disk;
 mod duties;
 pub mod env;
 pub mod envelope;

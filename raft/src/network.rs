@@ -29,6 +29,7 @@ use openraft::type_config::alias::SnapshotOf;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::disk::{DiskReport, Disks};
 use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
 use crate::error::{ProposeError, ReadError};
 use crate::forward::{Forward, ForwardError, ReadIndex, Written};
@@ -59,6 +60,7 @@ pub struct Network {
     /// Replication streams and snapshot transfers, counted.
     numbers: AtomicU64,
     transfers: Mutex<BTreeMap<u64, Arc<dyn SnapshotSource>>>,
+    disks: Disks,
 }
 
 impl fmt::Debug for Network {
@@ -70,12 +72,29 @@ impl fmt::Debug for Network {
 impl Network {
     /// The network of one node.
     pub fn new(links: Arc<Links>) -> Arc<Self> {
-        Arc::new(Self { links, numbers: AtomicU64::new(1), transfers: Mutex::default() })
+        Arc::new(Self { links, numbers: AtomicU64::new(1), transfers: Mutex::default(), disks: Disks::default() })
     }
 
     /// The links.
     pub fn links(&self) -> &Arc<Links> {
         &self.links
+    }
+
+    /// What the nodes have said about their disks.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
+    }
+
+    /// Tells a node about the disk of this one and keeps what it answers about its own.
+    pub async fn exchange_disk(&self, node: u64, own: DiskReport, deadline: Instant) {
+        let body = envelope::encode_disk(&own);
+        let request = Request { lane: Lane::Small, group: GroupId(0), kind: kind::DISK, session: 0, body };
+        // A node that does not answer is not heard, which is all there is to do.
+        if let Ok(answer) = self.links.call(node, request, deadline).await
+            && let Ok(Some(report)) = envelope::decode_disk_reply(&answer)
+        {
+            self.disks.note(node, report);
+        }
     }
 
     /// The network of one group.
@@ -385,5 +404,9 @@ impl Forward for Network {
                 Err(_) => Err(ForwardError::AnswerLost),
             }
         })
+    }
+
+    fn disk(&self, node: u64) -> Option<DiskReport> {
+        self.disks.get(node)
     }
 }

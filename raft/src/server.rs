@@ -118,6 +118,13 @@ impl Handler for Arc<Server> {
                     let reply = server.group(call.group)?.serve_read_index(call.deadline).await;
                     Ok(envelope::encode_read_index_reply(&reply))
                 }
+                kind::DISK => {
+                    let report = envelope::decode_disk(&call.body).map_err(bad)?;
+                    let network = server.network.read().clone().ok_or(Refusal::Stopped)?;
+                    network.disks().note(from, report);
+                    let own = server.former.identity().and_then(|identity| network.disks().get(identity.node_id));
+                    Ok(envelope::encode_disk_reply(own.as_ref()))
+                }
                 _ => Err(Refusal::BadRequest),
             }
         })

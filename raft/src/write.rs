@@ -9,6 +9,9 @@
 //! No timers: a batch leaves at once when none is on its way, and takes with it whatever waits. While one is written and
 //! replicated the next one gathers; it leaves before the other is back only when it has grown to `pipeline_bytes`.
 //!
+//! User writes are refused here, and not at apply, when disks are low or a quota is used up: free space and time are no
+//! replicated state. So a quota may be passed by what is on its way when leaders change, and never by more.
+//!
 //! A proposal is tried again, with the same request id, until its deadline; that never commits it twice, because the
 //! outcomes of request ids are replicated state. Each attempt ends as surely not applied or as possibly applied, and the
 //! answer at the deadline says which (R4).
@@ -31,7 +34,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::envelope::PROPOSAL_BYTES_MAX;
-use crate::error::ProposeError;
+use crate::error::{ProposeError, WriteLimit};
 use crate::forward::{ForwardError, Written};
 use crate::group::Replica;
 use crate::types::{CommandBytes, Completion, TypeConfig};
@@ -79,6 +82,10 @@ struct Queue {
     bytes: u64,
     in_flight: usize,
     closed: bool,
+    /// Why user writes are refused for now.
+    limit: Option<WriteLimit>,
+    /// When the transactions taken so far would all have come, one by one at the rate of the quota.
+    paid_until: Option<Instant>,
 }
 
 /// Gathers proposals into batches and hands them to the consensus core.
@@ -95,6 +102,42 @@ pub(crate) struct Proposer {
     in_flight_max: usize,
     pipeline_bytes: u64,
     proposal_bytes_max: u64,
+    /// User writes that were refused, by [`WriteLimit::number`].
+    refused: [AtomicU64; WriteLimit::REASONS.len()],
+}
+
+/// Quotas of a database as they are in force.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quotas {
+    bytes: u64,
+    tx_per_second: u64,
+    /// What the database takes, when that counts, bytes.
+    used_bytes: u64,
+}
+
+impl Queue {
+    /// Whether one more proposal is taken, and the count of it.
+    fn admit(&mut self, len: u64, quotas: Quotas, now: Instant) -> Result<(), WriteLimit> {
+        if let Some(limit) = self.limit {
+            return Err(limit);
+        }
+        let used_bytes = quotas.used_bytes.saturating_add(self.bytes);
+        if quotas.bytes > 0 && used_bytes.saturating_add(len) > quotas.bytes {
+            return Err(WriteLimit::QuotaBytes { used_bytes, needed_bytes: len, quota_bytes: quotas.bytes });
+        }
+        if quotas.tx_per_second == 0 {
+            self.paid_until = None;
+            return Ok(());
+        }
+        // As many as the quota at once after a pause, then one whenever its share of a second has passed.
+        let share = Duration::from_nanos(1_000_000_000 / quotas.tx_per_second.min(1_000_000_000));
+        let paid_until = self.paid_until.unwrap_or(now).max(now) + share;
+        if paid_until > now + Duration::from_secs(1) {
+            return Err(WriteLimit::QuotaTransactions { per_second: quotas.tx_per_second });
+        }
+        self.paid_until = Some(paid_until);
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Proposer {
@@ -171,7 +214,23 @@ impl Proposer {
             in_flight_max: tuning.batches_in_flight_max.max(1),
             pipeline_bytes: tuning.pipeline_bytes,
             proposal_bytes_max: PROPOSAL_BYTES_MAX.min(FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
+            refused: Default::default(),
         }
+    }
+
+    /// From now on user writes are refused for this reason, or taken.
+    pub(crate) fn set_limit(&self, limit: Option<WriteLimit>) {
+        self.queue.lock().limit = limit;
+    }
+
+    /// Why user writes are refused here for now.
+    pub(crate) fn limit(&self) -> Option<WriteLimit> {
+        self.queue.lock().limit
+    }
+
+    /// User writes that were refused here, by [`WriteLimit::number`].
+    pub(crate) fn refused(&self) -> [u64; WriteLimit::REASONS.len()] {
+        self.refused.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// A request id that no other request of any client has.
@@ -184,6 +243,7 @@ impl Proposer {
         &self,
         proposal: TxProposal,
         deadline: Instant,
+        quotas: Quotas,
     ) -> Result<(Arc<Slot>, oneshot::Receiver<Answer>), ProposeError> {
         let len = proposal.encoded_len_max() as u64;
         if len > self.proposal_bytes_max {
@@ -201,6 +261,10 @@ impl Proposer {
             }
             if queue.bytes > 0 && queue.bytes + len > self.bytes_max {
                 return Err(ProposeError::Overloaded { queued_bytes: queue.bytes, queued_bytes_max: self.bytes_max });
+            }
+            if let Err(limit) = queue.admit(len, quotas, Instant::now()) {
+                self.refused[limit.number()].fetch_add(1, Ordering::Relaxed);
+                return Err(ProposeError::LimitExceeded(limit));
             }
             queue.bytes += len;
             queue.slots.push_back(slot.clone());
@@ -398,6 +462,12 @@ impl Replica {
         }
     }
 
+    fn quotas(&self) -> Quotas {
+        let Some(settings) = self.database.settings() else { return Quotas::default() };
+        let used_bytes = if settings.quota_bytes > 0 { self.database.size_bytes() } else { 0 };
+        Quotas { bytes: settings.quota_bytes, tx_per_second: settings.quota_tx_per_second, used_bytes }
+    }
+
     /// One attempt on this node.
     async fn propose_here(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, Missed> {
         match self.outcome_here(proposal, deadline).await? {
@@ -413,7 +483,8 @@ impl Replica {
     }
 
     async fn outcome_here(&self, proposal: TxProposal, deadline: Instant) -> Answer {
-        let (slot, mut receiver) = self.proposer.enqueue(proposal, deadline).map_err(Missed::Refused)?;
+        let quotas = self.quotas();
+        let (slot, mut receiver) = self.proposer.enqueue(proposal, deadline, quotas).map_err(Missed::Refused)?;
         let given_up = GiveUp { proposer: &self.proposer, slot: &slot };
         tokio::select! {
             biased;

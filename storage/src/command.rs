@@ -124,9 +124,10 @@ pub struct Settings {
     pub header_version: u16,
     /// New headers carry ts 0.
     pub exclude_commit_time: bool,
-    /// Bytes the database may take before user writes are refused; 0 = no limit. Kept, not enforced yet.
+    /// Bytes the database may take before user writes are refused; 0 = no limit. Looked at by the
+    /// proposer, because what a replica takes on disk is its own.
     pub quota_bytes: u64,
-    /// Transactions per second that users may write; 0 = no limit. Kept, not enforced yet.
+    /// Transactions per second that users may write; 0 = no limit. Looked at by the proposer: apply has no clock.
     pub quota_tx_per_second: u64,
     /// What whoever makes a proposal does with its values.
     pub compression: Compression,

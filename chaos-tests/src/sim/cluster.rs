@@ -127,6 +127,8 @@ fn config(node: usize) -> Config {
     config.segment_size = SEGMENT_BYTES;
     config.password_hash_memory = 8;
     config.password_hash_passes = 1;
+    // Disks in memory have room without bound; the bytes of a reserve would only take time.
+    config.disk_reserve = 0;
     config
 }
 

@@ -459,6 +459,7 @@ pub struct Cluster {
     segment_bytes: u64,
     slow: bool,
     tuning: Tuning,
+    settings: Settings,
 }
 
 impl Cluster {
@@ -474,6 +475,17 @@ impl Cluster {
 
     /// The same, with other bounds.
     pub async fn tuned(voters: u64, segment_bytes: u64, slow: bool, tuning: Tuning) -> Self {
+        Self::with_settings(voters, segment_bytes, slow, tuning, Settings::DEFAULT).await
+    }
+
+    /// The same, for a database with these settings.
+    pub async fn with_settings(
+        voters: u64,
+        segment_bytes: u64,
+        slow: bool,
+        tuning: Tuning,
+        settings: Settings,
+    ) -> Self {
         let mut cluster = Self {
             switch: Switch::default(),
             machines: BTreeMap::new(),
@@ -481,6 +493,7 @@ impl Cluster {
             segment_bytes,
             slow,
             tuning,
+            settings,
         };
         for id in 1..=voters {
             cluster.start(id).await;
@@ -514,7 +527,7 @@ impl Cluster {
             name: "defaultdb".to_owned(),
             database: DATABASE,
             segment_bytes: self.segment_bytes,
-            settings: Settings::DEFAULT,
+            settings: self.settings.clone(),
             dir: PathBuf::from("/data/db"),
             node_id: id,
         };

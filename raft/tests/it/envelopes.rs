@@ -6,8 +6,9 @@ use alhambra_ledger::Digest;
 use alhambra_ledger::header::{TxHeader, TxMetadata};
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_raft::codec::encode_membership;
+use alhambra_raft::disk::DiskReport;
 use alhambra_raft::envelope::*;
-use alhambra_raft::error::{ProposeError, ReadError};
+use alhambra_raft::error::{ProposeError, ReadError, WriteLimit};
 use alhambra_raft::forward::{ReadIndex, Written};
 use alhambra_raft::types::{
     CommandBytes, RaftEntry, RaftMembership, RaftStoredMembership, RaftVote, TypeConfig, to_raft_log_id,
@@ -233,6 +234,9 @@ fn forwards() {
         ProposeError::Overloaded { queued_bytes: 5, queued_bytes_max: 4 },
         ProposeError::TooLarge { len_bytes: 5, len_bytes_max: 4 },
         ProposeError::Stopped,
+        ProposeError::LimitExceeded(WriteLimit::DiskLow { node: 2, free_bytes: 7, low_bytes: 300 }),
+        ProposeError::LimitExceeded(WriteLimit::QuotaBytes { used_bytes: 9, needed_bytes: 8, quota_bytes: 10 }),
+        ProposeError::LimitExceeded(WriteLimit::QuotaTransactions { per_second: 70_000 }),
     ];
     let rejected = rejections.into_iter().map(|rejection| Ok(Written::Rejected(rejection)));
     for (n, reply) in rejected.chain(errors.into_iter().map(Err)).chain([committed]).enumerate() {
@@ -243,9 +247,18 @@ fn forwards() {
         match n {
             0..14 => assert_eq!(hex(&bytes[..4]), format!("010001{n:02x}")),
             14 => assert_eq!(hex(&bytes), "0100010c00", "a conflict without range"),
-            15..22 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 15)),
+            15..25 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 15)),
             _ => {}
         }
+    }
+    let disk = DiskReport { free_bytes: 300, low_bytes: 7, low: false };
+    assert_eq!(hex(&encode_disk(&disk)), "01fb012c0700");
+    assert_eq!(decode_disk(&encode_disk(&disk)).unwrap(), disk);
+    refuses_damage(&encode_disk(&disk), decode_disk);
+    for reply in [None, Some(disk)] {
+        let bytes = encode_disk_reply(reply.as_ref());
+        assert_eq!(decode_disk_reply(&bytes).unwrap(), reply);
+        refuses_damage(&bytes, decode_disk_reply);
     }
     for reply in [
         Ok(ReadIndex { index: LogIndex(9), tx: TxId(4) }),

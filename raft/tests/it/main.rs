@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)] // A test may fail loudly anywhere.
 
 mod cluster;
+mod disks;
 mod envelopes;
 mod faults;
 mod forming;
 mod links;
 mod nodes;
+mod quotas;
 mod replicas;
 mod seeding;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::ids::TxId;
+use alhambra_raft::disk::DiskLimits;
 use alhambra_raft::env::Env;
 use alhambra_raft::envelope::PROPOSAL_BYTES_MAX;
 use alhambra_raft::error::ProposeError;
@@ -116,6 +117,7 @@ impl Nodes {
                 user(ADMIN_USER, "hash")
             }),
             tuning: Tuning::default(),
+            disk: DiskLimits { low_bytes: 0, reserve_bytes: 0 },
             apply_lag_max: 100,
         }
     }

@@ -85,7 +85,7 @@ struct Plan {
     looks: u64,
     fault: Option<(u64, Fault)>,
     look_fault: Option<(u64, io::ErrorKind)>,
-    broken: Option<io::ErrorKind>,
+    broken: Option<(PathBuf, io::ErrorKind)>,
     read_only_from: Option<u64>,
     stopped: bool,
     syncs_lie: bool,
@@ -109,9 +109,7 @@ impl Plan {
         }
         let number = self.count;
         self.count += 1;
-        if let Some(kind) = self.broken {
-            return Err(kind.into());
-        }
+        self.broken(path)?;
         if self.read_only_from.is_some_and(|from| number >= from) {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
@@ -139,14 +137,22 @@ impl Plan {
         }
     }
 
-    fn look(&mut self) -> io::Result<()> {
+    fn broken(&self, path: &Path) -> io::Result<()> {
+        match &self.broken {
+            Some((below, kind)) if path.starts_with(below) => Err((*kind).into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn look(&mut self, path: &Path) -> io::Result<()> {
         if self.stopped {
             return Err(stopped());
         }
         let number = self.looks;
         self.looks += 1;
         let planned = self.look_fault.filter(|(at, _)| *at == number).map(|(_, kind)| kind);
-        self.broken.or(planned).map_or(Ok(()), |kind| Err(kind.into()))
+        self.broken(path)?;
+        planned.map_or(Ok(()), |kind| Err(kind.into()))
     }
 }
 
@@ -173,7 +179,12 @@ impl FaultyVfs {
 
     /// From now on every call fails with this error, or none does.
     pub fn set_broken(&self, kind: Option<io::ErrorKind>) {
-        self.plan.lock().broken = kind;
+        self.plan.lock().broken = kind.map(|kind| (PathBuf::new(), kind));
+    }
+
+    /// From now on every call on something at or below `path` fails with this error.
+    pub fn break_below(&self, path: &Path, kind: io::ErrorKind) {
+        self.plan.lock().broken = Some((path.to_path_buf(), kind));
     }
 
     /// From now on every step fails with `ReadOnlyFilesystem`, as after a file system has remounted itself, or none does.
@@ -234,8 +245,8 @@ impl FaultyVfs {
         }
     }
 
-    fn look(&self) -> io::Result<()> {
-        self.plan.lock().look()
+    fn look(&self, path: &Path) -> io::Result<()> {
+        self.plan.lock().look(path)
     }
 }
 
@@ -249,7 +260,7 @@ impl Vfs for FaultyVfs {
         if creates {
             self.step(StepKind::Create, path)?;
         } else {
-            self.look()?;
+            self.look(path)?;
         }
         let inner = self.inner.open(path, mode)?;
         let (memory, plan) = (self.memory.clone(), Arc::clone(&self.plan));
@@ -262,7 +273,7 @@ impl Vfs for FaultyVfs {
     }
 
     fn read_dir(&self, path: &Path) -> io::Result<Vec<(String, FileKind)>> {
-        self.look()?;
+        self.look(path)?;
         self.inner.read_dir(path)
     }
 
@@ -287,13 +298,13 @@ impl Vfs for FaultyVfs {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.look()?;
+        self.look(path)?;
         self.inner.exists(path)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
         if self.inner.exists(path)? {
-            self.look()?;
+            self.look(path)?;
         } else {
             self.step(StepKind::Create, path)?;
         }
@@ -301,7 +312,7 @@ impl Vfs for FaultyVfs {
     }
 
     fn free_space(&self, dir: &Path) -> io::Result<u64> {
-        self.look()?;
+        self.look(dir)?;
         self.inner.free_space(dir)
     }
 }
@@ -320,7 +331,7 @@ impl FaultyFile {
     }
 
     fn look(&self) -> io::Result<()> {
-        self.plan.lock().look()
+        self.plan.lock().look(&self.path)
     }
 }
 

@@ -1,0 +1,329 @@
+//! Whole nodes on disks that fail or run full: the others go on, nothing acknowledged is lost, and the node comes back by
+//! itself, in the same process, when its disk answers again or has room.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_raft::disk::DiskLimits;
+use alhambra_raft::env::Env;
+use alhambra_raft::error::{ProposeError, WriteLimit};
+use alhambra_raft::group::{Group, Health, Level, Tuning};
+use alhambra_raft::groups::{GroupReadiness, Groups, NodeSpec};
+use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, NewDatabase, User};
+use alhambra_storage::apply::Outcome;
+use alhambra_storage::command::Settings;
+use alhambra_storage::vfs::faulty::FaultyVfs;
+use alhambra_storage::vfs::mem::MemVfs;
+use tokio::time::Instant;
+
+use crate::cluster::{peek, set};
+
+const LONG: Duration = Duration::from_secs(60);
+const LIMITS: DiskLimits = DiskLimits { low_bytes: 800_000, reserve_bytes: 100_000 };
+
+fn soon() -> Instant {
+    Instant::now() + LONG
+}
+
+/// Waits until a condition holds; says what was waited for when it does not.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = soon();
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {LONG:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn user(name: &str) -> User {
+    User {
+        name: name.into(),
+        password: "hash".into(),
+        permissions: BTreeMap::from([("*".into(), 255)]),
+        sql_privileges: BTreeMap::new(),
+        active: true,
+        created_by: ADMIN_USER.into(),
+        created_at_ms: 0,
+    }
+}
+
+struct Node {
+    disk: MemVfs,
+    faulty: FaultyVfs,
+    groups: Arc<Groups>,
+}
+
+/// Three nodes that are ready, each with a database `orders` besides the first one.
+struct Nodes(Vec<Node>);
+
+impl Nodes {
+    async fn three() -> Self {
+        let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addrs: Vec<String> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+        drop(bound);
+        let mut nodes = Vec::new();
+        for addr in &addrs {
+            let disk = MemVfs::new();
+            let faulty = FaultyVfs::on_memory(disk.clone());
+            let spec = NodeSpec {
+                dir: PathBuf::from("/data"),
+                listen: addr.clone(),
+                bootstrap_expect: 3,
+                peers: addrs.clone(),
+                insecure_peers: true,
+                segment_bytes: 1 << 20,
+                settings: Settings::DEFAULT,
+                default_face: serde_json::json!({}),
+                first_user: Arc::new(|| user(ADMIN_USER)),
+                tuning: Tuning::default(),
+                disk: LIMITS,
+                apply_lag_max: 100,
+            };
+            let groups = Groups::start(Env::production(Arc::new(faulty.clone())), spec).await.unwrap();
+            nodes.push(Node { disk, faulty, groups });
+        }
+        let nodes = Self(nodes);
+        nodes.ready().await;
+        let orders = NewDatabase {
+            name: "orders".into(),
+            settings: Settings::DEFAULT,
+            segment_bytes: 1 << 20,
+            face: serde_json::json!({}),
+            created_by: ADMIN_USER.into(),
+        };
+        nodes.0[0].groups.meta().create_database(orders, false, soon()).await.unwrap();
+        nodes.ready().await;
+        nodes
+    }
+
+    async fn ready(&self) {
+        for node in &self.0 {
+            assert!(node.groups.wait_ready(soon()).await, "{:?}", node.groups.ready());
+        }
+    }
+
+    fn group(&self, node: usize, name: &str) -> Arc<Group> {
+        self.0[node].groups.group_by_name(name).expect("open")
+    }
+
+    fn readiness(&self, node: usize, name: &str) -> GroupReadiness {
+        let ready = self.0[node].groups.ready();
+        ready.groups.into_iter().find(|group| group.name == name).expect("hosted")
+    }
+
+    async fn leader(&self, name: &str) -> usize {
+        let find =
+            || (0..3).find(|node| self.0[*node].groups.group_by_name(name).is_some_and(|group| group.is_leader()));
+        until("a leader", || find().is_some()).await;
+        find().unwrap()
+    }
+
+    /// Writes through a node until it is acknowledged; what cannot be known is written again under the same key.
+    async fn put(&self, node: usize, name: &str, key: &str) -> TxId {
+        loop {
+            match self.group(node, name).propose(set(key, "v"), soon()).await {
+                Ok(Outcome::Committed { tx, .. }) => return tx,
+                Ok(Outcome::Rejected(why)) => panic!("rejected: {why:?}"),
+                Err(ProposeError::OutcomeUnknown) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// All nodes have the same, and every acknowledged key.
+    async fn assert_equal(&self, name: &str, keys: &[String]) {
+        for node in 0..3 {
+            self.group(node, name).barrier(Level::Linearizable, soon()).await.unwrap();
+            for key in keys {
+                assert_eq!(peek(&self.group(node, name), key).as_deref(), Some("v"), "{key} on node {node}");
+            }
+        }
+        let applied = || (0..3).map(|node| self.group(node, name).database().applied()).collect::<Vec<_>>();
+        until("equal replicas", || applied().windows(2).all(|pair| pair[0] == pair[1])).await;
+    }
+
+    async fn stop(self) {
+        for node in &self.0 {
+            node.groups.shutdown(soon()).await;
+        }
+    }
+
+    /// Breaks a folder of a node's disk, writes through another node meanwhile, mends the disk and waits.
+    async fn fail_and_mend(&self, broken: usize, below: &Path, name: &str, tag: &str) -> Vec<String> {
+        let other = (broken + 1) % 3;
+        let mut keys = Vec::new();
+        let reopened = self.readiness(broken, name).reopened;
+        self.0[broken].faulty.break_below(below, ErrorKind::Other);
+        let mut write = async |n: usize| {
+            let key = format!("{tag}{n}");
+            self.put(other, name, &key).await;
+            keys.push(key);
+        };
+        for n in 0..20 {
+            write(n).await;
+        }
+        until("the node says that its disk failed", || {
+            let readiness = self.readiness(broken, name);
+            !readiness.ready && matches!(readiness.health, Some(Health::Failed { .. }))
+        })
+        .await;
+        until("callers of the node find no group to wait for", || self.0[broken].groups.group_by_name(name).is_none())
+            .await;
+        for n in 20..40 {
+            write(n).await;
+        }
+        self.0[broken].faulty.set_broken(None);
+        assert!(self.0[broken].groups.wait_ready(soon()).await, "{:?}", self.0[broken].groups.ready());
+        assert!(self.readiness(broken, name).reopened > reopened);
+        keys
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+#[test]
+fn a_node_whose_disk_failed_comes_back_by_itself_and_ends_equal() {
+    run(async {
+        let nodes = Nodes::three().await;
+        let leader = nodes.leader("orders").await;
+        let mut keys = Vec::new();
+        for (round, broken) in [(leader + 1) % 3, (leader + 2) % 3].into_iter().enumerate() {
+            keys.extend(nodes.fail_and_mend(broken, Path::new("/data"), "orders", &format!("r{round}-")).await);
+        }
+        nodes.ready().await;
+        nodes.assert_equal("orders", &keys).await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn a_leader_whose_disk_fails_loses_its_place_and_nothing_acknowledged() {
+    run(async {
+        let nodes = Nodes::three().await;
+        let old = nodes.leader("orders").await;
+        let keys = nodes.fail_and_mend(old, Path::new("/data"), "orders", "k").await;
+        nodes.ready().await;
+        nodes.assert_equal("orders", &keys).await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn databases_of_the_node_whose_files_answer_go_on() {
+    run(async {
+        let nodes = Nodes::three().await;
+        let broken = nodes.leader("orders").await;
+        let folders = nodes.0[broken].disk.clone();
+        let names = alhambra_storage::vfs::Vfs::read_dir(&folders, Path::new("/data/databases")).unwrap();
+        let (orders, _) = names.into_iter().find(|(name, _)| name.starts_with("orders.")).unwrap();
+        let before = nodes.readiness(broken, DEFAULT_DATABASE).reopened;
+        let folder = Path::new("/data/databases").join(orders);
+        let keys = nodes.fail_and_mend(broken, &folder, "orders", "k").await;
+        let tx = nodes.put(broken, DEFAULT_DATABASE, "elsewhere").await;
+        assert!(tx.0 > 0);
+        assert_eq!(nodes.readiness(broken, DEFAULT_DATABASE).reopened, before, "the other database was never closed");
+        nodes.assert_equal("orders", &keys).await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn systemdb_is_opened_again_like_any_other() {
+    run(async {
+        let nodes = Nodes::three().await;
+        let broken = nodes.leader("systemdb").await;
+        nodes.0[broken].faulty.break_below(Path::new("/data/systemdb"), ErrorKind::Other);
+        let other = (broken + 1) % 3;
+        // The first may end unknown, as the leader goes; the next ones are taken by another.
+        let mut made = Vec::new();
+        for n in 0..5 {
+            let name = format!("user{n}");
+            if nodes.0[other].groups.meta().put_user(user(&name), None, soon()).await.is_ok() {
+                made.push(name);
+            }
+        }
+        assert!(made.len() >= 4, "{made:?}");
+        until("systemdb of the broken node is closed", || nodes.0[broken].groups.group_by_name("systemdb").is_none())
+            .await;
+        nodes.0[broken].faulty.set_broken(None);
+        nodes.ready().await;
+        let meta = nodes.0[broken].groups.meta();
+        meta.barrier(soon()).await.unwrap();
+        for name in made {
+            assert!(meta.user(&name).is_some(), "{name}");
+        }
+        let record = NewDatabase {
+            name: "later".into(),
+            settings: Settings::DEFAULT,
+            segment_bytes: 1 << 20,
+            face: serde_json::json!({}),
+            created_by: ADMIN_USER.into(),
+        };
+        meta.create_database(record, false, soon()).await.unwrap();
+        nodes.put(broken, "later", "k").await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn below_the_low_water_mark_user_writes_are_refused_until_there_is_room() {
+    run(async {
+        let nodes = Nodes::three().await;
+        nodes.put(0, "orders", "before").await;
+        let leave = |node: usize, bytes: Option<u64>| {
+            let disk = &nodes.0[node].disk;
+            disk.set_capacity(bytes.map(|bytes| disk.size_bytes() + bytes));
+        };
+        let low = |node: usize| nodes.0[node].groups.ready().disk.is_some_and(|disk| disk.low);
+        // One node without room: the others are a majority, and one of them leads.
+        let first = nodes.leader("orders").await;
+        leave(first, Some(LIMITS.low_bytes - 1));
+        until("the node says that it is low", || low(first)).await;
+        until("another node leads", || !nodes.group(first, "orders").is_leader()).await;
+        nodes.put(first, "orders", "one is low").await;
+        // Two nodes without room.
+        let second = (first + 1) % 3;
+        leave(second, Some(LIMITS.low_bytes - 1));
+        let refused = async |node: usize| nodes.group(node, "orders").propose(set("refused", "v"), soon()).await;
+        let deadline = soon();
+        let limit = loop {
+            match refused(0).await {
+                Err(ProposeError::LimitExceeded(limit)) => break limit,
+                other => assert!(Instant::now() < deadline, "{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let WriteLimit::DiskLow { low_bytes, free_bytes, .. } = limit else { panic!("{limit}") };
+        assert!(low_bytes == LIMITS.low_bytes && free_bytes < low_bytes, "{limit}");
+        assert!(limit.to_string().contains("free space or prune; writes resume by themselves"), "{limit}");
+        for node in 0..3 {
+            assert!(matches!(refused(node).await, Err(ProposeError::LimitExceeded(WriteLimit::DiskLow { .. }))));
+        }
+        let leader = nodes.leader("orders").await;
+        assert!(nodes.readiness(leader, "orders").limit.is_some());
+        assert!(nodes.group(leader, "orders").status().refused[0] >= 4);
+        // Reading and administration go on.
+        nodes.group(0, "orders").barrier(Level::Linearizable, soon()).await.unwrap();
+        nodes.0[0].groups.meta().put_user(user("dave"), None, soon()).await.unwrap();
+        // The mark itself is not enough: it takes an eighth more, so that writes do not stop and go.
+        leave(second, Some(LIMITS.room_bytes()));
+        let deadline = soon();
+        while nodes.group(0, "orders").propose(set("resumed", "v"), soon()).await.is_err() {
+            assert!(Instant::now() < deadline, "writes do not resume");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        leave(first, None);
+        leave(second, None);
+        until("all have room", || (0..3).all(|node| !low(node))).await;
+        nodes.ready().await;
+        let keys = ["before".to_owned(), "one is low".to_owned(), "resumed".to_owned()];
+        nodes.assert_equal("orders", &keys).await;
+        nodes.stop().await;
+    });
+}
