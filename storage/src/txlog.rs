@@ -3,7 +3,7 @@
 //! Keys and values are not copied here: the record says where in the ledger they stand. Everything that can be computed
 //! is left out: id and offset are in the commit log, PrevAlh is the Alh at the end of the record before, BlTxID is id - 1
 //! `L3`, BlRoot comes from the hash tree, Eh of a single entry from that entry. A record of many entries is made of groups
-//! that are read one by one, see [`groups`].
+//! that are read one by one, see `groups`.
 
 pub(crate) mod groups;
 
@@ -99,7 +99,7 @@ pub(crate) struct EntryToStore<'a> {
 }
 
 /// Appends the record of `header`, which came with a log entry, to `out`. `kept` are the kept nodes of the tree over the
-/// entries, see [`groups`].
+/// entries, see `groups`.
 pub(crate) fn encode_record<'a>(
     out: &mut Vec<u8>,
     header: &TxHeader,
