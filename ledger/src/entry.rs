@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::{
     bytes::{Reader, len_u16},
-    digest::{Digest, sha256_parts},
+    digest::{Digest, sha256_each, sha256_parts},
     error::FormatError,
 };
 
@@ -93,6 +93,35 @@ pub fn entry_digest(version: u16, key: &[u8], metadata: &[u8], value_hash: &Dige
     }
 }
 
+/// [`entry_digest`] of many entries, in order; `entry` answers key, metadata and value hash of entry number n. Fails as that
+/// does, with the first entry that does.
+pub fn entry_digests<'a>(
+    version: u16,
+    count: usize,
+    mut entry: impl FnMut(usize) -> (&'a [u8], &'a [u8], &'a Digest),
+) -> Result<Vec<Digest>, FormatError> {
+    for number in 0..count {
+        let (key, metadata, _) = entry(number);
+        match version {
+            0 if !metadata.is_empty() => return Err(FormatError::MetadataInVersion0),
+            0 => {}
+            1 => _ = (len_u16(metadata, "entry metadata")?, len_u16(key, "key")?),
+            _ => return Err(FormatError::UnknownVersion { version }),
+        }
+    }
+    Ok(sha256_each(count, |number, message| {
+        let (key, metadata, value_hash) = entry(number);
+        if version == 1 {
+            let lens = [metadata, key].map(|part| len_u16(part, "entry").expect("checked above"));
+            message.extend_from_slice(&lens[0]);
+            message.extend_from_slice(metadata);
+            message.extend_from_slice(&lens[1]);
+        }
+        message.extend_from_slice(key);
+        message.extend_from_slice(&value_hash.0);
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +138,25 @@ mod tests {
         let md = KvMetadata { expires_at: Some(10), ..KvMetadata::default() };
         assert!(!md.is_expired(9) && md.is_expired(10) && md.is_expired(11));
         assert!(!KvMetadata::default().is_expired(i64::MAX));
+    }
+
+    #[test]
+    fn digests_of_many_equal_digests_of_one() {
+        let all: Vec<(Vec<u8>, Vec<u8>, Digest)> = (0..40u8)
+            .map(|n| {
+                let metadata = if n % 3 == 0 { alloc::vec![0] } else { Vec::new() };
+                (alloc::vec![n; usize::from(n) * 4], metadata, crate::digest::sha256(&[n]))
+            })
+            .collect();
+        for version in [0, 1, 2] {
+            let one = |(key, metadata, hash): &(Vec<u8>, Vec<u8>, Digest)| entry_digest(version, key, metadata, hash);
+            for first in [0, 1] {
+                let some: Vec<_> =
+                    all[first..].iter().filter(|(_, metadata, _)| first == 0 || metadata.is_empty()).collect();
+                let many = entry_digests(version, some.len(), |n| (&some[n].0, &some[n].1, &some[n].2));
+                assert_eq!(many, some.iter().map(|entry| one(entry)).collect(), "version {version}");
+            }
+        }
     }
 
     #[test]

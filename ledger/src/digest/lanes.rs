@@ -1,7 +1,8 @@
 //! Two SHA-256 computations at once with the SHA instructions of x86-64 processors. One computation alone waits for the
 //! result of each instruction; a second one fills the gaps. Used for building trees, where equal-sized inputs come in
-//! masses. Whether the processor has the instructions is asked at run time; `docs/adr/0001-unsafe-sha-ni.md` says why
-//! this module may use `unsafe`, which it does in exactly one expression per entry point.
+//! masses, and for other messages that come many at a time. Whether the processor has the instructions is asked at run
+//! time; `docs/adr/0001-unsafe-sha-ni.md` says why this module may use `unsafe`, which it does in exactly one expression
+//! per entry point.
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::{
@@ -51,6 +52,57 @@ pub(super) fn nodes<'a>(pairs: &'a [[Digest; 2]], out: &mut Vec<Digest>) -> &'a 
     rest
 }
 
+/// Longest message that is hashed in a lane, in blocks, padding included. Longer ones are rare, and copying them costs.
+const BLOCKS_MAX: usize = 16;
+
+/// Hashes all messages of [`super::sha256_each`], if the processor can: each with another one of as many blocks.
+pub(super) fn each(out: &mut [Digest], mut write: impl FnMut(usize, &mut Vec<u8>)) -> bool {
+    if !available() {
+        return false;
+    }
+    // SAFETY: `available` found every target feature that `hash_two` is compiled for.
+    let two = |a: &[u8], b: &[u8]| unsafe { hash_two([a.as_chunks().0, b.as_chunks().0]) };
+    // For each number of blocks, a message that waits for another one.
+    let mut single: [Option<(usize, Vec<u8>)>; BLOCKS_MAX + 1] = [const { None }; BLOCKS_MAX + 1];
+    let mut spare = Vec::new();
+    let mut message = Vec::new();
+    for number in 0..out.len() {
+        message.clear();
+        write(number, &mut message);
+        let blocks = (message.len() + PADDING_MIN).div_ceil(64);
+        if blocks > BLOCKS_MAX {
+            out[number] = super::sha256(&message);
+            continue;
+        }
+        pad(&mut message);
+        match single[blocks].take() {
+            Some((first, other)) => {
+                [out[first], out[number]] = two(&other, &message);
+                spare = other;
+            }
+            None => {
+                single[blocks] = Some((number, core::mem::replace(&mut message, core::mem::take(&mut spare))));
+            }
+        }
+    }
+    for (number, padded) in single.into_iter().flatten() {
+        [out[number], _] = two(&padded, &padded);
+    }
+    true
+}
+
+/// Bytes that padding adds at least: a one bit and the length.
+const PADDING_MIN: usize = 9;
+
+/// Pads a message to whole blocks.
+fn pad(message: &mut Vec<u8>) {
+    let bits = u64::try_from(message.len()).expect("a message is in memory") * 8;
+    let end = (message.len() + PADDING_MIN).next_multiple_of(64);
+    message.push(0x80);
+    message.resize(end - 8, 0);
+    message.extend_from_slice(&bits.to_be_bytes());
+}
+
 /// Whether this processor has the instructions. Asked once, then remembered by the standard library.
 fn available() -> bool {
     std::arch::is_x86_feature_detected!("sha")
@@ -90,7 +142,8 @@ struct State {
 
 /// Digests of two padded messages with the same number of blocks.
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn hash_two<const BLOCKS: usize>(messages: [&[[u8; 64]; BLOCKS]; 2]) -> [Digest; 2] {
+#[inline]
+fn hash_two(messages: [&[[u8; 64]]; 2]) -> [Digest; 2] {
     let start = State {
         abef: set([0x6a09e667, 0xbb67ae85, 0x510e527f, 0x9b05688c]),
         cdgh: set([0x3c6ef372, 0xa54ff53a, 0x1f83d9ab, 0x5be0cd19]),
