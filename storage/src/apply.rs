@@ -1,9 +1,8 @@
 //! Applying commands: pure preparation of transaction records, then the derived logs and the index, in order.
 
-use alhambra_ledger::digest::{self, Digest};
-use alhambra_ledger::entry::{KvMetadata, entry_digest};
+use alhambra_ledger::digest::Digest;
+use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::header::{TxHeader, TxMetadata};
-use alhambra_ledger::htree;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use bytes::Bytes;
 
@@ -11,13 +10,12 @@ use crate::ahtlog::Frontier;
 use crate::checkpoint::State;
 use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
 use crate::commitlog::CommitRecord;
-use crate::compression;
 use crate::core::Core;
 use crate::database::{Database, Options};
+use crate::digested::{Digested, Hashes};
 use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
 use crate::indexing;
-use crate::limits::KEPT_LEVELS;
 use crate::precondition::{self, Conditions};
 use crate::requests::{Kept, Seen};
 use crate::segment::{FrameKind, Position};
@@ -93,8 +91,8 @@ pub struct Tail {
 pub struct Content<'a> {
     /// In the order in which they are hashed.
     pub entries: &'a [LocatedEntry<'a>],
-    /// SHA-256 of the plain value of each.
-    pub value_hashes: &'a [Digest],
+    /// Of these entries.
+    pub hashes: &'a Hashes,
     /// Place in the ledger of the payload that the entries are located in.
     pub payload_at: Position,
     /// Log entry that carries them.
@@ -122,44 +120,30 @@ pub fn prepare(
     content: &Content<'_>,
     record: &mut Vec<u8>,
 ) -> Prepared {
-    let Content { entries, value_hashes, payload_at, log_index } = *content;
-    let version = settings.header_version;
-    let stored: Vec<EntryToStore<'_>> = (entries.iter().zip(value_hashes))
-        .map(|(entry, value_hash)| EntryToStore {
-            key_at: payload_at.0 + u64::from(entry.key_at),
-            key_len: entry.key.len() as u32,
-            metadata: entry.metadata,
-            value_at: payload_at.0 + u64::from(entry.value_at),
-            value_len: entry.value.len() as u32,
-            form: entry.form,
-            value_hash: *value_hash,
-        })
-        .collect();
-    let digest_of = |(entry, stored): (&LocatedEntry<'_>, &EntryToStore<'_>)| {
-        entry_digest(version, entry.key, entry.metadata, &stored.value_hash).expect("limits are checked")
-    };
-    let mut kept = Vec::new();
-    let eh = match entries {
-        [] => digest::EMPTY,
-        [entry] => digest::leaf(&digest_of((entry, &stored[0]))),
-        _ => {
-            let digests: Vec<Digest> = entries.iter().zip(&stored).map(digest_of).collect();
-            htree::root_keeping(&digests, KEPT_LEVELS, &mut kept)
-        }
-    };
+    let Content { entries, hashes, payload_at, log_index } = *content;
+    let Hashes { values, eh, kept } = hashes;
+    let stored = entries.iter().zip(values).map(|(entry, value_hash)| EntryToStore {
+        key_at: payload_at.0 + u64::from(entry.key_at),
+        key_len: entry.key.len() as u32,
+        metadata: entry.metadata,
+        value_at: payload_at.0 + u64::from(entry.value_at),
+        value_len: entry.value.len() as u32,
+        form: entry.form,
+        value_hash: *value_hash,
+    });
     let header = TxHeader {
         id: tail.tx.next().expect("a ledger never holds 2^64 transactions"),
         ts,
-        version,
+        version: settings.header_version,
         metadata,
         nentries: entries.len() as u32,
-        eh,
+        eh: *eh,
         bl_tx_id: tail.tx,
         bl_root: tail.root,
         prev_alh: tail.alh,
     };
     let alh = header.alh().expect("metadata and entry count are checked against the header version");
-    encode_record(record, &header, log_index, stored.iter().copied(), &kept, &alh);
+    encode_record(record, &header, log_index, stored, kept, &alh);
     Prepared { header, alh }
 }
 
@@ -207,9 +191,18 @@ fn has_duplicate(entries: &[LocatedEntry<'_>]) -> bool {
     if entries.len() <= PAIRS_MAX {
         return entries.iter().enumerate().any(|(n, a)| entries[..n].iter().any(|b| a.key == b.key));
     }
-    let mut keys: Vec<&[u8]> = entries.iter().map(|entry| entry.key).collect();
-    keys.sort_unstable();
-    keys.windows(2).any(|pair| pair[0] == pair[1])
+    // Sorting checksums with places is several times faster than sorting keys; only keys of equal checksums are compared.
+    const PLACE_BITS: u32 = 32;
+    let mut sums: Vec<u64> = (0u64..)
+        .zip(entries)
+        .map(|(place, entry)| u64::from(crc32c::crc32c(entry.key)) << PLACE_BITS | place)
+        .collect();
+    sums.sort_unstable();
+    sums.chunk_by(|a, b| a >> PLACE_BITS == b >> PLACE_BITS).filter(|equal| equal.len() > 1).any(|equal| {
+        let mut keys: Vec<&[u8]> = equal.iter().map(|sum| entries[*sum as u32 as usize].key).collect();
+        keys.sort_unstable();
+        keys.windows(2).any(|pair| pair[0] == pair[1])
+    })
 }
 
 /// Why a proposal is not carried out.
@@ -261,6 +254,8 @@ pub(crate) struct Applying<'a> {
     pub position: Position,
     pub kind: FrameKind,
     pub payload: &'a Bytes,
+    /// Of the first proposals of a batch, in order, what was worked out before; may be empty.
+    pub digested: &'a [Digested],
 }
 
 /// The one writer of a database's derived state.
@@ -388,7 +383,8 @@ impl Applier {
                 self.state.clock = self.state.clock.max(batch.ts);
                 let mut outcomes = Vec::with_capacity(batch.proposals.len());
                 for (number, proposal) in (0u32..).zip(&batch.proposals) {
-                    let outcome = self.proposal(core, entry, &batch, proposal)?;
+                    let digested = entry.digested.get(number as usize);
+                    let outcome = self.proposal(core, entry, &batch, proposal, digested)?;
                     if matches!(outcome, Outcome::Rejected(_)) {
                         self.state.trail.rejected(entry.log_id.index, number);
                     }
@@ -406,6 +402,7 @@ impl Applier {
         entry: &Applying<'_>,
         batch: &LocatedBatch<'_>,
         proposal: &LocatedProposal<'_>,
+        digested: Option<&Digested>,
     ) -> Result<Outcome> {
         let Some(settings) = self.state.settings.clone() else {
             return Ok(Outcome::Rejected(Rejection::NotInitialised));
@@ -421,7 +418,7 @@ impl Applier {
             }
         }
         let tx_before = self.state.tx;
-        let decided = match self.decide(core, &settings, entry, batch, proposal) {
+        let decided = match self.decide(core, &settings, entry, batch, proposal, digested) {
             Ok(prepared) => Ok(prepared),
             Err(Refusal::Rejected(rejection)) => Err(rejection),
             Err(Refusal::Fatal(error)) => return Err(error),
@@ -451,11 +448,16 @@ impl Applier {
         entry: &Applying<'_>,
         batch: &LocatedBatch<'_>,
         proposal: &LocatedProposal<'_>,
+        digested: Option<&Digested>,
     ) -> std::result::Result<Prepared, Refusal> {
         let now = self.state.clock;
         let entries = batch.entries_of(proposal);
-        let metadata = check_limits(settings, proposal.metadata, entries)?;
-        let value_hashes = compression::value_hashes(entries, &mut self.plain)?;
+        let mut own = None;
+        let digested = match digested.filter(|digested| digested.is_of(settings)) {
+            Some(digested) => digested,
+            None => own.insert(Digested::new(settings, proposal.metadata, entries, &mut self.plain)),
+        };
+        let (metadata, hashes) = digested.verdict()?;
         let conditions = Conditions {
             payload: entry.payload,
             reads: proposal.read_set.as_ref(),
@@ -466,9 +468,9 @@ impl Applier {
         let ts = if settings.exclude_commit_time { 0 } else { now };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
         let log_index = entry.log_id.index;
-        let content = Content { entries, value_hashes: &value_hashes, payload_at, log_index };
+        let content = Content { entries, hashes, payload_at, log_index };
         self.record.clear();
-        Ok(prepare(&tail, settings, ts, metadata, &content, &mut self.record))
+        Ok(prepare(&tail, settings, ts, metadata.clone(), &content, &mut self.record))
     }
 
     /// Record, tree, then the commit record that names both and the log entry `S2`, then the index.
@@ -494,5 +496,70 @@ impl Applier {
         self.state.tx = tx;
         self.state.alh = alh;
         self.since.txs += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::ValueForm;
+
+    #[test]
+    fn duplicates_are_found_wherever_they_stand() {
+        let keys: Vec<Vec<u8>> =
+            (0..200u32).map(|n| (n * 977 % 199).to_be_bytes()[..].repeat(1 + n as usize % 9)).collect();
+        let located = |keys: &[Vec<u8>]| -> bool {
+            let entries: Vec<_> = (keys.iter())
+                .map(|key| LocatedEntry {
+                    key,
+                    key_at: 0,
+                    metadata: &[],
+                    value: &[],
+                    form: ValueForm::Plain,
+                    value_at: 0,
+                })
+                .collect();
+            has_duplicate(&entries)
+        };
+        for count in [0, 1, 2, 8, 9, 10, 100, 199] {
+            let distinct = &keys[..count];
+            let model = |keys: &[Vec<u8>]| keys.iter().collect::<std::collections::BTreeSet<_>>().len() < keys.len();
+            assert_eq!(located(distinct), model(distinct), "{count} keys");
+            for (a, b) in [(0, 1), (0, count.saturating_sub(1)), (count / 2, count / 3)] {
+                if a != b && a < count && b < count {
+                    let mut twice = distinct.to_vec();
+                    twice[a] = twice[b].clone();
+                    assert!(located(&twice), "{a} and {b} of {count}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_equal_checksums_are_no_duplicates() {
+        let mut found: std::collections::HashMap<u32, Vec<u8>> = std::collections::HashMap::new();
+        let mut pair = None;
+        for n in 0..400_000u64 {
+            let key = alhambra_ledger::digest::sha256(&n.to_be_bytes()).0[..12].to_vec();
+            if let Some(other) = found.insert(crc32c::crc32c(&key), key.clone()) {
+                pair = Some((other, key));
+                break;
+            }
+        }
+        let (a, b) = pair.expect("of so many, two have the same checksum");
+        let mut keys: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; 12]).collect();
+        keys.extend([a.clone(), b]);
+        let entry = |key: &'static [u8]| LocatedEntry {
+            key,
+            key_at: 0,
+            metadata: &[],
+            value: &[],
+            form: ValueForm::Plain,
+            value_at: 0,
+        };
+        let mut entries: Vec<_> = keys.into_iter().map(|key| entry(key.leak())).collect();
+        assert!(!has_duplicate(&entries));
+        entries.push(entry(a.leak()));
+        assert!(has_duplicate(&entries));
     }
 }

@@ -9,6 +9,7 @@ mod codec;
 mod kv;
 pub(crate) mod read_set;
 
+pub(crate) use codec::encode_batch;
 pub use codec::{
     COMMAND_VERSION, DecodeError, Located, LocatedBatch, LocatedEntry, LocatedPrecondition, LocatedProposal,
     decode_located,

@@ -53,15 +53,15 @@ pub(crate) fn value_hashes(
     entries: &[LocatedEntry<'_>],
     plain: &mut Vec<u8>,
 ) -> std::result::Result<Vec<Digest>, Rejection> {
-    (entries.iter())
-        .map(|entry| match entry.form {
-            ValueForm::Plain => Ok(digest::sha256(entry.value)),
-            ValueForm::Lz4 { plain_len } => {
-                decompress_lz4(entry.value, plain_len, plain).ok_or(Rejection::ValueForm)?;
-                Ok(digest::sha256(plain))
-            }
-        })
-        .collect()
+    let mut malformed = false;
+    let hashes = digest::sha256_each(entries.len(), |number, message| match entries[number].form {
+        ValueForm::Plain => message.extend_from_slice(entries[number].value),
+        ValueForm::Lz4 { plain_len } => match decompress_lz4(entries[number].value, plain_len, plain) {
+            Some(()) => message.extend_from_slice(plain),
+            None => malformed = true,
+        },
+    });
+    if malformed { Err(Rejection::ValueForm) } else { Ok(hashes) }
 }
 
 /// The plain form of stored bytes; `None` when they are not a whole value of that length.

@@ -19,6 +19,7 @@ use crate::apply::{self, Applier, Applying, Outcome};
 use crate::checkpoint::{self, Applied};
 use crate::command::{Seal, Settings};
 use crate::core::Core;
+use crate::digested::Digested;
 use crate::error::Result;
 use crate::format::derived::CHUNK_BYTES_DEFAULT;
 use crate::index::IndexOptions;
@@ -127,7 +128,19 @@ impl Database {
     /// Applies the log entry at the next index, whose frame stands at `position` in the ledger `R1`. One outcome per
     /// proposal of a batch, none for anything else. An error is fatal for this replica.
     pub fn apply(&self, log_id: LogId, position: Position, kind: FrameKind, payload: &Bytes) -> Result<Vec<Outcome>> {
-        apply::run(self, Applying { log_id, position, kind, payload })
+        apply::run(self, Applying { log_id, position, kind, payload, digested: &[] })
+    }
+
+    /// As [`Database::apply`], for a command whose proposals, or the first ones of them, were digested before: theirs in order.
+    /// What was digested under other settings than those in force is worked out again.
+    pub fn apply_digested(
+        &self,
+        log_id: LogId,
+        position: Position,
+        payload: &Bytes,
+        digested: &[Digested],
+    ) -> Result<Vec<Outcome>> {
+        apply::run(self, Applying { log_id, position, kind: FrameKind::Command, payload, digested })
     }
 
     /// Whether enough was applied since the last checkpoint that one is worth its syncs.

@@ -15,7 +15,7 @@ use crate::segment::{Frame, FrameKind};
 use crate::vfs::Vfs;
 
 /// Term of all log entries of an embedded database.
-const TERM: Term = Term(1);
+pub(crate) const TERM: Term = Term(1);
 
 impl Database {
     /// Opens a database for use without Raft: everything in its ledger is applied when this returns. A new one gets
@@ -39,7 +39,8 @@ impl Database {
     }
 
     /// Commits transactions: durable and visible when this returns, one outcome per proposal. `ts` is Unix seconds. One
-    /// call costs one sync, so many transactions per call are cheap. One caller at a time.
+    /// call costs one sync, so many transactions per call are cheap. One caller at a time; for many, and for transactions
+    /// that need not be durable at once, there is [`Committer`](crate::Committer).
     ///
     /// # Errors
     /// [`Error::NoSpace`] from the log: surely not committed, and the next call may succeed. Any other error of a write or

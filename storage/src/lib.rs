@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod command;
 pub mod database;
+pub mod digested;
 pub mod error;
 pub mod format;
 pub mod fsck;
@@ -22,6 +23,7 @@ mod ahtlog;
 mod checkpoint;
 mod chunklog;
 mod commitlog;
+mod committer;
 mod compression;
 mod core;
 mod embedded;
@@ -36,6 +38,7 @@ mod waiting;
 mod wire;
 
 pub use checkpoint::Applied;
+pub use committer::{Committer, Durability};
 pub use database::{Database, DatabaseSpec, Options};
 pub use error::{Error, Result};
 pub use index::{BlockCache, Change, KeyRange, ScanSpec, Version};

@@ -46,6 +46,8 @@ const _: () = {
     assert!(FRAME_PAYLOAD_BYTES_MAX + format::FRAME_HEAD_BYTES <= u32::MAX as usize, "frame lengths are 32 bit");
     assert!(format::SEGMENT_HEADER_BYTES < ZERO_FILL_BYTES_MIN, "the first step holds the header and some frames");
     assert!(ZERO_FILL_BYTES_MIN <= ZERO_FILL_BYTES_MAX && ZERO_FILL_BYTES_MAX.is_multiple_of(ZERO_FILL_BYTES_MIN));
+    assert!(COMMIT_BATCH_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX && COMMIT_BATCH_BYTES_MAX <= COMMIT_QUEUE_BYTES_MAX);
+    assert!(UNSYNCED_BYTES_FLUSH < UNSYNCED_BYTES_MAX, "one flush is under way while the next bytes gather");
     assert!(ZERO_FILL_BYTES_MIN <= EMPTY_DATABASE_BYTES_MAX, "the first segment alone must leave room for other files");
 };
 
@@ -68,6 +70,22 @@ pub const COMPRESSION_SAVED_BYTES_MIN: usize = 10;
 /// No LZ4 block is longer in plain than so many times its stored bytes, so a greater length is a lie. Decides what is
 /// accepted, therefore part of the format.
 pub const LZ4_EXPANSION_MAX: usize = 255;
+
+/// Proposals that wait for a group commit, or are on their way, bytes. A larger one waits until it is alone.
+pub const COMMIT_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// Proposals in one log entry of a group commit, bytes, if there is more than one.
+pub const COMMIT_BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Log entries of a group commit up to this size wait for the one before, bytes: flushing them costs more than applying
+/// them.
+pub const COMMIT_SMALL_BYTES: usize = 64 << 10;
+
+/// Without syncs, log entries of so many bytes are flushed together.
+pub const UNSYNCED_BYTES_FLUSH: u64 = 8 << 20;
+
+/// Without syncs, log entries that a crash may take, bytes: commits wait when it is reached.
+pub const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 
 /// Of the tree over the entries of a transaction, levels that lie so far apart are kept in its record. Part of the format.
 pub const KEPT_LEVELS: u32 = 4;

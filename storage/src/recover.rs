@@ -137,7 +137,8 @@ pub(crate) fn replay(core: &Core, applier: &mut Applier, through: LogIndex) -> R
             return Ok(());
         }
         for (position, Frame { log_id, kind, payload }) in &frames {
-            applier.apply(core, Applying { log_id: *log_id, position: *position, kind: *kind, payload })?;
+            applier
+                .apply(core, Applying { log_id: *log_id, position: *position, kind: *kind, payload, digested: &[] })?;
         }
     }
 }

@@ -167,9 +167,7 @@ impl Command {
                 settings.encode_into(&mut out);
             }
             Self::Batch { ts, proposals } => {
-                out.put_u8(KIND_BATCH);
-                out.put_i64(*ts);
-                out.put_varint(proposals.len() as u64);
+                put_batch_head(&mut out, *ts, proposals.len());
                 for proposal in proposals {
                     proposal.encode_into(&mut out);
                 }
@@ -227,6 +225,21 @@ impl Command {
             Self::Seal(seal) => 128 + 16 * seal.rejected.len(),
         }
     }
+}
+
+fn put_batch_head(out: &mut Vec<u8>, ts: i64, proposals: usize) {
+    out.put_u8(KIND_BATCH);
+    out.put_i64(ts);
+    out.put_varint(proposals as u64);
+}
+
+/// A [`Command::Batch`] of proposals from [`TxProposal::encode`].
+pub(crate) fn encode_batch(ts: i64, proposals: &[&[u8]]) -> Bytes {
+    let mut out = Vec::with_capacity(18 + proposals.iter().map(|proposal| proposal.len()).sum::<usize>());
+    out.put_u8(COMMAND_VERSION);
+    put_batch_head(&mut out, ts, proposals.len());
+    proposals.iter().for_each(|proposal| out.put_bytes(proposal));
+    Bytes::from(out)
 }
 
 /// Reads a command and tells where in `payload` each key and value stands.
@@ -333,6 +346,13 @@ fn position(at: usize) -> Result<u32, Malformed> {
 }
 
 impl TxProposal {
+    /// Its bytes in a batch.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.encoded_len_max());
+        self.encode_into(&mut out);
+        out
+    }
+
     fn encode_into(&self, out: &mut Vec<u8>) {
         let mut flags = 0;
         if self.request.is_some() {

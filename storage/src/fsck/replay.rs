@@ -99,7 +99,10 @@ impl Replay {
     pub(super) fn apply(&mut self, position: Position, frame: &Frame) -> Result<Vec<Difference>> {
         let first = TxId(self.applier.state.tx.0 + 1);
         let Frame { log_id, kind, payload } = frame;
-        match self.applier.apply(&self.core, Applying { log_id: *log_id, position, kind: *kind, payload }) {
+        match self
+            .applier
+            .apply(&self.core, Applying { log_id: *log_id, position, kind: *kind, payload, digested: &[] })
+        {
             Ok(_) => self.compare(first),
             Err(error @ (Error::Io { .. } | Error::NoSpace { .. })) => Err(error),
             Err(error) => Ok(vec![Difference { tx: Some(first), error }]),

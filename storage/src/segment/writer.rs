@@ -47,13 +47,17 @@ struct Mark {
     unhashed_bytes: usize,
 }
 
-/// How long the file is to be so that frames up to byte `end` stand in zeroed space with room for more: a first step and
-/// then doubling, in steps that stop growing, and never more than the segment can use.
-pub(super) fn file_bytes_for(end: u64, file_bytes: u64, segment_bytes: u64) -> u64 {
+/// How long the file is to be so that `len` bytes of frames, up to byte `end`, stand in zeroed space with room for more: a
+/// first step and then doubling, in steps that stop growing, and never more than the segment can use. Frames that need more
+/// than a step get no zeros: the next ones are as large, and would only be written twice.
+pub(super) fn file_bytes_for(end: u64, len: u64, file_bytes: u64, segment_bytes: u64) -> u64 {
     if end <= file_bytes {
         return file_bytes;
     }
     let step = file_bytes.clamp(limits::ZERO_FILL_BYTES_MIN, limits::ZERO_FILL_BYTES_MAX);
+    if len > step {
+        return end;
+    }
     let cap = (SEGMENT_HEADER_BYTES + segment_bytes).max(end);
     end.next_multiple_of(step).min(cap)
 }
@@ -79,7 +83,7 @@ impl OpenSegment {
             segment_bytes: layout.spec.segment_bytes,
         };
         let mut bytes = header.encode();
-        let file_bytes = file_bytes_for(SEGMENT_HEADER_BYTES, 0, layout.spec.segment_bytes);
+        let file_bytes = file_bytes_for(SEGMENT_HEADER_BYTES, 0, 0, layout.spec.segment_bytes);
         bytes.resize(usize::try_from(file_bytes).expect("one small step"), 0);
         let (path, unnamed) = (layout.segment_path(segment.number), layout.new_segment_path(segment.number));
         let file =
@@ -143,7 +147,7 @@ impl OpenSegment {
         let frame_bytes = bytes.len();
         let at = SEGMENT_HEADER_BYTES + self.frame_bytes;
         let end = at + frame_bytes as u64;
-        let file_bytes = file_bytes_for(end, self.file_bytes, layout.spec.segment_bytes);
+        let file_bytes = file_bytes_for(end, frame_bytes as u64, self.file_bytes, layout.spec.segment_bytes);
         // Remains need no zeros here: what is written starts with the frames that they are of, as a cut clears them.
         if file_bytes > self.file_bytes {
             bytes.resize(usize::try_from(file_bytes - at).expect("a batch and a step are in memory"), 0);

@@ -1,0 +1,541 @@
+//! Group commit for an embedded database: many threads commit, whoever comes first writes for all who wait.
+//!
+//! ```text
+//! caller   encode, hash ─► queue ─┐                    (each on its own thread, at the same time)
+//! baton                           └► one log entry ─► staged ─► flushed ─┐      (one at a time)
+//! turn                                                                   └► applied, callers woken   (one at a time, in order)
+//! ```
+//!
+//! There are no timers: a log entry leaves as soon as the one before has, with whatever waits by then. While one entry is
+//! applied the next one is flushed; a third waits in the queue and grows. Small entries do not overlap, because there the
+//! flush is what costs: whoever was answered may come again and share the next one. The baton and the turn are handed on by the
+//! callers themselves, this module starts no thread. A caller whose proposal cannot be carried out any more, because a
+//! write failed or a thread panicked, gets an error and never waits for ever: its place in the queue answers when it is
+//! dropped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use alhambra_ledger::ids::{LogId, LogIndex};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::apply::Outcome;
+use crate::command::{Command, TxProposal, encode_batch};
+use crate::database::Database;
+use crate::digested::Digested;
+use crate::embedded::TERM;
+use crate::error::{Error, Result};
+use crate::limits::{
+    COMMIT_BATCH_BYTES_MAX, COMMIT_QUEUE_BYTES_MAX, COMMIT_SMALL_BYTES, FRAME_PAYLOAD_BYTES_MAX, UNSYNCED_BYTES_FLUSH,
+    UNSYNCED_BYTES_MAX,
+};
+use crate::segment::{Frame, FrameKind, Position};
+
+/// What is certain when a commit returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The transaction is on disk.
+    Synced,
+    /// It is visible, and on disk soon: after [`Committer::sync`], a checkpoint, or a few MiB more. A crash may take the
+    /// newest transactions, never one of them without those after it.
+    Unsynced,
+}
+
+/// Commits from any number of threads. While it is in use nothing else may write to the database.
+#[derive(Debug)]
+pub struct Committer {
+    db: Arc<Database>,
+    durability: Durability,
+    state: Mutex<State>,
+    /// An entry was applied, or will not be.
+    turn: Condvar,
+    /// There is room in the queue.
+    room: Condvar,
+    /// Seals can be written.
+    seals_due: AtomicBool,
+    checkpoint_due: AtomicBool,
+    flushing: AtomicBool,
+    checkpointing: AtomicBool,
+    indexing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// Of proposals that wait or are on their way, bytes.
+    bytes: usize,
+    /// Somebody holds the baton, or has been given it.
+    writing: bool,
+    /// Log entries staged.
+    staged: u64,
+    /// Log entries applied.
+    applied: u64,
+    /// Log entries whose callers are answered.
+    answered: u64,
+    /// Of the newest log entry, bytes and proposals.
+    newest: (usize, usize),
+    /// Bytes of log entries that may not be flushed.
+    unflushed: u64,
+    /// No more writes.
+    failed: bool,
+    /// No more applies either.
+    apply_failed: bool,
+}
+
+/// A proposal in the queue. Dropped without an answer it answers [`Error::Poisoned`].
+#[derive(Debug)]
+struct Waiting {
+    ts: i64,
+    proposal: Vec<u8>,
+    /// Goes to the log entry.
+    digested: Option<Digested>,
+    /// Until the answer.
+    place: Option<Arc<Place>>,
+}
+
+/// Where a caller waits.
+#[derive(Debug, Default)]
+struct Place {
+    call: Mutex<Option<Call>>,
+    called: Condvar,
+}
+
+#[derive(Debug)]
+enum Call {
+    /// The baton is yours, and your proposal is the first in the queue.
+    Lead,
+    /// It is over.
+    Answer(Result<Outcome>),
+}
+
+impl Place {
+    fn answer(&self, answer: Result<Outcome>) {
+        *self.call.lock() = Some(Call::Answer(answer));
+        self.called.notify_one();
+    }
+
+    /// Gives the baton to whoever waits here, unless there is an answer already.
+    fn lead(&self) {
+        self.call.lock().get_or_insert(Call::Lead);
+        self.called.notify_one();
+    }
+
+    fn wait(&self) -> Call {
+        let mut call = self.call.lock();
+        loop {
+            match call.take() {
+                Some(call) => return call,
+                None => self.called.wait(&mut call),
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn answer(mut self, answer: Result<Outcome>) {
+        if let Some(place) = self.place.take() {
+            place.answer(answer);
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            place.answer(Err(Error::Poisoned));
+        }
+    }
+}
+
+/// One log entry on its way.
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    log_id: LogId,
+    position: Position,
+    payload: Bytes,
+    digested: Vec<Digested>,
+    proposals: Vec<Waiting>,
+    bytes: usize,
+}
+
+impl Committer {
+    /// For a database from [`Database::open_embedded`].
+    pub fn new(db: Arc<Database>, durability: Durability) -> Self {
+        Self {
+            db,
+            durability,
+            state: Mutex::default(),
+            turn: Condvar::new(),
+            room: Condvar::new(),
+            seals_due: AtomicBool::new(false),
+            checkpoint_due: AtomicBool::new(false),
+            flushing: AtomicBool::new(false),
+            checkpointing: AtomicBool::new(false),
+            indexing: AtomicBool::new(false),
+        }
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Arc<Database> {
+        &self.db
+    }
+
+    /// Commits a transaction; visible when this returns, and durable as was chosen. `ts` is Unix seconds. Waits while the
+    /// queue is full.
+    ///
+    /// # Errors
+    /// [`Error::FrameTooLong`]: never. [`Error::NoSpace`]: surely not committed, try again. [`Error::Poisoned`] and IO:
+    /// perhaps committed, open anew to see.
+    pub fn commit(&self, ts: i64, mut proposal: TxProposal) -> Result<Outcome> {
+        let settings = self.db.settings().ok_or(Error::Poisoned)?;
+        proposal.compress(&settings);
+        let digested = Digested::of_proposal(&settings, &proposal);
+        let proposal = proposal.encode();
+        if proposal.len() > FRAME_PAYLOAD_BYTES_MAX - encode_batch(ts, &[]).len() {
+            return Err(Error::FrameTooLong { len: proposal.len(), max: FRAME_PAYLOAD_BYTES_MAX });
+        }
+        let place = Arc::new(Place::default());
+        let waiting = Waiting { ts, proposal, digested: Some(digested), place: Some(Arc::clone(&place)) };
+        if !self.queue(waiting)? {
+            match place.wait() {
+                Call::Lead => {}
+                Call::Answer(answer) => return answer,
+            }
+        }
+        self.lead();
+        match place.wait() {
+            Call::Answer(answer) => answer,
+            Call::Lead => unreachable!("a proposal leads once, and is in the log entry that it leads"),
+        }
+    }
+
+    /// Makes everything durable that was committed before the call.
+    pub fn sync(&self) -> Result<()> {
+        let bytes = self.state.lock().unflushed;
+        self.db.ledger().flush()?;
+        let mut state = self.state.lock();
+        state.unflushed = state.unflushed.saturating_sub(bytes);
+        Ok(())
+    }
+
+    /// Puts a proposal into the queue; `true` when the baton comes with it.
+    fn queue(&self, waiting: Waiting) -> Result<bool> {
+        let mut state = self.state.lock();
+        let len = waiting.proposal.len();
+        while !state.failed && state.bytes > 0 && state.bytes + len > COMMIT_QUEUE_BYTES_MAX {
+            self.room.wait(&mut state);
+        }
+        if state.failed {
+            return Err(Error::Poisoned);
+        }
+        state.bytes += len;
+        state.waiting.push_back(waiting);
+        Ok(!std::mem::replace(&mut state.writing, true))
+    }
+
+    /// Holds the baton: takes what waits, writes it, hands the baton on, applies what was written.
+    fn lead(&self) {
+        let baton = Baton { committer: self, handed_on: false };
+        let sealed = if self.seals_due.load(Ordering::Acquire) { self.seal() } else { Ok(()) };
+        match sealed.and_then(|()| self.write()) {
+            Ok(Some(entry)) => {
+                baton.hand_on();
+                self.apply(entry);
+            }
+            Ok(None) => baton.hand_on(),
+            // Dropped, and with it everybody who waits.
+            Err(Failed) => drop(baton),
+        }
+        self.follow_up();
+    }
+
+    /// Makes one log entry of what waits; `None` when there was no space for it, which its callers have been told.
+    fn write(&self) -> std::result::Result<Option<Entry>, Failed> {
+        let (mut proposals, bytes) = self.take();
+        let Some(first) = proposals.first() else { return Ok(None) };
+        let ts = proposals.iter().map(|waiting| waiting.ts).fold(first.ts, i64::max);
+        let payload = encode_batch(ts, &proposals.iter().map(|waiting| &waiting.proposal[..]).collect::<Vec<_>>());
+        match self.append(payload.clone()) {
+            Ok((log_id, position)) => {
+                let mut state = self.state.lock();
+                let number = state.staged;
+                state.staged += 1;
+                state.newest = (bytes, proposals.len());
+                if self.durability == Durability::Unsynced {
+                    state.unflushed += payload.len() as u64;
+                }
+                drop(state);
+                let digested = proposals.iter_mut().filter_map(|waiting| waiting.digested.take()).collect();
+                Ok(Some(Entry { number, log_id, position, payload, digested, proposals, bytes }))
+            }
+            Err(error) => {
+                let waits = matches!(error, Error::NoSpace { .. });
+                self.leave(bytes);
+                // The error goes to one of them; errors of the system have no copies.
+                let mut error = Some(error);
+                for waiting in proposals {
+                    let again = match &error {
+                        Some(Error::NoSpace { op, path, source }) => {
+                            Some(Error::NoSpace { op: *op, path: path.clone(), source: source.kind().into() })
+                        }
+                        _ => None,
+                    };
+                    let told = std::mem::replace(&mut error, again).unwrap_or(Error::Poisoned);
+                    waiting.answer(Err(told));
+                }
+                if waits { Ok(None) } else { Err(Failed) }
+            }
+        }
+    }
+
+    /// Takes from the queue when at most one log entry is still to be applied, and none if that is a small one: until then
+    /// what waits may grow.
+    fn take(&self) -> (Vec<Waiting>, usize) {
+        let mut state = self.state.lock();
+        let is_small = state.newest.0 <= COMMIT_SMALL_BYTES;
+        while !state.apply_failed
+            && if is_small { state.staged > state.answered } else { state.staged > state.applied + 1 }
+        {
+            self.turn.wait(&mut state);
+        }
+        // Lets those who were just answered come, while they do.
+        while is_small && state.waiting.len() < state.newest.1 {
+            let came = state.waiting.len();
+            MutexGuard::unlocked(&mut state, std::thread::yield_now);
+            if state.waiting.len() <= came {
+                break;
+            }
+        }
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        if state.apply_failed {
+            return (taken, bytes);
+        }
+        while let Some(next) = state.waiting.front()
+            && (taken.is_empty() || bytes + next.proposal.len() <= COMMIT_BATCH_BYTES_MAX)
+        {
+            bytes += next.proposal.len();
+            taken.extend(state.waiting.pop_front());
+        }
+        (taken, bytes)
+    }
+
+    /// Stages a command behind all others, and flushes it if that was chosen.
+    fn append(&self, payload: Bytes) -> Result<(LogId, Position)> {
+        let ledger = self.db.ledger();
+        let flushes = match self.durability {
+            Durability::Synced => true,
+            Durability::Unsynced if self.state.lock().unflushed < UNSYNCED_BYTES_MAX => false,
+            // The one who flushes does not keep up, or there is no space: before there is more to lose.
+            Durability::Unsynced => {
+                self.sync()?;
+                false
+            }
+        };
+        let index = ledger.last_log_id().map_or(0, |last| last.index.0 + 1);
+        let log_id = LogId { term: TERM, index: LogIndex(index) };
+        let frame = Frame { log_id, kind: FrameKind::Command, payload };
+        let positions = ledger.stage(std::slice::from_ref(&frame))?;
+        if flushes && let Err(error) = ledger.flush() {
+            if matches!(error, Error::NoSpace { .. }) {
+                // Surely not applied: it must not come with the next one.
+                ledger.truncate_after(index.checked_sub(1).map(LogIndex))?;
+            }
+            return Err(error);
+        }
+        Ok((log_id, positions[0]))
+    }
+
+    /// Applies a log entry when its turn has come, and answers its callers.
+    fn apply(&self, entry: Entry) {
+        let Entry { number, log_id, position, payload, digested, proposals, bytes } = entry;
+        {
+            let mut state = self.state.lock();
+            while state.applied < number && !state.apply_failed {
+                self.turn.wait(&mut state);
+            }
+            if state.apply_failed {
+                return;
+            }
+        }
+        let turn = Turn { committer: self, done: false };
+        let applied = self.db.apply_digested(log_id, position, &payload, &digested).and_then(|outcomes| {
+            if self.db.checkpoint_due() {
+                self.checkpoint_due.store(true, Ordering::Release);
+            }
+            if !self.db.pending_seals()?.is_empty() {
+                self.seals_due.store(true, Ordering::Release);
+            }
+            Ok(outcomes)
+        });
+        match applied {
+            Ok(outcomes) => {
+                turn.done();
+                self.leave(bytes);
+                proposals.into_iter().zip(outcomes).for_each(|(waiting, outcome)| waiting.answer(Ok(outcome)));
+                self.state.lock().answered += 1;
+                self.turn.notify_all();
+            }
+            Err(error) => {
+                drop(turn);
+                if let Some(first) = proposals.into_iter().next() {
+                    first.answer(Err(error));
+                }
+            }
+        }
+    }
+
+    /// These bytes have left the queue.
+    fn leave(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        // Nothing is counted any more after a failure.
+        state.bytes = state.bytes.saturating_sub(bytes);
+        drop(state);
+        self.room.notify_all();
+    }
+
+    /// What is due now and then; only the caller that comes across it waits for it. What cannot be done for lack of space is
+    /// tried again later; any other failure has poisoned the database, which the next commit says.
+    fn follow_up(&self) {
+        let done = || -> Result<()> {
+            if self.state.lock().unflushed >= UNSYNCED_BYTES_FLUSH {
+                alone(&self.flushing, || self.sync())?;
+            }
+            if self.seals_due.load(Ordering::Acquire) && self.take_idle_baton() {
+                let baton = Baton { committer: self, handed_on: false };
+                match self.seal() {
+                    Ok(()) => baton.hand_on(),
+                    Err(Failed) => drop(baton),
+                }
+            }
+            if self.checkpoint_due.load(Ordering::Acquire) {
+                alone(&self.checkpointing, || {
+                    self.checkpoint_due.store(false, Ordering::Release);
+                    self.db.checkpoint()
+                })?;
+            }
+            if self.db.index_work_due() {
+                alone(&self.indexing, || self.db.index_work().map(drop))?;
+            }
+            Ok(())
+        };
+        if let Err(error) = done() {
+            tracing::warn!(%error, "flush, checkpoint or index work put off");
+        }
+    }
+
+    /// Takes the baton when nobody has it.
+    fn take_idle_baton(&self) -> bool {
+        let mut state = self.state.lock();
+        !state.failed && !std::mem::replace(&mut state.writing, true)
+    }
+
+    /// Writes the seals that are due. The caller holds the baton.
+    fn seal(&self) -> std::result::Result<(), Failed> {
+        self.seals_due.store(false, Ordering::Release);
+        {
+            let mut state = self.state.lock();
+            while state.staged > state.applied && !state.apply_failed {
+                self.turn.wait(&mut state);
+            }
+            if state.apply_failed {
+                return Err(Failed);
+            }
+        }
+        let written = self.db.pending_seals().and_then(|seals| {
+            seals.into_iter().try_for_each(|seal| {
+                let payload = Command::Seal(seal).encode();
+                let (log_id, position) = self.append(payload.clone())?;
+                self.db.apply(log_id, position, FrameKind::Command, &payload).map(drop)
+            })
+        });
+        match written {
+            // Due again after the next apply.
+            Ok(()) | Err(Error::NoSpace { .. }) => Ok(()),
+            Err(error) => {
+                tracing::error!(%error, "a seal cannot be written");
+                Err(Failed)
+            }
+        }
+    }
+
+    fn fail(&self, state: &mut State) {
+        state.failed = true;
+        state.writing = false;
+        state.bytes = 0;
+        // Answers who waits.
+        state.waiting.clear();
+        self.room.notify_all();
+    }
+}
+
+/// A write or an apply has failed, and whoever asked for it was told.
+struct Failed;
+
+/// Runs `f` unless somebody is at it.
+fn alone(busy: &AtomicBool, f: impl FnOnce() -> Result<()>) -> Result<()> {
+    struct Busy<'a>(&'a AtomicBool);
+    impl Drop for Busy<'_> {
+        fn drop(&mut self) {
+            self.0.store(false, Ordering::Release);
+        }
+    }
+    if busy.swap(true, Ordering::Acquire) {
+        return Ok(());
+    }
+    let _busy = Busy(busy);
+    f()
+}
+
+/// The right to write. Dropped instead of handed on, there are no more writes.
+struct Baton<'a> {
+    committer: &'a Committer,
+    handed_on: bool,
+}
+
+impl Baton<'_> {
+    fn hand_on(mut self) {
+        self.handed_on = true;
+        let mut state = self.committer.state.lock();
+        match state.waiting.front().and_then(|next| next.place.as_ref()) {
+            Some(place) => place.lead(),
+            None => state.writing = false,
+        }
+    }
+}
+
+impl Drop for Baton<'_> {
+    fn drop(&mut self) {
+        if !self.handed_on {
+            self.committer.fail(&mut self.committer.state.lock());
+        }
+    }
+}
+
+/// The right to apply. Dropped before it is done, there are no more applies.
+struct Turn<'a> {
+    committer: &'a Committer,
+    done: bool,
+}
+
+impl Turn<'_> {
+    fn done(mut self) {
+        self.done = true;
+        self.committer.state.lock().applied += 1;
+        self.committer.turn.notify_all();
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            let mut state = self.committer.state.lock();
+            state.apply_failed = true;
+            self.committer.fail(&mut state);
+            drop(state);
+            self.committer.turn.notify_all();
+        }
+    }
+}
