@@ -131,8 +131,15 @@ async fn lies_about_an_entry() {
         assert!(!evidence[index].reply.is_empty());
     }
     // The proven entry alone is what nodes tell of a large transaction.
-    for told in [|entries: &mut Vec<schema::TxEntry>| *entries = vec![entries[1].clone()], |_| ()] {
-        *cluster.on_entry.lock().unwrap() = Some(Box::new(move |r| told(&mut tx(r).tx.as_mut().unwrap().entries)));
+    let tells: [Lie<schema::VerifiableEntry>; 2] = [
+        |r| {
+            let entries = &mut tx(r).tx.as_mut().unwrap().entries;
+            *entries = vec![entries[1].clone()];
+        },
+        |_| (),
+    ];
+    for tell in tells {
+        *cluster.on_entry.lock().unwrap() = Some(Box::new(tell));
         assert_eq!(client.verified_get("b").await.unwrap().value.value.as_ref(), b"2");
     }
 }
