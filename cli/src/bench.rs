@@ -1,9 +1,10 @@
-//! `alhambra bench`: loads a server and says what it measured.
+//! `alhambra bench`: loads a server, or the storage engine alone, and says what it measured.
 
 mod kv;
 mod load;
 mod machine;
 mod stats;
+mod storage;
 
 use crate::failure::Failure;
 
@@ -18,11 +19,14 @@ pub struct Args {
 enum What {
     /// Writes or reads keys and prints a row for each number of clients and each batch size.
     Kv(kv::Args),
+    /// Commits to a new database in this process and compares with the limits of the machine.
+    Storage(storage::Args),
 }
 
 /// Runs the benchmark that was asked for.
 pub async fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Kv(args) => kv::run(args).await,
+        What::Storage(args) => tokio::task::block_in_place(|| storage::run(&args)),
     }
 }
