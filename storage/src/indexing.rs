@@ -238,7 +238,7 @@ struct Window {
 }
 
 impl Records<'_> {
-    /// Transactions per window.
+    /// Transactions per window, at most; their records take at most `REPLAY_READ_BYTES`.
     const WINDOW_TXS: u64 = 4096;
 
     /// Id and commit record of the next transaction.
@@ -259,15 +259,22 @@ impl Records<'_> {
         let from = (self.next.0 - 1) * COMMIT_RECORD_BYTES;
         let bytes = self.core.commit.read(from, (count * COMMIT_RECORD_BYTES) as usize)?;
         let (records, _) = bytes.as_chunks::<{ COMMIT_RECORD_BYTES as usize }>();
-        let commits: Vec<_> = records.iter().map(CommitRecord::decode).collect();
-        let mut end = commits[0].offset;
+        let mut commits: Vec<_> = records.iter().map(CommitRecord::decode).collect();
+        let at = commits[0].offset;
+        let mut end = at;
+        let mut taken = 0;
+        // As many as fit, at least one: a record may be large.
         for (number, commit) in (0u64..).zip(&commits) {
             if commit.offset != end {
                 return Err(self.core.commit.corrupted(from + number * COMMIT_RECORD_BYTES, Damage::Field));
             }
+            if taken > 0 && end + u64::from(commit.size) - at > REPLAY_READ_BYTES as u64 {
+                break;
+            }
             end += u64::from(commit.size);
+            taken += 1;
         }
-        let at = commits[0].offset;
+        commits.truncate(taken);
         let records = Bytes::from(self.core.tx.read(at, (end - at) as usize)?);
         Ok(Window { first: self.next, commits, at, records })
     }
