@@ -377,8 +377,8 @@ fn run(met: &Met, programs: Vec<(Vec<Op>, i64, bool)>, schedule: &[(u8, i64)]) {
             _ if !ready.is_empty() && exhausted => all.extend(world.commit(ts, std::mem::take(&mut ready))),
             _ => {}
         }
-        if active.is_empty() && ready.is_empty() && !exhausted && choice % 5 != 0 {
-            // Nothing to do but to begin.
+        if active.is_empty() && !exhausted && choice % 5 != 0 {
+            // Nothing to do but to begin: a schedule may never say so, nor that what is ready commits.
             match programs.next() {
                 Some((name, (ops, now, on_follower))) => active.push(world.begin(name, ops, now, on_follower)),
                 None => exhausted = true,
