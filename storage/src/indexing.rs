@@ -30,15 +30,27 @@ pub(crate) fn catch_up_at_open(core: &Core, last: TxId) -> Result<()> {
     if next > last.0 {
         return Ok(());
     }
+    core.index.begin_rebuild();
     if core.tx.end() - core.commit_record(TxId(next))?.offset > INDEX_OPEN_INSERT_BYTES {
-        core.index.begin_rebuild();
         return Ok(());
     }
-    core.index.begin_rebuild();
-    while rebuild_step(core, last)? {
+    while rebuild_step(core, last, Memory::Bounded)? {
         help(core)?;
+        if core.index.is_behind() {
+            // The disk has no room for runs: opening does not wait for it, the rest is done in the background.
+            return Ok(());
+        }
     }
     Ok(())
+}
+
+/// What becomes of a rebuilding that meets full in-memory parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// It stops until they are written out.
+    Bounded,
+    /// It goes on in memory.
+    Unbounded,
 }
 
 /// Whether [`work`] has something to do.
@@ -55,7 +67,7 @@ pub(crate) fn work(core: &Core) -> Result<bool> {
     if core.index.is_rebuilding() {
         let last = newest_recorded(core);
         let upto = TxId(last.0.min(core.index.newest_tx().0.saturating_add(INDEX_REBUILD_TXS)));
-        rebuild_step(core, upto)?;
+        rebuild_step(core, upto, Memory::Bounded)?;
     }
     match core.index.work(&|tx| flushed(core, tx), INDEX_WORK_BYTES) {
         // It is noted, and the next call begins anew.
@@ -67,12 +79,17 @@ pub(crate) fn work(core: &Core) -> Result<bool> {
 /// For the applier: conditions can be evaluated after this, whatever state the index was in. Takes as long as it takes, because
 /// the outcome must be that of every other replica.
 pub(crate) fn complete(core: &Core) -> Result<()> {
+    let mut memory = Memory::Bounded;
     while core.index.is_damaged() || core.index.is_rebuilding() {
         if core.index.is_damaged() {
             core.index.start_over()?;
         }
-        rebuild_step(core, newest_recorded(core))?;
+        rebuild_step(core, newest_recorded(core), memory)?;
         help(core)?;
+        if core.index.is_behind() {
+            // A disk without room must not hold up what is committed.
+            memory = Memory::Unbounded;
+        }
     }
     Ok(())
 }
@@ -98,8 +115,8 @@ fn newest_recorded(core: &Core) -> TxId {
 }
 
 /// Inserts up to `last`; whether more is missing.
-fn rebuild_step(core: &Core, last: TxId) -> Result<bool> {
-    insert_up_to(core, last)?;
+fn rebuild_step(core: &Core, last: TxId, memory: Memory) -> Result<bool> {
+    insert_up_to(core, last, memory)?;
     Ok(!core.index.end_rebuild(|| newest_recorded(core)))
 }
 
@@ -136,9 +153,9 @@ pub(crate) fn in_memory(database: alhambra_ledger::ids::DatabaseId) -> Result<In
     Index::open_empty(&disk, dir, database, &crate::index::IndexOptions::default())
 }
 
-/// Inserts the transactions after the newest one of the index up to `last`, or fewer when memory is full. Keys are read from the
+/// Inserts the transactions after the newest one of the index up to `last`, or with bounded memory fewer when it is full. Keys are read from the
 /// frames, whose checksums are checked on the way.
-fn insert_up_to(core: &Core, last: TxId) -> Result<()> {
+fn insert_up_to(core: &Core, last: TxId, memory: Memory) -> Result<()> {
     let first = TxId(core.index.newest_tx().0 + 1);
     if first > last {
         return Ok(());
@@ -173,7 +190,7 @@ fn insert_up_to(core: &Core, last: TxId) -> Result<()> {
         let Some((_, Frame { log_id, .. })) = frames.last() else { break };
         index = LogIndex(log_id.index.0 + 1);
         for (position, frame) in &frames {
-            if core.index.is_behind() {
+            if memory == Memory::Bounded && core.index.is_behind() {
                 return Ok(());
             }
             while let Some((tx, commit)) = records.peek()?

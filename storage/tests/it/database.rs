@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use alhambra_ledger::ids::TxId;
+use alhambra_storage::Error;
 use alhambra_storage::command::Command;
 use alhambra_storage::segment::FrameKind;
 use alhambra_storage::vfs::Vfs;
@@ -155,4 +157,32 @@ proptest! {
         let db = open(&vfs, &dir()).expect("reopens");
         compare(&db, &model);
     }
+}
+
+/// An index that is lost while the disk is full: opening neither fails nor waits for space, what needs the index says so, and the
+/// rest is made when there is room.
+#[test]
+fn an_index_that_is_lost_on_a_full_disk_does_not_hold_up_opening() {
+    let disk = MemVfs::new();
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let mut model = Model::new();
+    model.limits = Some(support::limits());
+    let db = open(&vfs, &dir()).expect("healthy disk");
+    commit_command(&db, &support::genesis()).expect("healthy disk");
+    for n in 0..150u8 {
+        let proposals = [support::put(&format!("a{n}"), &[n; 9]), support::put(&format!("b{n}"), &[n; 9])];
+        commit_command(&db, &support::batch(i64::from(n), &proposals)).expect("healthy disk");
+        model.batch(i64::from(n), &proposals);
+    }
+    db.checkpoint().expect("healthy disk");
+    drop(db);
+    vfs.remove_dir_all(&dir().join("index")).expect("runs were written");
+    disk.set_capacity(Some(disk.size_bytes()));
+    let db = open(&vfs, &dir()).expect("a full disk is no failure");
+    assert!(db.index_work_due());
+    assert!(matches!(db.snapshot().get(b"a149"), Err(Error::IndexRebuilding { .. })));
+    assert!(db.header(TxId(1)).is_ok(), "what does not need the index is served");
+    disk.set_capacity(None);
+    while db.index_work().expect("there is room") {}
+    compare(&db, &model);
 }
