@@ -1,4 +1,7 @@
 //! Carries out what the forming machine decides: probes and asks over gRPC, decisions on the disk.
+//!
+//! Invariant: calls that run beside each other take no lock. The round that drives them locks the machine between two
+//! answers; a call that stood in the queue before it would be handed the lock, and nobody would run it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -103,7 +106,9 @@ impl Former {
         let Some(identity) = self.identity() else { return Ok(()) };
         let mut channels = Channels::new();
         let others = self.plan.peers().iter().filter(|addr| Some(*addr) != identity.members.get(&identity.node_id));
-        let mut probes: FuturesUnordered<_> = others.map(|addr| self.probe(addr, &mut channels)).collect();
+        let mine = self.my_view().await;
+        let mut probes: FuturesUnordered<_> =
+            others.map(|addr| self.probe(addr, mine.clone(), &mut channels)).collect();
         let mut foreign = None;
         while let Some(heard) = probes.next().await {
             let Heard::View(addr, Some(view), _) = heard else { continue };
@@ -156,7 +161,7 @@ impl Former {
         loop {
             let next = Instant::now() + TICK;
             let mut probes: FuturesUnordered<_> =
-                self.plan.peers().iter().map(|addr| self.probe(addr, channels)).collect();
+                self.plan.peers().iter().map(|addr| self.probe(addr, self.nameless_view(), channels)).collect();
             while let Some(heard) = probes.next().await {
                 let Heard::View(addr, Some(view), channel) = heard else { continue };
                 channels.extend(channel.map(|channel| (addr.clone(), channel)));
@@ -179,16 +184,14 @@ impl Former {
 
     /// Looks around once; answers how long to wait for the next time.
     async fn round(&self, channels: &mut Channels) -> Result<Duration, FormError> {
-        let effects = {
+        let (effects, mut mine) = {
             let mut state = self.machine.lock().await;
             let State::Named(machine) = &mut *state else { return Ok(TICK) };
             let effects = machine.tick(|| new_cluster_id(&self.env));
-            self.save(&mut state, effects).await?
+            (self.save(&mut state, effects).await?, self.view_of(&state))
         };
         let mut calls: FuturesUnordered<BoxFuture<'_, Heard>> = FuturesUnordered::new();
-        for effect in effects {
-            calls.extend(self.start(effect, channels).await);
-        }
+        calls.extend(effects.into_iter().filter_map(|effect| self.start(effect, &mine, channels)));
         while let Some(heard) = calls.next().await {
             let mut state = self.machine.lock().await;
             let State::Named(machine) = &mut *state else { break };
@@ -205,10 +208,9 @@ impl Former {
                 }
             };
             let effects = self.save(&mut state, effects).await?;
+            mine = self.view_of(&state);
             drop(state);
-            for effect in effects {
-                calls.extend(self.start(effect, channels).await);
-            }
+            calls.extend(effects.into_iter().filter_map(|effect| self.start(effect, &mine, channels)));
         }
         let state = self.machine.lock().await;
         let State::Named(machine) = &*state else { return Ok(TICK) };
@@ -243,10 +245,10 @@ impl Former {
         Ok(rest)
     }
 
-    async fn start(&self, effect: Effect, channels: &mut Channels) -> Option<BoxFuture<'_, Heard>> {
+    fn start(&self, effect: Effect, mine: &wire::View, channels: &mut Channels) -> Option<BoxFuture<'_, Heard>> {
         match effect {
             Effect::Save(_) => None,
-            Effect::Probe(addr) => Some(self.probe(&addr, channels)),
+            Effect::Probe(addr) => Some(self.probe(&addr, mine.clone(), channels)),
             Effect::Ask(addr, proposal) => {
                 let channel = channels.remove(&addr);
                 let request = wire::PromiseRequest {
@@ -268,12 +270,11 @@ impl Former {
         }
     }
 
-    fn probe(&self, addr: &str, channels: &mut Channels) -> BoxFuture<'_, Heard> {
+    fn probe(&self, addr: &str, mine: wire::View, channels: &mut Channels) -> BoxFuture<'_, Heard> {
         let channel = channels.remove(addr);
         let addr = addr.to_owned();
         Box::pin(async move {
             let call = async {
-                let mine = self.my_view().await;
                 let mut client = self.client(&addr, channel).await?;
                 let view = client.probe(mine).await.ok()?.into_inner();
                 Some((view, client))
@@ -291,7 +292,11 @@ impl Former {
     }
 
     async fn my_view(&self) -> wire::View {
-        match &*self.machine.lock().await {
+        self.view_of(&*self.machine.lock().await)
+    }
+
+    fn view_of(&self, state: &State) -> wire::View {
+        match state {
             State::Named(machine) => write_view(&machine.view(), self.nonce),
             State::Nameless(_) | State::Failed => self.nameless_view(),
         }
@@ -421,4 +426,75 @@ fn read_answer(reply: &wire::PromiseReply) -> Option<Answer> {
         Wire::NotMe => Answer::NotMe,
         Wire::Unknown => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{OnceLock, mpsc};
+    use std::thread;
+
+    use alhambra_storage::vfs::mem::MemVfs;
+    use futures::poll;
+
+    use super::*;
+    use crate::env::{BoxIo, Listener, Net};
+
+    /// Refuses every connection. With the first, a thread takes the machine's lock, as a peer's request does whose
+    /// promise is being made durable, and keeps it until it is told.
+    #[derive(Debug)]
+    struct Refusing {
+        former: OnceLock<Arc<Former>>,
+        release: Mutex<Option<mpsc::Receiver<()>>>,
+    }
+
+    impl Net for Refusing {
+        fn listen<'a>(&'a self, _addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+            unreachable!("the test only asks")
+        }
+
+        fn connect<'a>(&'a self, _addr: &'a str) -> BoxFuture<'a, io::Result<BoxIo>> {
+            if let (Some(former), Some(release)) = (self.former.get().cloned(), self.release.lock().take()) {
+                let (taken, is_taken) = mpsc::channel();
+                thread::spawn(move || {
+                    let _held = former.machine.blocking_lock();
+                    taken.send(()).unwrap();
+                    let _ = release.recv();
+                });
+                is_taken.recv().unwrap();
+            }
+            Box::pin(async {
+                // Meanwhile the other calls start.
+                tokio::task::yield_now().await;
+                Err(io::ErrorKind::ConnectionRefused.into())
+            })
+        }
+    }
+
+    impl std::fmt::Debug for Former {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Former").finish_non_exhaustive()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_promise_that_is_being_saved_between_two_probes_does_not_stop_the_node() {
+        let (release, held) = mpsc::channel();
+        let net = Arc::new(Refusing { former: OnceLock::new(), release: Mutex::new(Some(held)) });
+        let env = Env { net: net.clone(), ..Env::production(Arc::new(MemVfs::default())) };
+        let peers = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(String::from);
+        let plan = Plan::new(3, &peers, &peers[2]).unwrap();
+        let former = Former::open(env, PathBuf::from("/node"), plan, peers[2].clone()).unwrap();
+        net.former.set(former.clone()).unwrap();
+
+        let mut channels = Channels::new();
+        let mut round = Box::pin(former.round(&mut channels));
+        while net.release.lock().is_some() {
+            assert!(poll!(&mut round).is_pending(), "the round ended before it asked anybody");
+            tokio::task::yield_now().await;
+        }
+        release.send(()).unwrap();
+        let waited = timeout(Duration::from_secs(10), round).await;
+        waited.expect("the round ends when the lock is free again").unwrap();
+    }
 }
