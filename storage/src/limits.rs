@@ -24,6 +24,9 @@ pub const ZERO_FILL_BYTES_MIN: u64 = 64 << 10;
 /// Steps double up to this size, bytes.
 pub const ZERO_FILL_BYTES_MAX: u64 = 4 << 20;
 
+/// Frames of more bytes in one write are not followed by zeros.
+pub const ZERO_FILL_FRAMES_MAX: u64 = 64 << 10;
+
 /// Flushed frames kept in memory when the options say nothing else, bytes of frames.
 pub const TAIL_CACHE_BYTES_DEFAULT: usize = 4 << 20;
 

@@ -48,14 +48,14 @@ struct Mark {
 }
 
 /// How long the file is to be so that `len` bytes of frames, up to byte `end`, stand in zeroed space with room for more: a
-/// first step and then doubling, in steps that stop growing, and never more than the segment can use. Frames that need more
-/// than a step get no zeros: the next ones are as large, and would only be written twice.
+/// first step and then doubling, in steps that stop growing, and never more than the segment can use. Large frames get no
+/// zeros: they save a sync the length of the file, and every byte would be written twice for it.
 pub(super) fn file_bytes_for(end: u64, len: u64, file_bytes: u64, segment_bytes: u64) -> u64 {
     if end <= file_bytes {
         return file_bytes;
     }
     let step = file_bytes.clamp(limits::ZERO_FILL_BYTES_MIN, limits::ZERO_FILL_BYTES_MAX);
-    if len > step {
+    if len > limits::ZERO_FILL_FRAMES_MAX {
         return end;
     }
     let cap = (SEGMENT_HEADER_BYTES + segment_bytes).max(end);
