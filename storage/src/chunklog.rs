@@ -13,8 +13,10 @@
 //! ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use alhambra_ledger::ids::DatabaseId;
 use bytes::Bytes;
@@ -22,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::derived::{self, CHUNK_HEADER_BYTES, ChunkHeader, LogKind};
-use crate::limits::{UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_SPILL};
+use crate::limits::{COPY_BYTES, UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_SPILL};
 use crate::vfs::{File, OpenMode, Vfs};
 
 /// What a log may do with its files.
@@ -45,6 +47,8 @@ pub(crate) struct ChunkLog {
     tail: RwLock<Tail>,
     writer: Mutex<Writer>,
     files: RwLock<BTreeMap<u64, Arc<dyn File>>>,
+    /// Damage was met; the log is to be derived again.
+    suspect: AtomicBool,
 }
 
 /// What is not in the files yet.
@@ -135,6 +139,7 @@ impl ChunkLog {
             }),
             writer: Mutex::new(Writer::default()),
             files: RwLock::new(BTreeMap::new()),
+            suspect: AtomicBool::new(false),
         }
     }
 
@@ -331,8 +336,7 @@ impl ChunkLog {
         let path = self.chunk_path(number);
         writer.names_unsynced = true;
         let file = self.vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
-        let header =
-            ChunkHeader { kind: self.kind, database: self.database, number, chunk_bytes: self.chunk_bytes }.encode();
+        let header = self.header(number).encode();
         file.write_at(0, &header).map_err(|e| Error::io(FileOp::Write, &path, e))?;
         let file: Arc<dyn File> = Arc::from(file);
         self.files.write().insert(number, Arc::clone(&file));
@@ -361,8 +365,7 @@ impl ChunkLog {
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
             Err(e) => return Err(Error::io(FileOp::Read, &path, e)),
         };
-        let want = ChunkHeader { kind: self.kind, database: self.database, number, chunk_bytes: self.chunk_bytes };
-        want.check(&header, &path)?;
+        self.header(number).check(&header, &path).inspect_err(|_| self.suspect.store(true, Ordering::Relaxed))?;
         let file: Arc<dyn File> = Arc::from(file);
         Ok(Arc::clone(self.files.write().entry(number).or_insert(file)))
     }
@@ -373,12 +376,104 @@ impl ChunkLog {
 
     /// Damage at a logical offset, told as file and offset within it.
     pub(crate) fn corrupted(&self, at: u64, damage: Damage) -> Error {
+        self.suspect.store(true, Ordering::Relaxed);
         Error::Corrupted {
             path: self.chunk_path(at / self.chunk_bytes),
             segment: None,
             offset: CHUNK_HEADER_BYTES + at % self.chunk_bytes,
             damage,
         }
+    }
+
+    /// Whether damage was met since the log was found or made whole.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    /// The log is whole.
+    pub(crate) fn clear_suspect(&self) {
+        self.suspect.store(false, Ordering::Relaxed);
+    }
+
+    /// Bytes that are in the files.
+    pub(crate) fn written(&self) -> u64 {
+        self.tail.read().written
+    }
+
+    /// Reads the header of each file as it is now, and its length; answers how many bytes were read.
+    pub(crate) fn check_files(&self) -> Result<u64> {
+        let chunks = Self::files(self.chunk_bytes, self.written());
+        let mut bytes = 0;
+        for (number, (_, len)) in (0u64..).zip(chunks) {
+            let path = self.chunk_path(number);
+            let file = match self.vfs.open(&path, OpenMode::Read) {
+                Ok(file) => file,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
+                }
+                Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
+            };
+            if file.len().map_err(|e| Error::io(FileOp::Length, &path, e))? < len {
+                return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
+            }
+            let header = file.read_at(0, CHUNK_HEADER_BYTES as usize);
+            let header = header.map_err(|e| Error::io(FileOp::Read, &path, e))?;
+            self.header(number).check(&header, &path)?;
+            bytes += CHUNK_HEADER_BYTES;
+        }
+        Ok(bytes)
+    }
+
+    /// Takes those files of `again` that differ from the own ones, as far as these are written: a log derived again, equal in
+    /// its bytes, with all its files durable. Answers how many.
+    pub(crate) fn adopt(&self, again: &Self, chunks: Range<u64>) -> Result<u64> {
+        // Nothing is written meanwhile.
+        let _writer = self.writer.lock();
+        let written = self.written();
+        let mut adopted = 0;
+        for (number, (_, len)) in (0u64..).zip(Self::files(self.chunk_bytes, written)) {
+            let (own, other) = (self.chunk_path(number), again.chunk_path(number));
+            if !chunks.contains(&number) || self.same_bytes(&own, &other, len)? {
+                continue;
+            }
+            self.vfs.rename(&other, &own).map_err(|e| Error::io(FileOp::Rename, &own, e))?;
+            // Whoever reads through the old handle reads the damaged file, and is told so.
+            self.files.write().remove(&number);
+            adopted += 1;
+        }
+        if adopted > 0 {
+            self.vfs.sync_dir(&self.dir).map_err(|e| Error::io(FileOp::SyncDir, &self.dir, e))?;
+        }
+        Ok(adopted)
+    }
+
+    fn same_bytes(&self, own: &Path, other: &Path, len: u64) -> Result<bool> {
+        let open = |path: &Path| self.vfs.open(path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, path, e));
+        let other_file = open(other)?;
+        let own_file = match open(own) {
+            Ok(file) => file,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if own_file.len().map_err(|e| Error::io(FileOp::Length, own, e))? < len {
+            return Ok(false);
+        }
+        let mut at = 0;
+        while at < len {
+            let piece = (len - at).min(COPY_BYTES as u64);
+            let read = |file: &dyn File, path: &Path| {
+                file.read_at(at, piece as usize).map_err(|e| Error::io(FileOp::Read, path, e))
+            };
+            if read(&*own_file, own)? != read(&*other_file, other)? {
+                return Ok(false);
+            }
+            at += piece;
+        }
+        Ok(true)
+    }
+
+    fn header(&self, number: u64) -> ChunkHeader {
+        ChunkHeader { kind: self.kind, database: self.database, number, chunk_bytes: self.chunk_bytes }
     }
 
     /// Names, relative to the log's folder, and lengths of the chunk files of the first `len` bytes.

@@ -110,6 +110,11 @@ impl Core {
         }
     }
 
+    /// The logs that are derived from the segments.
+    pub(crate) fn derived_logs(&self) -> [&ChunkLog; 4] {
+        [&self.tx, &self.commit, &self.aht, &self.seals.log]
+    }
+
     /// Makes everything applied so far visible to readers that start now.
     pub(crate) fn publish(&self, state: &State) {
         let mut published = self.published.write();

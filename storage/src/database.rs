@@ -28,6 +28,8 @@ use crate::marks::{Marks, Vote};
 use crate::parts::ProvenEntry;
 use crate::read::ReadSnapshot;
 use crate::recover;
+use crate::repair::{self, Mended, SegmentSource};
+use crate::scrub::{self, Damaged, ScrubStep, Scrubber};
 use crate::seal::{self, Health};
 use crate::segment::{FrameKind, Ledger, LedgerOptions, LedgerReport, Position};
 use crate::transfer::{self, FileRange, Manifest};
@@ -89,6 +91,9 @@ pub struct Database {
     pub(crate) vote: Vote,
     pub(crate) waiting: Waiting,
     pub(crate) digests: transfer::ChunkDigests,
+    pub(crate) scrubber: Mutex<Scrubber>,
+    /// Held while something is repaired.
+    pub(crate) mending: Mutex<()>,
     pub(crate) _lock: Box<dyn LockGuard>,
 }
 
@@ -309,6 +314,27 @@ impl Database {
     pub fn compare_seals(&self) -> Result<Health> {
         let core = self.core();
         core.seals.compare(&core.ledger).map(|()| core.seals.health())
+    }
+
+    /// Reads about `budget_bytes` of the files again, on from where the last call stopped, and says what has rotted. Meant to
+    /// be called for ever, at the pace that the caller chooses.
+    pub fn scrub_step(&self, budget_bytes: u64) -> Result<ScrubStep> {
+        scrub::step(self, budget_bytes)
+    }
+
+    /// What a scrub found or a reader came upon, and is not mended yet.
+    pub fn damaged(&self) -> Vec<Damaged> {
+        scrub::damaged(self)
+    }
+
+    /// Repairs what is damaged, while the database runs: what is derived from the own segments, these from `source`.
+    pub fn mend(&self, source: Option<&dyn SegmentSource>) -> Result<Mended> {
+        repair::mend(self, source)
+    }
+
+    /// Replaces a closed segment by one from `source` whose frames hash to `agreed`: what a majority of the replicas holds.
+    pub fn repair_segment(&self, segment: u64, agreed: Digest, source: &dyn SegmentSource) -> Result<()> {
+        repair::segment(self, segment, agreed, source)
     }
 
     /// What another replica needs to become this one at the applied entry; takes a checkpoint first.

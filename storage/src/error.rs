@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex, TxId};
 
 use crate::command::DecodeError;
@@ -70,6 +71,8 @@ pub enum Damage {
     Chain,
     /// The bytes are not those that the ledger gives when they are derived again.
     Differs,
+    /// Whole, and not what was written here.
+    Changed,
 }
 
 impl std::fmt::Display for Damage {
@@ -83,6 +86,7 @@ impl std::fmt::Display for Damage {
             Self::Sequence => "log id does not continue the one before",
             Self::Hash => "does not hash to the stored digest",
             Self::Chain => "does not continue the segment before",
+            Self::Changed => "not what was written here",
             Self::Differs => "not what the ledger gives when it is derived again",
         })
     }
@@ -296,6 +300,17 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// A segment is what was written here, and not what was sealed: one of the two is wrong, and only a majority of the
+    /// replicas can say which.
+    #[error("segment {segment} has digest {own} here, was sealed with {sealed}, and is consistent in itself")]
+    SealDisputed {
+        /// Its number.
+        segment: u64,
+        /// Digest here.
+        own: Digest,
+        /// Digest in the seal.
+        sealed: Digest,
+    },
     /// An install was interrupted: opening the database finishes it, before that its files are of two states.
     #[error("an install in {} is unfinished; open the database once, which finishes it", dir.display())]
     Unfinished {
@@ -331,6 +346,7 @@ impl Error {
             Self::Io { .. } | Self::NoSpace { .. } | Self::Poisoned => false,
             // This replica's files.
             Self::Corrupted { .. }
+            | Self::SealDisputed { .. }
             | Self::SegmentMissing { .. }
             | Self::ForeignDatabase { .. }
             | Self::UnsupportedVersion { .. }

@@ -34,6 +34,7 @@ use crate::vfs::Vfs;
 
 mod block;
 mod cache;
+mod check;
 mod manifest;
 mod memtable;
 mod range;
@@ -43,6 +44,7 @@ mod work;
 mod writer;
 
 pub use cache::BlockCache;
+pub(crate) use check::Place as CheckPlace;
 pub use range::{KeyRange, ScanSpec};
 pub use version::Version;
 
@@ -614,11 +616,6 @@ impl Index {
     /// How many runs there are, which bounds what a read of one key looks at.
     pub fn run_count(&self) -> usize {
         self.view().runs.len()
-    }
-
-    /// Reads and checks everything on disk.
-    pub(crate) fn verify(&self) -> Result<()> {
-        self.view().runs.iter().try_for_each(Run::verify).inspect_err(|error| self.note(error))
     }
 
     /// Readers never look beyond what is published: a transaction after it may be in by half.

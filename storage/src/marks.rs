@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex};
+use parking_lot::Mutex;
 
 use crate::error::{Damage, Error, Result};
 use crate::smallfile::{self, Places, ToSync, TwinFile};
@@ -87,7 +88,12 @@ impl Marks {
                 }
             },
         };
-        Ok(Self { database, file, values })
+        let mut marks = Self { database, file, values };
+        if marks.file.read()?.torn.is_some() {
+            // A crash did that. Whole from here on, what is torn later has rotted.
+            marks.rewrite(vfs)?;
+        }
+        Ok(marks)
     }
 
     /// The marks of a database that nobody has open, and whether one of the two places is torn; changes nothing.
@@ -109,6 +115,28 @@ impl Marks {
         let durable = values.flushed.max(values.committed);
         let committed = values.committed.max(values.purged);
         Ok((MarksOnDisk { durable, committed }, torn))
+    }
+
+    /// Compares the file with what is in memory; answers how many bytes it has.
+    pub(crate) fn check(&self, vfs: &dyn Vfs) -> Result<u64> {
+        let path = self.file.path();
+        let corrupted = |offset, damage| Error::Corrupted { path: path.to_path_buf(), segment: None, offset, damage };
+        let Some(Places { newest, torn }) = smallfile::read_twin(vfs, path, MARKS_MAGIC)? else {
+            return Err(corrupted(0, Damage::Missing));
+        };
+        if let Some(offset) = torn {
+            return Err(corrupted(offset, Damage::Checksum));
+        }
+        let same = match newest {
+            None => self.values == Values::default(),
+            Some((_, content)) => content == self.values.encode(self.database),
+        };
+        if same { Ok(self.file.bytes()) } else { Err(corrupted(0, Damage::Changed)) }
+    }
+
+    /// Writes the file again from memory.
+    pub(crate) fn rewrite(&mut self, vfs: &dyn Vfs) -> Result<()> {
+        self.file.rewrite(vfs, &self.values.encode(self.database))
     }
 
     /// Log entries at or below this index were durable here once.
@@ -182,18 +210,56 @@ impl Marks {
 pub(crate) struct Vote {
     database: DatabaseId,
     path: PathBuf,
+    /// What was saved or loaded last; held while the file is written.
+    known: Mutex<Option<Vec<u8>>>,
 }
 
 impl Vote {
     pub(crate) fn new(dir: &Path, database: DatabaseId) -> Self {
-        Self { database, path: dir.join("vote") }
+        Self { database, path: dir.join("vote"), known: Mutex::default() }
     }
 
     pub(crate) fn save(&self, vfs: &Arc<dyn Vfs>, bytes: &[u8]) -> Result<()> {
+        let mut known = self.known.lock();
+        self.write(vfs, bytes)?;
+        *known = Some(bytes.to_vec());
+        Ok(())
+    }
+
+    fn write(&self, vfs: &Arc<dyn Vfs>, bytes: &[u8]) -> Result<()> {
         smallfile::write_atomic(&**vfs, &self.path, VOTE_MAGIC, &[&self.database.0, bytes].concat())
     }
 
     pub(crate) fn load(&self, vfs: &Arc<dyn Vfs>) -> Result<Option<Vec<u8>>> {
+        let mut known = self.known.lock();
+        let vote = self.read(vfs)?;
+        known.clone_from(&vote);
+        Ok(vote)
+    }
+
+    /// Compares the file with the vote that was saved or loaded last, if there was one.
+    pub(crate) fn check(&self, vfs: &Arc<dyn Vfs>) -> Result<()> {
+        let known = self.known.lock();
+        let found = self.read(vfs)?;
+        if known.is_none() || *known == found {
+            return Ok(());
+        }
+        let damage = if found.is_none() { Damage::Missing } else { Damage::Changed };
+        Err(Error::Corrupted { path: self.path.clone(), segment: None, offset: 0, damage })
+    }
+
+    /// Writes the vote that was saved or loaded last again.
+    ///
+    /// # Errors
+    /// Those of loading it, when that was never done: what a damaged file said, nobody knows. IO.
+    pub(crate) fn rewrite(&self, vfs: &Arc<dyn Vfs>) -> Result<()> {
+        match &*self.known.lock() {
+            Some(vote) => self.write(vfs, vote),
+            None => self.read(vfs).map(drop),
+        }
+    }
+
+    fn read(&self, vfs: &Arc<dyn Vfs>) -> Result<Option<Vec<u8>>> {
         let Some(content) = smallfile::read(&**vfs, &self.path, VOTE_MAGIC)? else { return Ok(None) };
         let path = self.path.clone();
         match content.split_first_chunk() {

@@ -45,15 +45,20 @@ impl Core {
     }
 
     fn header_of(&self, tx: TxId, record: &Record, prev_alh: Digest) -> Result<TxHeader> {
-        let eh = match record.head.eh {
+        let eh = self.eh(tx, record)?;
+        self.checked_header(tx, &record.head, eh, prev_alh, record.alh)
+    }
+
+    /// Eh of a record: stored, or that of its only entry, whose key is read from the ledger.
+    pub(crate) fn eh(&self, tx: TxId, record: &Record) -> Result<Digest> {
+        Ok(match record.head.eh {
             Some(eh) => eh,
             None => {
                 let entry = self.entries(tx, record)?.next().ok_or_else(|| self.bad_hash(tx))??;
                 let key = self.ledger.read_bytes(entry.key_at, entry.key_len as usize)?;
                 digest::leaf(&self.entry_digest(tx, record.head.version, &key, &entry)?)
             }
-        };
-        self.checked_header(tx, &record.head, eh, prev_alh, record.alh)
+        })
     }
 
     fn checked_header(&self, tx: TxId, head: &Head, eh: Digest, prev_alh: Digest, alh: Digest) -> Result<TxHeader> {
@@ -140,6 +145,7 @@ impl Core {
         let segments = self.ledger.segments();
         let number = segments.partition_point(|segment| segment.first_offset <= at).saturating_sub(1);
         let (segment, first) = segments.get(number).map_or((0, 0), |s| (s.number, s.first_offset.0));
+        self.ledger.suspect(segment);
         Error::Corrupted {
             path: self.ledger.segment_path(segment),
             segment: Some(segment),

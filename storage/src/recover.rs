@@ -21,6 +21,7 @@ use crate::format::derived::{COMMIT_RECORD_BYTES, DIGEST_BYTES};
 use crate::indexing;
 use crate::limits::REPLAY_READ_BYTES;
 use crate::marks::{Marks, Vote};
+use crate::rebuild;
 use crate::segment::{Frame, Ledger, LedgerReport, LedgerSpec, RecoveryFloor};
 use crate::transfer;
 use crate::vfs::Vfs;
@@ -31,6 +32,7 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     vfs.create_dir_all(dir).map_err(|e| Error::io(FileOp::CreateDir, dir, e))?;
     let lock_path = dir.join("lock");
     let lock = vfs.lock(&lock_path).map_err(|e| Error::io(FileOp::Lock, &lock_path, e))?;
+    rebuild::remove(&*vfs, dir)?;
     transfer::finish_install(&vfs, dir, spec)?;
     let marks = Marks::open(&*vfs, dir, spec.id)?;
     let (core, applier, report) = attach(&vfs, dir, spec, &options, &marks)?;
@@ -48,6 +50,8 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
         marks: Mutex::new(marks),
         waiting: Waiting::default(),
         digests: transfer::ChunkDigests::default(),
+        scrubber: Mutex::default(),
+        mending: Mutex::default(),
         _lock: lock,
     };
     if db.checkpoint_position() < db.applied().log_id {

@@ -214,6 +214,20 @@ impl SealLog {
         self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, applied.digest)).collect()
     }
 
+    /// The sealed digest of a segment; `None` when it is not sealed.
+    pub(crate) fn digest(&self, segment: u64) -> Option<Digest> {
+        self.inner.lock().applied.get(&segment).map(|applied| applied.digest)
+    }
+
+    /// Reads the record at `at` again; answers where the next one stands, `None` at the end.
+    pub(crate) fn check(&self, at: u64) -> Result<Option<u64>> {
+        if at >= self.log.end() {
+            return Ok(None);
+        }
+        let (_, len) = read_record(&self.log, at)?;
+        Ok(Some(at + len as u64))
+    }
+
     pub(crate) fn get(&self, segment: u64) -> Result<Option<Seal>> {
         let Some(applied) = self.inner.lock().applied.get(&segment).copied() else { return Ok(None) };
         let (seal, len) = read_record(&self.log, applied.at)?;

@@ -27,9 +27,11 @@ mod readers;
 mod recover;
 mod scan;
 mod state;
+mod upkeep;
 pub(crate) mod walk;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +42,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::error::{Damage, Error, FileOp, Result};
-use crate::format::SEGMENT_HEADER_BYTES;
+use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::vfs::{OpenMode, Vfs};
 
 pub(crate) use scan::bytes_before_zeros;
@@ -144,6 +146,8 @@ struct Layout {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     spec: LedgerSpec,
+    /// Segments in which damage was met; they are looked at by whoever repairs.
+    suspects: Mutex<BTreeSet<u64>>,
 }
 
 impl Layout {
@@ -163,11 +167,24 @@ impl Layout {
         self.path(number, SIDECAR_SUFFIX)
     }
 
+    /// A segment's header is a function of what is known of it.
+    fn header_of(&self, info: &SegmentInfo) -> Vec<u8> {
+        let header = SegmentHeader {
+            database: self.spec.database,
+            number: info.number,
+            first_offset: info.first_offset.0,
+            first_log_id: info.first_log_id,
+            segment_bytes: self.spec.segment_bytes,
+        };
+        header.encode()
+    }
+
     fn sync_dir(&self) -> Result<()> {
         self.vfs.sync_dir(&self.dir).map_err(|e| Error::io(FileOp::SyncDir, &self.dir, e))
     }
 
     fn corrupted(&self, number: u64, offset: u64, damage: Damage) -> Error {
+        self.suspects.lock().insert(number);
         Error::Corrupted { path: self.segment_path(number), segment: Some(number), offset, damage }
     }
 }
@@ -208,7 +225,7 @@ impl Ledger {
         options: LedgerOptions,
     ) -> Result<(Self, LedgerReport)> {
         recover::check_segment_bytes(spec.segment_bytes)?;
-        let layout = Layout { vfs, dir: dir.to_path_buf(), spec };
+        let layout = Layout { vfs, dir: dir.to_path_buf(), spec, suspects: Mutex::default() };
         let recovered = recover::recover(&layout, floor)?;
         let state = State::new(spec.segment_bytes, options.tail_cache_bytes, recovered.segments);
         let ledger = Self {
@@ -224,7 +241,7 @@ impl Ledger {
     /// A ledger without frames that never touches the files in `dir`: for who reads them by other means, and stages none.
     pub(crate) fn detached(vfs: Arc<dyn Vfs>, dir: &Path, spec: LedgerSpec) -> Self {
         Self {
-            layout: Layout { vfs, dir: dir.to_path_buf(), spec },
+            layout: Layout { vfs, dir: dir.to_path_buf(), spec, suspects: Mutex::default() },
             state: Mutex::new(State::new(spec.segment_bytes, 0, Vec::new())),
             writer: Mutex::new(None),
             readers: Readers::new(),
@@ -437,6 +454,11 @@ impl Ledger {
         let state = self.state.lock();
         let segment = state.segments.get(usize::try_from(number).ok()?)?;
         Some((segment.info(), segment.digest))
+    }
+
+    /// The header that the segment's file has.
+    pub(crate) fn header_of(&self, info: &SegmentInfo) -> Vec<u8> {
+        self.layout.header_of(info)
     }
 
     /// Path of a segment's file, there or not. Its frames start behind `format::SEGMENT_HEADER_BYTES`.

@@ -142,6 +142,38 @@ impl TwinFile {
         Ok(())
     }
 
+    /// What is in the file now.
+    pub(crate) fn read(&self) -> Result<Places> {
+        read_places(&*self.file, &self.path, self.magic)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length of the file once both places are written.
+    pub(crate) const fn bytes(&self) -> u64 {
+        2 * PLACE_BYTES
+    }
+
+    /// Writes both places again, whole, one after the other, durably; into a new file when there is none of this name.
+    pub(crate) fn rewrite(&mut self, vfs: &dyn Vfs, content: &[u8]) -> Result<()> {
+        let (dir, path) = (self.path.parent().expect("files of a database are in its folder"), &self.path);
+        self.file = Arc::from(vfs.open(path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, path, e))?);
+        self.file.set_len(2 * PLACE_BYTES).map_err(|e| Error::io(FileOp::SetLength, path, e))?;
+        vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))?;
+        for _ in 0..2 {
+            let counter = self.counter + 1;
+            let mut framed = seal_small(self.magic, &[&counter.to_be_bytes(), content].concat());
+            framed.resize(PLACE_BYTES as usize, 0);
+            let at = (counter % 2) * PLACE_BYTES;
+            self.file.write_at(at, &framed).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+            self.counter = counter;
+            self.sync()?;
+        }
+        Ok(())
+    }
+
     /// Makes the newest content durable.
     pub(crate) fn sync(&self) -> Result<()> {
         self.to_sync().sync()

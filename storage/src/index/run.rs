@@ -195,13 +195,13 @@ impl Run {
         self.obsolete.store(true, Ordering::Release);
     }
 
-    fn corrupted(&self, offset: u64, damage: Damage) -> Error {
+    pub(super) fn corrupted(&self, offset: u64, damage: Damage) -> Error {
         Error::Corrupted { path: self.path.clone(), segment: None, offset, damage }
     }
 
-    /// A block; `cached` false for whoever walks everything once.
+    /// A block; `cached` false for whoever walks everything once: then it is read from the disk.
     fn block(&self, child: &Child, cached: bool) -> Result<Block> {
-        if let Some(block) = self.cache.get(self.name, child.offset) {
+        if cached && let Some(block) = self.cache.get(self.name, child.offset) {
             return Ok(block);
         }
         let end = child.offset.checked_add(u64::from(child.len));
@@ -244,7 +244,7 @@ impl Run {
         Err(self.corrupted(child.offset, Damage::Field))
     }
 
-    fn bad_cell(&self) -> Error {
+    pub(super) fn bad_cell(&self) -> Error {
         self.corrupted(self.root.child.offset, Damage::Field)
     }
 
@@ -293,33 +293,6 @@ impl Run {
         let leaves = LeafWalk::new(Arc::clone(self), KeyRange::all(), TxId(0), false, false);
         CellWalk { leaves, cells: Vec::new().into_iter() }
     }
-
-    /// Reads and checks every block, the order of the keys and the counts. What [`Run::open`] did not look at.
-    pub(super) fn verify(self: &Arc<Self>) -> Result<()> {
-        let (mut keys, mut versions) = (0, 0);
-        let mut last: Option<(Bytes, TxId, u64)> = None;
-        let mut walk = self.cells();
-        while let Some((key, cell)) = walk.next_cell()? {
-            let listed = cell.versions().map_err(|Malformed| self.bad_cell())?;
-            let same = last.as_ref().is_some_and(|(last, ..)| *last == key);
-            let follows = match &last {
-                Some((last, tx, count)) if *last == key => *tx < cell.first_tx && *count == cell.before,
-                Some((last, ..)) => *last < key && cell.before == 0,
-                None => cell.before == 0,
-            };
-            let newest = listed.last().map_or(TxId(0), |version| version.tx);
-            let within = self.info.first_tx <= cell.first_tx
-                && newest <= self.info.last_tx
-                && listed.is_sorted_by(|a, b| a.tx < b.tx);
-            if !follows || !within {
-                return Err(self.bad_cell());
-            }
-            keys += u64::from(!same);
-            versions += cell.count;
-            last = Some((key, newest, cell.before + cell.count));
-        }
-        if (keys, versions) == (self.info.keys, self.info.versions) { Ok(()) } else { Err(self.bad_cell()) }
-    }
 }
 
 fn check_header(found: &[u8], database: DatabaseId, info: &RunInfo, path: &Path) -> Result<()> {
@@ -363,12 +336,14 @@ struct LeafWalk {
     path: Vec<Step>,
     /// Not entered yet.
     root: Option<Child>,
+    /// Bytes of the blocks that were entered.
+    bytes: u64,
 }
 
 impl LeafWalk {
     fn new(run: Arc<Run>, range: KeyRange, since: TxId, desc: bool, cached: bool) -> Self {
         let root = (!range.is_empty() && run.root.child.newest_tx > since).then_some(run.root.child);
-        Self { run, range, since, desc, cached, path: Vec::new(), root }
+        Self { run, range, since, desc, cached, path: Vec::new(), root, bytes: 0 }
     }
 
     fn next_leaf(&mut self) -> Result<Option<Block>> {
@@ -398,6 +373,7 @@ impl LeafWalk {
     /// Answers a leaf; puts an inner block on the path.
     fn enter(&mut self, child: Child) -> Result<Option<Block>> {
         let block = self.run.block(&child, self.cached)?;
+        self.bytes += u64::from(child.len);
         if block.is_leaf() != (self.path.len() == usize::from(self.run.root.levels)) {
             return Err(self.run.corrupted(child.offset, Damage::Field));
         }
@@ -444,6 +420,11 @@ pub(super) struct CellWalk {
 }
 
 impl CellWalk {
+    /// Bytes of the blocks that were read.
+    pub(super) fn bytes(&self) -> u64 {
+        self.leaves.bytes
+    }
+
     /// The next cell with its key; `None` behind the last.
     pub(super) fn next_cell(&mut self) -> Result<Option<(Bytes, Cell)>> {
         loop {

@@ -121,7 +121,8 @@ pub(super) fn read_sidecar_header(layout: &Layout, path: &Path) -> Result<Option
     Ok((len == header.file_bytes()).then_some((file, header)))
 }
 
-fn read_sidecar(layout: &Layout, segment: &SegmentInfo) -> Result<Option<Vec<u32>>> {
+/// Offsets of a closed segment from its sidecar; `None` when it must be made anew.
+pub(super) fn read_sidecar(layout: &Layout, segment: &SegmentInfo) -> Result<Option<Vec<u32>>> {
     let path = layout.sidecar_path(segment.number);
     let Some((file, header)) = read_sidecar_header(layout, &path)? else { return Ok(None) };
     if !recover::describes(&header, layout, segment) {

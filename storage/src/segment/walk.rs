@@ -51,6 +51,12 @@ impl<'a> Walk<'a> {
         Self { file, path, end, at: SEGMENT_HEADER_BYTES, first, last: None, chunk: Bytes::new(), chunk_at: 0 }
     }
 
+    /// Starts behind the frame `last`, which ends at byte `at`.
+    pub(crate) fn go_on(mut self, at: u64, last: Option<LogId>) -> Self {
+        (self.at, self.last) = (at, last);
+        self
+    }
+
     /// Byte behind the last frame.
     pub(crate) fn at(&self) -> u64 {
         self.at

@@ -11,7 +11,7 @@ use super::readers::Readers;
 use super::state::{Batch, State};
 use super::{Layout, SegmentInfo};
 use crate::error::{Error, FileOp, Result};
-use crate::format::{self, SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
+use crate::format::{self, SEGMENT_HEADER_BYTES, SidecarHeader};
 use crate::limits;
 use crate::vfs::{File, OpenMode};
 
@@ -75,14 +75,7 @@ impl OpenSegment {
     }
 
     fn try_create(layout: &Layout, segment: &SegmentInfo) -> Result<Self> {
-        let header = SegmentHeader {
-            database: layout.spec.database,
-            number: segment.number,
-            first_offset: segment.first_offset.0,
-            first_log_id: segment.first_log_id,
-            segment_bytes: layout.spec.segment_bytes,
-        };
-        let mut bytes = header.encode();
+        let mut bytes = layout.header_of(segment);
         let file_bytes = file_bytes_for(SEGMENT_HEADER_BYTES, 0, 0, layout.spec.segment_bytes);
         bytes.resize(usize::try_from(file_bytes).expect("one small step"), 0);
         let (path, unnamed) = (layout.segment_path(segment.number), layout.new_segment_path(segment.number));

@@ -161,7 +161,7 @@ fn a_rotten_frame_names_its_transaction_and_one_with_a_fitting_checksum_its_segm
 }
 
 /// Bit by bit, from the polynomial, so that it is not the crate's.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc: u32, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
     })

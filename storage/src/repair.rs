@@ -1,0 +1,196 @@
+//! Mending: what is damaged is made again from what is whole. Everything derived comes from the own segments; a segment
+//! comes from a source: another replica, or a folder that holds a copy.
+//!
+//! Three digests decide: that of the bytes on disk, that remembered since the frames were written, and that of the seal. A
+//! segment is fetched without asking anybody only when its bytes are not what was written here and the seal, if there is
+//! one, says the same as memory. Where memory and seal differ either may be wrong: the segment is disputed, and nothing is
+//! overwritten until whoever asked a majority says which digest counts ([`Database::repair_segment`]). What is fetched must
+//! hash to the digest that was agreed on, so a rotten source does no harm.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alhambra_ledger::Digest;
+use alhambra_ledger::digest::Hasher;
+
+use crate::core::Core;
+use crate::database::Database;
+use crate::error::{Damage, Error, FileOp, Result};
+use crate::format::SEGMENT_HEADER_BYTES;
+use crate::limits::COPY_BYTES;
+use crate::rebuild;
+use crate::scrub::{self, Damaged};
+use crate::segment::walk::{Step, Walk};
+use crate::segment::{NAME_DIGITS, SEGMENT_SUFFIX};
+use crate::vfs::{OpenMode, Vfs};
+
+/// Where whole segments can be had.
+pub trait SegmentSource {
+    /// Hands the frames of a closed segment, without header, to `sink`, in order, in pieces. `expected` is their digest:
+    /// a source that knows better does not begin. Nothing of it is believed before the digest holds.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when it does not have it, those of `sink`, which it hands on; IO.
+    fn fetch(&self, segment: u64, expected: &Digest, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+}
+
+/// A copy of a database's folder: a backup, or the disk of a stopped node.
+#[derive(Clone, Debug)]
+pub struct FolderSource {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+}
+
+impl FolderSource {
+    /// `dir` holds `ledger/`.
+    pub fn new(vfs: Arc<dyn Vfs>, dir: &Path) -> Self {
+        Self { vfs, dir: dir.to_path_buf() }
+    }
+}
+
+impl SegmentSource for FolderSource {
+    fn fetch(&self, segment: u64, _expected: &Digest, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let path = self.dir.join(format!("ledger/{segment:0NAME_DIGITS$}{SEGMENT_SUFFIX}"));
+        let file = match self.vfs.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NoSuchSegment { number: segment });
+            }
+            Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
+        };
+        let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+        let mut at = SEGMENT_HEADER_BYTES;
+        while at < len {
+            let piece = (len - at).min(COPY_BYTES as u64);
+            sink(&file.read_at(at, piece as usize).map_err(|e| Error::io(FileOp::Read, &path, e))?)?;
+            at += piece;
+        }
+        Ok(())
+    }
+}
+
+/// What [`Database::mend`] did.
+#[derive(Debug, Default)]
+pub struct Mended {
+    /// Whole again, or found whole.
+    pub repaired: Vec<Damaged>,
+    /// Still damaged, and why: no source has it, or it is disputed.
+    pub waiting: Vec<(Damaged, Error)>,
+}
+
+/// See [`Database::mend`].
+pub(crate) fn mend(db: &Database, source: Option<&dyn SegmentSource>) -> Result<Mended> {
+    let _one_at_a_time = db.mending.lock();
+    let mut mended = Mended::default();
+    // In this order: what is derived needs segments.
+    for what in scrub::damaged(db) {
+        match repair(db, what, source) {
+            Ok(()) => {
+                scrub::mended(db, what);
+                tracing::warn!(?what, "damage is repaired");
+                mended.repaired.push(what);
+            }
+            Err(error @ (Error::Poisoned | Error::NoSpace { .. })) => return Err(error),
+            Err(error) => mended.waiting.push((what, error)),
+        }
+    }
+    Ok(mended)
+}
+
+fn repair(db: &Database, what: Damaged, source: Option<&dyn SegmentSource>) -> Result<()> {
+    let core = db.core();
+    match what {
+        Damaged::Segment(number) => match examine(db, &core, number)? {
+            Verdict::Sound => Ok(()),
+            Verdict::Disputed { own, sealed } => Err(Error::SealDisputed { segment: number, own, sealed }),
+            Verdict::Rotten { error, own } => match (own, core.seals.digest(number), source) {
+                // Who proposed the seal may be the rotten one, so it alone is not believed.
+                (Some(own), Some(sealed), _) if own != sealed => {
+                    Err(Error::SealDisputed { segment: number, own, sealed })
+                }
+                (Some(own), _, Some(source)) => fetch(&core, number, own, source),
+                _ => Err(error),
+            },
+        },
+        Damaged::Padding(number) => core.ledger.rewrite_zeros(number),
+        Damaged::Sidecar(number) => core.ledger.rewrite_sidecar(number),
+        Damaged::Derived => rebuild::derived(db).map(drop),
+        Damaged::Index => {
+            while core.index.is_damaged() || core.index.is_rebuilding() {
+                db.index_work()?;
+            }
+            Ok(())
+        }
+        Damaged::Checkpoint => db.checkpoint(),
+        Damaged::Marks => db.marks.lock().rewrite(&*db.vfs),
+        Damaged::Vote => db.vote.rewrite(&db.vfs),
+    }
+}
+
+/// What a segment's own bytes say.
+enum Verdict {
+    Sound,
+    /// Not what was written here; the digest of that, of a closed segment.
+    Rotten {
+        error: Error,
+        own: Option<Digest>,
+    },
+    /// What was written here, and not what was sealed.
+    Disputed {
+        own: Digest,
+        sealed: Digest,
+    },
+}
+
+fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
+    let Some(view) = core.ledger.view(number) else { return Ok(Verdict::Sound) };
+    let path = core.ledger.segment_path(number);
+    let rotten = |offset, damage| {
+        let error = Error::Corrupted { path: path.clone(), segment: Some(number), offset, damage };
+        Ok(Verdict::Rotten { error, own: view.digest })
+    };
+    let file = match db.vfs.open(&path, OpenMode::Read) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return rotten(0, Damage::Missing),
+        Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
+    };
+    let end = SEGMENT_HEADER_BYTES + view.flushed_bytes;
+    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    if len < end || (view.digest.is_some() && len != end) {
+        return rotten(len.min(end), Damage::Length);
+    }
+    let head = file.read_at(0, SEGMENT_HEADER_BYTES as usize).map_err(|e| Error::io(FileOp::Read, &path, e))?;
+    if head != core.ledger.header_of(&view.info) {
+        return rotten(0, Damage::Field);
+    }
+    let mut walk = Walk::new(&*file, &path, view.info.first_log_id, end);
+    let mut hasher = Hasher::new();
+    loop {
+        match walk.next()? {
+            Step::Frame { bytes, .. } => hasher.update(&bytes),
+            Step::End if walk.at() == end => break,
+            Step::End => return rotten(walk.at(), Damage::Missing),
+            Step::Bad(damage) => return rotten(walk.at(), damage),
+        }
+    }
+    let Some(own) = view.digest else { return Ok(Verdict::Sound) };
+    if hasher.finish() != own {
+        return rotten(SEGMENT_HEADER_BYTES, Damage::Hash);
+    }
+    match core.seals.digest(number) {
+        Some(sealed) if sealed != own => Ok(Verdict::Disputed { own, sealed }),
+        _ => Ok(Verdict::Sound),
+    }
+}
+
+fn fetch(core: &Core, number: u64, expected: Digest, source: &dyn SegmentSource) -> Result<()> {
+    core.ledger.replace(number, expected, &mut |sink| source.fetch(number, &expected, sink))
+}
+
+/// See [`Database::repair_segment`].
+pub(crate) fn segment(db: &Database, number: u64, agreed: Digest, source: &dyn SegmentSource) -> Result<()> {
+    let _one_at_a_time = db.mending.lock();
+    fetch(&db.core(), number, agreed, source)?;
+    scrub::mended(db, Damaged::Segment(number));
+    Ok(())
+}

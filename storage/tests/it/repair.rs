@@ -1,0 +1,250 @@
+//! Segments from elsewhere: a rotten replica never overwrites a good one, whoever is rotten, and a crash leaves the old or the
+//! new file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alhambra_ledger::Digest;
+use alhambra_storage::command::Command;
+use alhambra_storage::repair::{FolderSource, SegmentSource};
+use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
+use alhambra_storage::vfs::mem::{Crash, MemVfs};
+use alhambra_storage::vfs::{OpenMode, Vfs};
+use alhambra_storage::{Damaged, Database, Error, Result};
+
+use crate::scrub::{all_files, filled, grow, options, pass};
+use crate::support::{self, compare, dir};
+use crate::transfer::flip;
+
+/// Copies the files of the database into a folder of another disk.
+fn copy(vfs: &Arc<dyn Vfs>) -> (Arc<dyn Vfs>, FolderSource) {
+    let other: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    for (path, bytes) in all_files(vfs) {
+        other.create_dir_all(path.parent().expect("in a folder")).expect("healthy");
+        other.open(&path, OpenMode::Create).and_then(|file| file.write_at(0, &bytes)).expect("healthy");
+    }
+    (Arc::clone(&other), FolderSource::new(other, &dir()))
+}
+
+fn segment(number: u64) -> PathBuf {
+    dir().join(format!("ledger/{number:010}.seg"))
+}
+
+#[test]
+fn every_byte_of_a_sealed_segment_comes_back_from_a_copy() {
+    let (vfs, db, model) = filled(12);
+    let (_, source) = copy(&vfs);
+    let before = all_files(&vfs);
+    let path = segment(1);
+    for at in 0..before[&path].len() as u64 {
+        flip(&vfs, &path, at);
+        assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)], "byte {at}");
+        let alone = db.mend(None).expect("healthy");
+        assert!(matches!(alone.waiting[..], [(Damaged::Segment(1), Error::Corrupted { .. })]), "{alone:?}");
+        let mended = db.mend(Some(&source)).expect("healthy");
+        assert_eq!((mended.repaired, mended.waiting.len()), (vec![Damaged::Segment(1)], 0), "byte {at}");
+        assert_eq!(all_files(&vfs), before, "byte {at}");
+    }
+    let file = vfs.open(&path, OpenMode::ReadWrite).expect("there");
+    file.set_len(300).expect("healthy");
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
+    db.mend(Some(&source)).expect("healthy");
+    vfs.remove_file(&path).expect("there");
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
+    db.mend(Some(&source)).expect("healthy");
+    assert_eq!(all_files(&vfs), before);
+    compare(&db, &model);
+}
+
+#[test]
+fn rot_in_the_file_being_sent_changes_nothing_here() {
+    let (vfs, db, model) = filled(12);
+    let (other, source) = copy(&vfs);
+    flip(&vfs, &segment(1), 400);
+    let before = all_files(&vfs);
+    pass(&db, u64::MAX);
+    for at in [256, 300, 700] {
+        flip(&other, &segment(1), at);
+        let mended = db.mend(Some(&source)).expect("healthy");
+        let [(Damaged::Segment(1), error)] = &mended.waiting[..] else { panic!("{mended:?}") };
+        assert!(matches!(error, Error::Corrupted { .. }), "{error}");
+        assert_eq!(all_files(&vfs), before, "byte {at}");
+        flip(&other, &segment(1), at);
+    }
+    // Too short, too long, not there.
+    let file = other.open(&segment(1), OpenMode::ReadWrite).expect("there");
+    let len = file.len().expect("there");
+    for wrong in [len - 1, len + 1] {
+        file.set_len(wrong).expect("healthy");
+        assert_eq!(db.mend(Some(&source)).expect("healthy").repaired, []);
+        assert_eq!(all_files(&vfs), before);
+    }
+    other.remove_file(&segment(1)).expect("there");
+    let mended = db.mend(Some(&source)).expect("healthy");
+    assert!(matches!(mended.waiting[..], [(_, Error::NoSuchSegment { number: 1 })]), "{mended:?}");
+    assert_eq!(all_files(&vfs), before);
+    flip(&vfs, &segment(1), 400);
+    assert_eq!(db.mend(None).expect("healthy").repaired, [Damaged::Segment(1)], "found whole");
+    compare(&db, &model);
+}
+
+/// Rewrites a frame's value with a fitting checksum: rot that only the hashes tell.
+fn rot_with_fitting_checksum(vfs: &Arc<dyn Vfs>, number: u64) {
+    let path = segment(number);
+    let file = vfs.open(&path, OpenMode::ReadWrite).expect("there");
+    let head = file.read_at(256, 4).expect("there");
+    let len = u32::from_be_bytes(head[..].try_into().expect("4 bytes")) as usize;
+    let mut body = file.read_at(264, len).expect("there").to_vec();
+    *body.last_mut().expect("a command") ^= 1;
+    file.write_at(264, &body).expect("healthy");
+    let crc = crate::fsck::crc32c(&body);
+    file.write_at(260, &crc.to_be_bytes()).expect("healthy");
+}
+
+#[test]
+fn a_seal_proposed_by_a_rotten_leader_overwrites_nobody() {
+    // The leader's segment rotted before it proposed the seal: its digest is that of the rotten frames.
+    let (vfs, db, model) = filled(3);
+    let number = db.ledger().segments().iter().filter(|segment| segment.closed).count() as u64;
+    let (other, source) = copy(&vfs);
+    drop(other);
+    let mut model = model;
+    let mut n = 4;
+    while db.pending_seals().expect("healthy").is_empty() {
+        let proposals = [support::put("k", &[7; 40])];
+        support::commit_command(&db, &support::batch(n, &proposals)).expect("applies");
+        model.batch(n, &proposals);
+        db.ledger().settle().expect("healthy");
+        n += 1;
+    }
+    let mut seal = db.pending_seals().expect("healthy").remove(0);
+    assert_eq!(seal.segment, number);
+    seal.digest[5] ^= 1;
+    let rotten = Digest(seal.digest);
+    support::commit_command(&db, &Command::Seal(seal)).expect("applies");
+    db.checkpoint().expect("healthy");
+    let before = all_files(&vfs);
+    // A follower that compares: its bytes are what it wrote, so they are not touched.
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(number)]);
+    let mended = db.mend(Some(&source)).expect("healthy");
+    assert!(
+        matches!(mended.waiting[..], [(_, Error::SealDisputed { segment, sealed, .. })] if segment == number && sealed == rotten),
+        "{mended:?}"
+    );
+    assert_eq!(all_files(&vfs), before);
+    // Even when told to, nothing comes in that is not what was agreed on.
+    let (_, own) = copy(&vfs);
+    db.repair_segment(number, rotten, &own).expect_err("no source has these bytes");
+    assert_eq!(all_files(&vfs), before);
+    compare(&db, &model);
+}
+
+#[test]
+fn a_follower_that_is_rotten_in_a_consistent_way_is_told_by_the_majority() {
+    let (vfs, db, model) = filled(12);
+    let (_, source) = copy(&vfs);
+    let before = all_files(&vfs);
+    rot_with_fitting_checksum(&vfs, 1);
+    // The digest remembered since the writing tells, so this needs no majority.
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
+    assert_eq!(db.mend(Some(&source)).expect("healthy").repaired, [Damaged::Segment(1)]);
+    assert_eq!(all_files(&vfs), before);
+    // Nor does it when the sidecar went with it and was made again from the rotten frames: then it is disputed.
+    rot_with_fitting_checksum(&vfs, 1);
+    drop(db);
+    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    let db = match Database::open(Arc::clone(&vfs), &dir(), support::spec(), options()) {
+        Ok(db) => db,
+        Err(error) => panic!("{error}"),
+    };
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
+    let mended = db.mend(Some(&source)).expect("healthy");
+    let [(Damaged::Segment(1), Error::SealDisputed { sealed, .. })] = mended.waiting[..] else { panic!("{mended:?}") };
+    db.repair_segment(1, sealed, &source).expect("the majority has it");
+    assert_eq!(pass(&db, u64::MAX), []);
+    let files = all_files(&vfs);
+    for name in ["seg", "idx"] {
+        let path = dir().join(format!("ledger/0000000001.{name}"));
+        assert_eq!(files[&path], before[&path]);
+    }
+    compare(&db, &model);
+}
+
+/// Whether a file has the same bytes before damage and after the repair: all but those of the index and the small ones.
+fn is_kept(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["seg", "idx", "log"].iter().any(|kept| extension == *kept))
+}
+
+/// What the whole repair does on disk, from the moment the damage is there.
+fn repair(vfs: &Arc<dyn Vfs>, source: &dyn SegmentSource) -> Result<()> {
+    let db = Database::open(Arc::clone(vfs), &dir(), support::spec(), options())?;
+    loop {
+        if db.scrub_step(u64::MAX)?.pass_completed {
+            break;
+        }
+    }
+    let mended = db.mend(Some(source))?;
+    match mended.waiting.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn a_crash_at_every_step_of_a_repair_leaves_the_old_or_the_new_file() {
+    let build = || {
+        let (vfs, db, model) = filled(8);
+        drop(db);
+        let (_, source) = copy(&vfs);
+        let disk = MemVfs::new();
+        let durable: Arc<dyn Vfs> = Arc::new(disk.clone());
+        for (path, bytes) in all_files(&vfs) {
+            durable.create_dir_all(path.parent().expect("in a folder")).expect("healthy");
+            let file = durable.open(&path, OpenMode::Create).expect("healthy");
+            file.write_at(0, &bytes).and_then(|()| file.sync_data()).expect("healthy");
+            durable.sync_dir(path.parent().expect("in a folder")).expect("healthy");
+        }
+        let value = Path::new("ledger/0000000001.seg");
+        let file = durable.open(&dir().join(value), OpenMode::ReadWrite).expect("there");
+        // The last byte of the segment is in a value, so that opening does not need it.
+        let at = file.len().expect("there") - 1;
+        flip(&durable, &dir().join(value), at);
+        flip(&durable, &dir().join("tx/0000000000.log"), 64 + 50);
+        file.sync_data().expect("healthy");
+        let log = durable.open(&dir().join("tx/0000000000.log"), OpenMode::ReadWrite).expect("there");
+        log.sync_data().expect("healthy");
+        (disk, source, all_files(&vfs), model)
+    };
+    let steps = {
+        let (disk, source, _, _) = build();
+        let faulty = Arc::new(FaultyVfs::new(Arc::new(disk)));
+        let vfs: Arc<dyn Vfs> = faulty.clone();
+        repair(&vfs, &source).expect("no fault planned");
+        faulty.step_count()
+    };
+    assert!(steps > 10, "{steps}");
+    for step in 0..steps {
+        for (fault, crash) in
+            [(Fault::Crash, Crash::PowerLoss), (Fault::CrashShort, Crash::PowerLossTorn { seed: step })]
+        {
+            let place = format!("step {step}, {fault:?}");
+            let (disk, source, before, mut model) = build();
+            let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
+            faulty.fail_at(step, fault);
+            let vfs: Arc<dyn Vfs> = faulty;
+            repair(&vfs, &source).expect_err("the machine stopped");
+            disk.crash(crash);
+            let vfs: Arc<dyn Vfs> = Arc::new(disk);
+            repair(&vfs, &source).unwrap_or_else(|e| panic!("{place}: {e}"));
+            let db = crate::scrub::open(&vfs);
+            assert_eq!(pass(&db, u64::MAX), [], "{place}");
+            let files = all_files(&vfs);
+            for (path, bytes) in before.iter().filter(|(path, _)| is_kept(path)) {
+                assert!(files.get(path) == Some(bytes), "{place}: {}", path.display());
+            }
+            support::apply_through(&db, db.ledger().last_log_id().expect("filled").index.0).expect("applies");
+            grow(&db, &mut model, 77);
+            compare(&db, &model);
+        }
+    }
+}
