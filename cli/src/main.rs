@@ -86,7 +86,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cluster(args) => cluster::run(&args),
         Command::Fsck(args) => fsck::run(&args),
         Command::Config(args) => serve::print_config(&args),
-        Command::Serve(args) => block_on(serve::run(*args)),
+        Command::Serve(args) => {
+            let config = args.load()?;
+            runtime(config.worker_threads)?.block_on(serve::run(&args, config))
+        }
         Command::Set(args) => block_on(kv::set(args)),
         Command::Get(args) => block_on(kv::get(args)),
         Command::History(args) => block_on(kv::history(args)),
@@ -99,11 +102,19 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    runtime(0)?.block_on(work)
+}
+
+/// Threads for async work; one per processor for 0.
+fn runtime(worker_threads: u32) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(count) = usize::try_from(worker_threads).ok().filter(|count| *count > 0) {
+        builder.worker_threads(count);
+    }
+    builder
         .enable_all()
         .build()
-        .or_fail("starting the threads of this program", "raise the limit of threads and open files")?;
-    runtime.block_on(work)
+        .or_fail("starting the threads of this program", "raise the limit of threads and open files")
 }
 
 #[cfg(test)]

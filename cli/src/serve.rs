@@ -40,9 +40,15 @@ pub struct ConfigArgs {
     settings: ServeArgs,
 }
 
+impl Args {
+    /// The configuration of the node.
+    pub fn load(&self) -> Result<Config, Failure> {
+        load(&self.settings)
+    }
+}
+
 /// Runs a node; `Ok` after an orderly stop.
-pub async fn run(args: Args) -> Result<(), Failure> {
-    let config = load(&args.settings)?;
+pub async fn run(args: &Args, config: Config) -> Result<(), Failure> {
     log_to_stderr(&config);
     let mut signals = Signals::listen()?;
     let parent_gone = async {

@@ -231,6 +231,10 @@ settings! {
     /// File with the ECDSA P-256 private key (PEM) that signs states; none for no signatures. The same on every node.
     signing_key: Option<PathBuf> = None, "signingKey", compatible, "a path", any;
 
+    /// Threads that answer calls and replicate; 0 for one per processor. Nodes that share a machine should share its
+    /// processors too: each wakes the other ones' threads less.
+    worker_threads: u32 = 0, "worker-threads", ours, "a number up to 1024", |count| *count <= 1024;
+
     /// Largest message taken from a client, bytes.
     max_recv_msg_size: u32 = 32 << 20, "max-recv-msg-size", compatible, "bytes, 65536 to 1073741824",
         |bytes| (1 << 16..=1 << 30).contains(bytes);

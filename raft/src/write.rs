@@ -6,7 +6,7 @@
 //!     '--- another leads -----> one hop (Forward) -----> serve_propose() there, never forwarded again
 //! ```
 //!
-//! No timers: a batch leaves at once when none is on its way, and takes with it whatever waits. While one is written and
+//! No timers: a batch leaves at once when none is on its way, and takes with it whatever waits or is about to. While one is written and
 //! replicated the next one gathers; it leaves before the other is back only when it has grown to `pipeline_bytes`.
 //!
 //! User writes are refused here, and not at apply, when disks are low or a quota is used up: free space and time are no
@@ -41,6 +41,9 @@ use crate::types::{CommandBytes, Completion, TypeConfig};
 
 /// Pause before the next attempt when nothing tells that it would end otherwise.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often a batch waits for tasks that are ready, as long as each time brings more.
+const GATHER_ROUNDS_MAX: usize = 4;
 
 /// What an encoded batch takes besides its proposals, bytes, at most.
 const BATCH_HEAD_BYTES: usize = 64;
@@ -331,6 +334,21 @@ impl Proposer {
         Some(batch)
     }
 
+    /// Lets the tasks run that are ready to run: what they are about to propose comes into the same batch. That is no timer;
+    /// when nothing else is ready it costs nothing.
+    async fn gather(&self) {
+        let waiting = || self.queue.lock().slots.len();
+        let mut before = waiting();
+        for _ in 0..GATHER_ROUNDS_MAX {
+            tokio::task::yield_now().await;
+            let now = waiting();
+            if now == before {
+                return;
+            }
+            before = now;
+        }
+    }
+
     /// Unix seconds, never below an earlier answer of this node.
     fn stamp(&self, now_unix_ms: i64) -> i64 {
         let now = now_unix_ms.div_euclid(1000);
@@ -343,6 +361,7 @@ impl Replica {
     pub(crate) async fn run_proposer(self: Arc<Self>) {
         loop {
             self.proposer.wake.notified().await;
+            self.proposer.gather().await;
             while let Some(batch) = self.proposer.take_batch(Instant::now()) {
                 if self.hand_over(batch).await.is_err() {
                     return;

@@ -78,6 +78,12 @@ pub fn plan(dir: &Path, nodes: u16, base_port: u16) -> Result<Vec<NodePlan>, Fai
     Ok((1..=nodes).map(node).collect())
 }
 
+/// The share of this machine's processors that one of so many nodes has; one at least.
+fn worker_threads(nodes: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / nodes).max(1)
+}
+
 /// The arguments that start node `me` of `all`: exactly what a person would type.
 pub fn serve_arguments(me: &NodePlan, all: &[NodePlan], admin_password: &str) -> Vec<String> {
     let mut arguments: Vec<String> = [
@@ -88,6 +94,7 @@ pub fn serve_arguments(me: &NodePlan, all: &[NodePlan], admin_password: &str) ->
         ("--metrics-server-port", me.metrics_port.to_string()),
         ("--admin-password", admin_password.to_owned()),
         ("--bootstrap-expect", all.len().to_string()),
+        ("--worker-threads", worker_threads(all.len()).to_string()),
     ]
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])
