@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::thread;
 
 use alhambra_node::config::{LogFormat, LogLevel, Origin, ServeArgs};
-use alhambra_node::{Config, Env, Node, NodeError};
+use alhambra_node::{Config, Env, Node, NodeError, resources};
 use alhambra_storage::vfs::os::OsVfs;
+use alhambra_storage::vfs::pooled::PooledVfs;
 use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
@@ -60,7 +61,8 @@ pub async fn run(args: &Args, config: Config) -> Result<(), Failure> {
     };
     tokio::pin!(parent_gone);
 
-    let start = Node::start(config, Env::production(Arc::new(OsVfs)));
+    let files = PooledVfs::new(Arc::new(OsVfs), resources::open_files_max(&config));
+    let start = Node::start(config, Env::production(Arc::new(files)));
     let node = tokio::select! {
         started = start => started.map_err(|error| node_failure(&error))?,
         () = signals.next() => return Ok(()),

@@ -12,6 +12,8 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use alhambra_storage::limits::MEMORY_BUDGET_BYTES_MIN;
+
 pub use self::args::ServeArgs;
 pub use self::error::ConfigError;
 pub use self::value::{LogFormat, LogLevel, Secret};
@@ -259,6 +261,14 @@ settings! {
     /// Size of a file in the data folder that is given up when the disk is full, so that prunes, seals and administration
     /// still find space, bytes; 0 for none.
     disk_reserve: u64 = 16 << 20, "disk-reserve", ours, "bytes, up to 1 GiB", |bytes| *bytes <= 1 << 30;
+
+    /// Memory that all databases of this node share: blocks of indexes, in-memory parts, buffers, queues; bytes. 0 for a quarter of
+    /// the machine's memory or of the limit of this process's cgroup, whichever is less.
+    memory_budget: u64 = 0, "memory-budget", ours, "bytes, 0 or at least 67108864",
+        |bytes| *bytes == 0 || *bytes >= MEMORY_BUDGET_BYTES_MIN;
+
+    /// Files of databases that this node keeps open at once; 0 for half of what the system lets it open.
+    open_files_max: u32 = 0, "open-files-max", ours, "a number, 0 or at least 64", |count| *count == 0 || *count >= 64;
 
     /// How often a leader shows its followers that it lives.
     raft_heartbeat: Duration = Duration::from_millis(150), "raft-heartbeat", ours, "a time from 10ms to 10s",

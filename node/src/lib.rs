@@ -9,6 +9,7 @@
 //! | [`method`], [`auth`], [`session`] | who may make which call |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
 //! | [`signer`] | signatures of states |
+//! | [`resources`] | what the machine has when nobody says how much a node may take |
 //! | [`metrics`], [`health`] | what operators look at |
 //! | [`error`] | errors of the use cases, and their gRPC form |
 //!
@@ -23,6 +24,7 @@ pub mod health;
 pub mod method;
 pub mod metrics;
 pub mod node;
+pub mod resources;
 pub mod router;
 pub mod service;
 pub mod session;

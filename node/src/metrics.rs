@@ -104,6 +104,8 @@ impl Metrics {
             ("alhambra_disk_low", Unit::Count, "1 while less than the low-water mark is free"),
             ("alhambra_waits_for_space", Unit::Count, "1 while the full disk holds up writes of a database"),
             ("alhambra_database_failed", Unit::Count, "1 while a database is closed because its disk failed"),
+            ("alhambra_memory_budget_bytes", Unit::Bytes, "Memory that all databases share"),
+            ("alhambra_memory_used_bytes", Unit::Bytes, "Memory of the budget in use, by part"),
             ("process_resident_memory_bytes", Unit::Bytes, "Memory of the process"),
             ("process_open_fds", Unit::Count, "Open files and connections of the process"),
         ];
@@ -206,6 +208,16 @@ impl Metrics {
             if let Some(disk) = &readiness.disk {
                 self.gauge("alhambra_disk_free_bytes", vec![]).set(disk.free_bytes as f64);
                 self.gauge("alhambra_disk_low", vec![]).set(u8::from(disk.low));
+            }
+            let memory = groups.memory();
+            self.gauge("alhambra_memory_budget_bytes", vec![]).set(memory.bytes() as f64);
+            let parts = [
+                ("blocks", memory.cache().used_bytes()),
+                ("databases", memory.held_bytes()),
+                ("proposals", memory.waiting_bytes()),
+            ];
+            for (part, bytes) in parts {
+                self.gauge("alhambra_memory_used_bytes", vec![Label::new("part", part)]).set(bytes as f64);
             }
             for group in &readiness.groups {
                 let db = || vec![Label::new("db", group.name.clone())];

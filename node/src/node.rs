@@ -14,6 +14,7 @@ use alhambra_raft::env::{BoxIo, Env, Listener};
 use alhambra_raft::group::Tuning;
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
 use alhambra_raft::meta::{ADMIN_USER, User};
+use alhambra_storage::memory::MemoryBudget;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
@@ -26,6 +27,7 @@ use crate::config::Config;
 use crate::grpc;
 use crate::health::{HttpListener, Pages};
 use crate::metrics::Metrics;
+use crate::resources;
 use crate::service::settings::DatabaseSettings;
 use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
@@ -266,6 +268,7 @@ fn node_spec(config: &Config, admin: Arc<FirstAdmin>) -> NodeSpec {
             heartbeat_ms: ms(config.raft_heartbeat),
             election_min_ms: ms(config.raft_election_min),
             election_max_ms: ms(config.raft_election_max),
+            memory: Arc::new(MemoryBudget::new(resources::memory_budget_bytes(config.memory_budget, 1))),
             ..Tuning::default()
         },
         disk: DiskLimits { low_bytes: config.disk_low_water, reserve_bytes: config.disk_reserve },

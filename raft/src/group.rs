@@ -20,8 +20,7 @@ use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{Command, Settings, TxProposal};
 use alhambra_storage::database::{Database, DatabaseSpec, Options};
-use alhambra_storage::index::{BlockCache, IndexOptions};
-use alhambra_storage::limits::INDEX_CACHE_BYTES_DEFAULT;
+use alhambra_storage::memory::MemoryBudget;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -97,8 +96,8 @@ pub struct Tuning {
     pub read_batch_bytes: usize,
     /// Log entries in one message to a follower, at most.
     pub payload_entries_max: u64,
-    /// Blocks of index runs; clones of a tuning share it, so all groups of a node do.
-    pub block_cache: Arc<BlockCache>,
+    /// The memory of all databases; clones of a tuning share it, so all groups of a node do.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Default for Tuning {
@@ -115,7 +114,7 @@ impl Default for Tuning {
             seed_lag_segments: 2,
             read_batch_bytes: 1 << 20,
             payload_entries_max: 1024,
-            block_cache: Arc::new(BlockCache::new(INDEX_CACHE_BYTES_DEFAULT)),
+            memory: Arc::default(),
         }
     }
 }
@@ -352,12 +351,12 @@ impl Group {
         let database = {
             let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
             let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
-            let index = IndexOptions::new(tuning.block_cache.clone());
-            let options = Options { index, ..Options::default() };
+            let options = Options::new(tuning.memory.clone());
             strands.log.run(move || Database::open(vfs, &dir, database, options)).await
         };
         let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| storage_error(e.into()))?;
         let database = Arc::new(database);
+        tuning.memory.watch(&database);
 
         let seals_due = Arc::new(Notify::new());
         let gate = Arc::new(RwLock::new(()));

@@ -15,11 +15,12 @@ use alhambra_ledger::digest::sha256_parts;
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId};
 use alhambra_storage::command::Settings;
 use alhambra_storage::limits::SEGMENT_BYTES_DEFAULT;
+use alhambra_storage::memory::MemoryBudget;
 use alhambra_storage::vfs::LockGuard;
 use futures::future::join_all;
 use openraft::BasicNode;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -34,6 +35,9 @@ use crate::link::{Hello, Limits, Links, Serving, serve};
 use crate::meta::{DEFAULT_DATABASE, DatabaseRecord, Meta, NewDatabase, SYSTEM_DATABASE, User};
 use crate::network::Network;
 use crate::server::Server;
+
+/// Giving memory back waits for the disk, so it is nobody else's strand.
+const STRAND_MEMORY: u64 = u64::MAX - 1;
 
 /// Groups that are opened at the same time.
 const OPENING_MAX: usize = 4;
@@ -267,6 +271,11 @@ impl Groups {
         &self.meta
     }
 
+    /// The memory that the databases of this node share.
+    pub fn memory(&self) -> &Arc<MemoryBudget> {
+        &self.spec.tuning.memory
+    }
+
     /// Who this node is; none until the cluster is formed.
     pub fn identity(&self) -> Option<Identity> {
         self.former.identity()
@@ -393,6 +402,7 @@ impl Groups {
             return;
         }
         self.spawn(self.clone().watch_disk(identity.clone(), network.clone()));
+        self.spawn(self.clone().watch_memory());
         self.spawn(self.clone().bootstrap());
         let opening = Arc::new(Semaphore::new(OPENING_MAX));
         let mut applied = group.watch_applied();
@@ -406,6 +416,21 @@ impl Groups {
                 let group = self.hosting.wait_open(GroupId(0)).await;
                 self.meta.attach(group.clone(), identity.members.clone());
                 applied = group.watch_applied();
+            }
+        }
+    }
+
+    /// Has databases give memory back when they hold much of the budget.
+    async fn watch_memory(self: Arc<Self>) {
+        let memory = &self.spec.tuning.memory;
+        let tight = Arc::new(Notify::new());
+        let wake = tight.clone();
+        memory.on_pressure(move || wake.notify_one());
+        loop {
+            tight.notified().await;
+            let memory = memory.clone();
+            if self.env.blocking(STRAND_MEMORY, move || memory.relieve()).await.is_none() {
+                return;
             }
         }
     }

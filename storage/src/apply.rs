@@ -1,25 +1,31 @@
 //! Applying commands: pure preparation of transaction records, then the derived logs and the index, in order.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use alhambra_ledger::digest::Digest;
 use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::header::{TxHeader, TxMetadata};
-use alhambra_ledger::ids::{LogId, LogIndex, TxId};
+use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex, TxId};
 use bytes::Bytes;
 
 use crate::ahtlog::Frontier;
-use crate::checkpoint::State;
+use crate::checkpoint::{self, State};
 use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
 use crate::commitlog::CommitRecord;
 use crate::core::Core;
 use crate::database::{Database, Options};
 use crate::digested::{Digested, Hashes};
-use crate::error::{Error, Result};
+use crate::error::{Damage, Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
 use crate::indexing;
+use crate::limits::{MEMORY_RELEASE_BYTES_MIN, REQUEST_OUTCOMES_KEPT};
 use crate::precondition::{self, Conditions};
-use crate::requests::{Kept, Seen};
+use crate::release;
+use crate::requests::{Kept, Requests, Seen};
 use crate::segment::{FrameKind, Position};
 use crate::txlog::{EntryToStore, encode_record};
+use crate::vfs::Vfs;
 
 /// What became of one proposal; the same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -271,6 +277,15 @@ pub(crate) struct Applier {
     nodes: Vec<u8>,
     /// A value in plain, while it is hashed.
     plain: Vec<u8>,
+    parked: Option<Parked>,
+}
+
+/// Where the outcomes of requests are while nobody applies.
+#[derive(Debug)]
+struct Parked {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    database: DatabaseId,
 }
 
 /// How much was applied since the last checkpoint began.
@@ -291,9 +306,21 @@ pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
     let (outcomes, tx) = {
         let mut applier = db.applier.lock();
         // Under the lock: an install replaces both.
-        (applier.apply(&db.core(), entry)?, applier.state.tx)
+        applier.unpark()?;
+        let outcomes = applier.apply(&db.core(), entry)?;
+        db.note_memory(applier.state_bytes());
+        (outcomes, applier.state.tx)
     };
     db.waiting.advance(tx, entry.log_id.index);
+    let budget = db.account.budget();
+    budget.look();
+    if budget.is_exceeded() {
+        // Memory stays bounded even when nobody does it in the background.
+        budget.relieve();
+        if budget.is_exceeded() && db.held_bytes() >= MEMORY_RELEASE_BYTES_MIN {
+            release::run(db).or_else(|error| if error.waits_for_space() { Ok(()) } else { Err(error) })?;
+        }
+    }
     Ok(outcomes)
 }
 
@@ -308,7 +335,46 @@ impl Applier {
             record: Vec::new(),
             nodes: Vec::new(),
             plain: Vec::new(),
+            parked: None,
         }
+    }
+
+    /// Memory that the replicated state takes, bytes.
+    pub(crate) fn state_bytes(&self) -> u64 {
+        self.state.requests.memory_bytes()
+    }
+
+    /// Whether there are outcomes that a checkpoint could keep.
+    pub(crate) fn is_parkable(&self) -> bool {
+        !self.failed && self.parked.is_none() && self.state.applied.is_some() && self.state_bytes() > 0
+    }
+
+    /// Leaves the outcomes of requests to the checkpoint in `dir`, which must be of this very state.
+    pub(crate) fn park(&mut self, vfs: &Arc<dyn Vfs>, dir: &Path, database: DatabaseId) {
+        self.state.requests = Requests::new(REQUEST_OUTCOMES_KEPT);
+        self.parked = Some(Parked { vfs: Arc::clone(vfs), dir: dir.to_path_buf(), database });
+        (self.record, self.nodes, self.plain) = Default::default();
+    }
+
+    /// Brings back what [`Applier::park`] left to the checkpoint. Before anything looks at the state.
+    pub(crate) fn unpark(&mut self) -> Result<()> {
+        let Some(parked) = &self.parked else { return Ok(()) };
+        let damaged = |damage| Error::Corrupted {
+            path: parked.dir.join(checkpoint::CHECKPOINT_NAME),
+            segment: None,
+            offset: 0,
+            damage,
+        };
+        let found = match checkpoint::read(&*parked.vfs, &parked.dir, Some(parked.database)) {
+            Ok(Some(found)) if found.state.applied == self.state.applied => Ok(found.state.requests),
+            Ok(Some(_)) => Err(damaged(Damage::Differs)),
+            Ok(None) => Err(damaged(Damage::Missing)),
+            Err(error) => Err(error),
+        };
+        // Without them a retry could be carried out twice: opening anew derives them again.
+        self.state.requests = found.inspect_err(|_| self.failed = true)?;
+        self.parked = None;
+        Ok(())
     }
 
     /// After an error nobody knows how far the derived logs came: this replica has to reopen.

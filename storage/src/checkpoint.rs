@@ -193,6 +193,7 @@ fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     let (applied, bytes) = {
         let mut applier = db.applier.lock();
         applier.must_be_sound()?;
+        applier.unpark()?;
         applier.since = Since::default();
         (applier.state.applied, Checkpoint::encode(db.spec.id, &applier.state, &core.sizes()))
     };

@@ -172,6 +172,11 @@ impl ChunkLog {
         self.chunk_bytes
     }
 
+    /// Bytes that are in memory only.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.tail.read().waiting_bytes()
+    }
+
     /// Bytes appended so far.
     pub(crate) fn end(&self) -> u64 {
         self.tail.read().end()

@@ -146,6 +146,19 @@ impl Core {
         [&self.tx, &self.commit, &self.aht, &self.seals.log].into_iter().try_for_each(ChunkLog::spill)
     }
 
+    /// What is held in memory and could be given back, bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let logs: usize = self.derived_logs().into_iter().map(ChunkLog::waiting_bytes).sum();
+        let recent = self.recent.read().capacity() * size_of::<TxHeader>();
+        self.index.memory_bytes() + self.ledger.memory_bytes() + (logs + recent) as u64
+    }
+
+    /// Forgets what can be read again.
+    pub(crate) fn forget(&self) {
+        *self.recent.write() = VecDeque::new();
+        self.ledger.forget();
+    }
+
     pub(crate) fn remember(&self, header: TxHeader) {
         let mut recent = self.recent.write();
         if recent.len() == RECENT_HEADERS {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::Digest;
@@ -25,9 +26,11 @@ use crate::format::derived::CHUNK_BYTES_DEFAULT;
 use crate::index::IndexOptions;
 use crate::indexing;
 use crate::marks::{Marks, Vote};
+use crate::memory::{Account, MemoryBudget};
 use crate::parts::ProvenEntry;
 use crate::read::ReadSnapshot;
 use crate::recover;
+use crate::release;
 use crate::repair::{self, Mended, SegmentSource};
 use crate::scrub::{self, Damaged, ScrubStep, Scrubber};
 use crate::seal::{self, Health};
@@ -57,18 +60,30 @@ pub struct Options {
     pub checkpoint_txs: u64,
     /// Bytes of a derived log per file. Equal on all replicas; smaller than the default in tests only.
     pub derived_chunk_bytes: u64,
-    /// Bounds of the index in memory; its block cache may be shared by all databases of a process.
+    /// Bounds of the index in memory.
     pub index: IndexOptions,
+    /// Counts what this database holds in memory; shared by all databases of a process.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Default for Options {
     fn default() -> Self {
+        Self::new(Arc::default())
+    }
+}
+
+impl Options {
+    /// The usual bounds, within a budget that other databases share.
+    pub fn new(memory: Arc<MemoryBudget>) -> Self {
+        let mut index = IndexOptions::new(Arc::clone(memory.cache()));
+        index.memtable_bytes = memory.memtable_bytes(index.memtable_bytes);
         Self {
             ledger: LedgerOptions::default(),
             checkpoint_bytes: 64 << 20,
             checkpoint_txs: 100_000,
             derived_chunk_bytes: CHUNK_BYTES_DEFAULT,
-            index: IndexOptions::default(),
+            index,
+            memory,
         }
     }
 }
@@ -94,6 +109,9 @@ pub struct Database {
     pub(crate) scrubber: Mutex<Scrubber>,
     /// Held while something is repaired.
     pub(crate) mending: Mutex<()>,
+    pub(crate) account: Account,
+    /// Bytes of the replicated state, as the applier said last.
+    pub(crate) state_bytes: AtomicU64,
     pub(crate) _lock: Box<dyn LockGuard>,
 }
 
@@ -167,7 +185,28 @@ impl Database {
     /// Whether more is due. Neither applying nor reading waits for it.
     pub fn index_work(&self) -> Result<bool> {
         let _no_install = self.index_gate.lock();
-        indexing::work(&self.core())
+        let more = indexing::work(&self.core());
+        if more.is_ok() {
+            self.note_memory(self.state_bytes.load(Ordering::Relaxed));
+        }
+        more
+    }
+
+    /// Bytes of memory that this database could give back, as it said last.
+    pub fn held_bytes(&self) -> u64 {
+        self.account.held()
+    }
+
+    /// Gives memory back: writes out what is in memory only, takes a checkpoint and forgets what can be read again. Waits for the
+    /// disk; applying and reading go on meanwhile. What is used afterwards comes back by itself.
+    pub fn release_memory(&self) -> Result<()> {
+        release::run(self)
+    }
+
+    /// Counts what this database holds; `state_bytes` of it are the applier's.
+    pub(crate) fn note_memory(&self, state_bytes: u64) {
+        self.state_bytes.store(state_bytes, Ordering::Relaxed);
+        self.account.note(state_bytes + self.core().memory_bytes());
     }
 
     /// Reads and checks all files of the index. `Corrupted` also makes the next [`Database::index_work`] rebuild it.

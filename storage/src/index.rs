@@ -430,6 +430,17 @@ impl Index {
         self.view.read().frozen.len() >= INDEX_FROZEN_MAX
     }
 
+    /// Whether parts wait to be written, and nothing else comes first.
+    pub(crate) fn can_shrink(&self) -> bool {
+        !self.view.read().frozen.is_empty() && !self.is_damaged() && !self.is_rebuilding()
+    }
+
+    /// The in-memory part takes no more and will be written, however small it is.
+    pub(crate) fn freeze_now(&self) {
+        let _nobody_inserts = self.inserting.lock();
+        self.freeze();
+    }
+
     /// The newest transaction of which all entries are in; 0 when there is none.
     pub fn newest_tx(&self) -> TxId {
         TxId(self.newest_tx.load(Ordering::Acquire))

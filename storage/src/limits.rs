@@ -156,3 +156,12 @@ const _: () = {
     assert!(INDEX_MERGE_RUNS >= 2 && INDEX_FROZEN_MAX >= 1);
     assert!(INDEX_BLOCK_BYTES <= INDEX_INNER_BLOCK_BYTES);
 };
+
+/// Memory that the databases of a process share when nobody says how much, bytes.
+pub const MEMORY_BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// The smallest budget, bytes: the bounds of one database that is written to must fit.
+pub const MEMORY_BUDGET_BYTES_MIN: u64 = 64 << 20;
+
+/// A database that holds less is not asked to give it back, bytes.
+pub const MEMORY_RELEASE_BYTES_MIN: u64 = 4 << 10;

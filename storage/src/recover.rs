@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use alhambra_ledger::ids::{LogId, LogIndex};
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +22,7 @@ use crate::format::derived::{COMMIT_RECORD_BYTES, DIGEST_BYTES};
 use crate::indexing;
 use crate::limits::REPLAY_READ_BYTES;
 use crate::marks::{Marks, Vote};
+use crate::memory::Account;
 use crate::rebuild;
 use crate::segment::{Frame, Ledger, LedgerReport, LedgerSpec, RecoveryFloor};
 use crate::transfer;
@@ -36,6 +38,8 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     transfer::finish_install(&vfs, dir, spec)?;
     let marks = Marks::open(&*vfs, dir, spec.id)?;
     let (core, applier, report) = attach(&vfs, dir, spec, &options, &marks)?;
+    let state_bytes = applier.state_bytes();
+    let account = Account::new(&options.memory);
     let db = Database {
         vote: Vote::new(dir, spec.id),
         dir: dir.to_path_buf(),
@@ -52,8 +56,11 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
         digests: transfer::ChunkDigests::default(),
         scrubber: Mutex::default(),
         mending: Mutex::default(),
+        account,
+        state_bytes: AtomicU64::new(0),
         _lock: lock,
     };
+    db.note_memory(state_bytes);
     if db.checkpoint_position() < db.applied().log_id {
         // Everything was derived again: once is enough.
         db.checkpoint()?;

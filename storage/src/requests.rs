@@ -58,6 +58,12 @@ impl Requests {
         Self { capacity, window: VecDeque::new(), numbers: HashMap::new(), first: 0, forgotten: None }
     }
 
+    /// Memory that the table takes, about, bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let number = size_of::<(([u8; 16], u64), u64)>() + 1;
+        (self.window.capacity() * size_of::<Slot>() + self.numbers.capacity() * number) as u64
+    }
+
     pub(crate) fn look_up(&self, request: &RequestId) -> Seen {
         if let Some(number) = self.numbers.get(&(request.client, request.sequence)) {
             let slot = &self.window[(number - self.first) as usize];

@@ -293,6 +293,17 @@ impl Ledger {
         Ok(())
     }
 
+    /// Frames and offset maps that are in memory and can be read again, bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.state.lock().tail_bytes() + self.readers.memory_bytes() as u64
+    }
+
+    /// Forgets flushed frames, offset maps and open files of closed segments; they are read again when somebody asks.
+    pub(crate) fn forget(&self) {
+        self.state.lock().forget_flushed();
+        self.readers.forget();
+    }
+
     /// Removes all frames after `last_kept`, or all frames for `None`, from memory and durably from disk: whole segments
     /// after the cut are removed, and the cut region is zeroed. Nothing happens when there are none.
     ///

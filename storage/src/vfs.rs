@@ -3,6 +3,7 @@
 pub mod faulty;
 pub mod mem;
 pub mod os;
+pub mod pooled;
 
 use std::fmt::Debug;
 use std::io;

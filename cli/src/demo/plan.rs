@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use alhambra_node::resources::memory_budget_bytes;
+
 use crate::failure::{Failure, Kind};
 
 /// gRPC port of the first node unless told otherwise; the port the official SDKs expect.
@@ -95,6 +97,7 @@ pub fn serve_arguments(me: &NodePlan, all: &[NodePlan], admin_password: &str) ->
         ("--admin-password", admin_password.to_owned()),
         ("--bootstrap-expect", all.len().to_string()),
         ("--worker-threads", worker_threads(all.len()).to_string()),
+        ("--memory-budget", memory_budget_bytes(0, all.len()).to_string()),
     ]
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])

@@ -52,6 +52,15 @@ impl Readers {
         Self { files: Mutex::new(Recent(Vec::new())), maps: Mutex::new(Recent(Vec::new())) }
     }
 
+    pub fn memory_bytes(&self) -> usize {
+        self.maps.lock().0.iter().map(|entry| size_of_val(&*entry.value)).sum()
+    }
+
+    pub fn forget(&self) {
+        self.files.lock().0.clear();
+        self.maps.lock().0.clear();
+    }
+
     /// The segment's file, for reading.
     pub fn file(&self, layout: &Layout, number: u64, epoch: u64) -> Result<Arc<dyn File>> {
         if let Some(file) = self.files.lock().get(number, epoch) {

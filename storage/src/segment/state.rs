@@ -199,7 +199,7 @@ impl State {
             self.segment_mut(batch.segment.number).flushed_bytes = batch.start + bytes;
             self.flushed = batch.frames.last().map(|frame| frame.log_id).or(self.flushed);
         }
-        self.evict();
+        self.evict(self.tail_bytes_max);
     }
 
     /// A segment that is not closed, and its offsets.
@@ -222,8 +222,18 @@ impl State {
         self.segments.get_mut(at).expect("the segment is not cut while the writer is locked")
     }
 
-    fn evict(&mut self) {
-        while self.tail_bytes > self.tail_bytes_max {
+    pub fn tail_bytes(&self) -> u64 {
+        self.tail_bytes
+    }
+
+    /// Flushed frames leave the tail.
+    pub fn forget_flushed(&mut self) {
+        self.evict(0);
+        self.tail.shrink_to_fit();
+    }
+
+    fn evict(&mut self, bytes_max: u64) {
+        while self.tail_bytes > bytes_max {
             let flushed = self.flushed;
             match self.tail.front() {
                 Some(cached) if flushed.is_some_and(|flushed| cached.frame.log_id.index <= flushed.index) => {

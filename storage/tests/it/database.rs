@@ -24,6 +24,7 @@ pub enum Step {
     Blank,
     Membership(Vec<u8>),
     Checkpoint,
+    Release,
     Seal,
     /// Close and open; with `true` the power fails first.
     Reopen(bool),
@@ -80,6 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Blank),
         1 => proptest::collection::vec(any::<u8>(), 0..20).prop_map(Step::Membership),
         1 => Just(Step::Checkpoint),
+        1 => Just(Step::Release),
         2 => Just(Step::Seal),
         2 => any::<bool>().prop_map(Step::Reopen),
     ]
@@ -127,6 +129,7 @@ proptest! {
                     prop_assert_eq!(&kept[..], &bytes[..]);
                 }
                 Step::Checkpoint => db.checkpoint().expect("healthy disk"),
+                Step::Release => db.release_memory().expect("healthy disk"),
                 Step::Seal => {
                     db.ledger().settle().expect("healthy disk");
                     while let Some(seal) = db.pending_seals().expect("healthy disk").into_iter().next() {

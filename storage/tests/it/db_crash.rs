@@ -103,7 +103,7 @@ impl Known {
     }
 }
 
-/// Two checkpoints, a cut tail, seals, votes and marks.
+/// Two checkpoints, a cut tail, seals, votes and marks, memory given back.
 fn workload(vfs: &Arc<dyn Vfs>, known: &mut Known) -> Result<()> {
     workload_on(&open(vfs, &dir())?, known)
 }
@@ -142,6 +142,10 @@ pub fn workload_on(db: &Database, known: &mut Known) -> Result<()> {
     known.wait(|| db.checkpoint())?;
     known.wait(|| db.set_purge_mark(known.last()))?;
     for n in 14..17 {
+        known.batch(db, 2, n)?;
+    }
+    known.wait(|| db.release_memory())?;
+    for n in 17..19 {
         known.batch(db, 2, n)?;
     }
     Ok(())

@@ -29,4 +29,5 @@ mod swapped;
 mod transaction_rules;
 mod transactions;
 mod transfer;
+mod vfs_pooled;
 mod vfs_suite;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs, Step, StepKind};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::os::OsVfs;
+use alhambra_storage::vfs::pooled::PooledVfs;
 use alhambra_storage::vfs::{File, FileKind, OpenMode, Vfs};
 use bytes::Bytes;
 
@@ -15,6 +16,9 @@ use bytes::Bytes;
 fn on_each(case: fn(&dyn Vfs, &Path)) {
     let dir = tempfile::tempdir().unwrap();
     case(&OsVfs::new(), dir.path());
+    let pooled = dir.path().join("pooled");
+    std::fs::create_dir(&pooled).unwrap();
+    case(&PooledVfs::new(Arc::new(OsVfs::new()), 1), &pooled);
     let mem = MemVfs::new();
     mem.create_dir_all(Path::new("/work")).unwrap();
     case(&mem, Path::new("/work"));

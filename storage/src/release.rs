@@ -1,0 +1,27 @@
+//! Gives the memory of a database back: everything that is in memory only goes to its files, and everything that can be read
+//! from files is forgotten. Nothing of it changes an answer.
+
+use crate::checkpoint;
+use crate::database::Database;
+use crate::error::Result;
+
+/// See [`Database::release_memory`].
+pub(crate) fn run(db: &Database) -> Result<()> {
+    db.core().index.freeze_now();
+    while db.core().index.can_shrink() {
+        db.index_work()?;
+    }
+    if db.checkpoint_position() < db.applied().log_id {
+        checkpoint::write(db)?;
+    }
+    db.core().forget();
+    let mut applier = db.applier.lock();
+    // An entry that was applied since needs the outcomes again at once.
+    if applier.is_parkable() && *db.core().checkpointed.read() == applier.state.applied {
+        applier.park(&db.vfs, &db.dir, db.spec.id);
+    }
+    let state_bytes = applier.state_bytes();
+    drop(applier);
+    db.note_memory(state_bytes);
+    Ok(())
+}
