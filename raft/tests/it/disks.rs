@@ -38,7 +38,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn user(name: &str) -> User {
+pub fn user(name: &str) -> User {
     User {
         name: name.into(),
         password: "hash".into(),

@@ -8,6 +8,7 @@ mod envelopes;
 mod faults;
 mod forming;
 mod links;
+mod memory;
 mod nodes;
 mod quotas;
 mod replicas;
