@@ -48,7 +48,7 @@ pub fn open_files_max(config: &Config) -> usize {
         if limit.current.is_some_and(|now| now < wanted) {
             let raised = rustix::process::Rlimit { current: Some(wanted), maximum: limit.maximum };
             // Refused, it stays as it is.
-            if setrlimit(Resource::Nofile, raised.clone()).is_ok() {
+            if setrlimit(Resource::Nofile, raised).is_ok() {
                 limit = raised;
             }
         }

@@ -1,6 +1,8 @@
 //! The memory and the files of a thousand open databases in one process. Alone in its process, because it looks at what the whole
 //! process has.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
