@@ -31,7 +31,7 @@ use crate::parts::ProvenEntry;
 use crate::read::ReadSnapshot;
 use crate::recover;
 use crate::release;
-use crate::repair::{self, Mended, SegmentSource};
+use crate::repair::{self, Mended, SegmentRepair, SegmentSource, SegmentVote};
 use crate::scrub::{self, Damaged, ScrubStep, Scrubber};
 use crate::seal::{self, Health};
 use crate::segment::{FrameKind, Ledger, LedgerOptions, LedgerReport, Position};
@@ -374,6 +374,39 @@ impl Database {
     /// Replaces a closed segment by one from `source` whose frames hash to `agreed`: what a majority of the replicas holds.
     pub fn repair_segment(&self, segment: u64, agreed: Digest, source: &dyn SegmentSource) -> Result<()> {
         repair::segment(self, segment, agreed, source)
+    }
+
+    /// The same, for pieces that come one by one.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when it is not closed; IO.
+    pub fn begin_segment_repair(&self, segment: u64, agreed: Digest) -> Result<SegmentRepair> {
+        repair::begin(self, segment, agreed)
+    }
+
+    /// What this replica holds of a closed segment, which is read from the disk for it; `None` when it has none.
+    pub fn segment_vote(&self, segment: u64) -> Result<Option<SegmentVote>> {
+        repair::vote(self, segment)
+    }
+
+    /// A majority of the replicas holds `agreed`: it counts from now on, whatever the seal says, and
+    /// [`Database::pending_seals`] asks for another seal.
+    pub fn settle_segment(&self, segment: u64, agreed: Digest) -> Result<()> {
+        repair::settle(self, segment, agreed)
+    }
+
+    /// The digest that counts of a segment: that of its seal, or what a majority was found to hold; `None` when it is not
+    /// sealed.
+    pub fn agreed_digest(&self, segment: u64) -> Option<Digest> {
+        self.core().seals.digest(segment)
+    }
+
+    /// Bytes of the frames of a closed segment for a replica that repairs its own, as they stand in the file.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when it is not closed or ends before; IO.
+    pub fn read_segment(&self, segment: u64, offset: u64, len: usize) -> Result<Bytes> {
+        self.core().ledger.read_raw(segment, offset, len)
     }
 
     /// What another replica needs to become this one at the applied entry; takes a checkpoint first.

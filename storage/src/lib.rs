@@ -50,7 +50,7 @@ pub use index::{BlockCache, Change, KeyRange, ScanSpec, Version};
 pub use memory::MemoryBudget;
 pub use parts::ProvenEntry;
 pub use read::ReadSnapshot;
-pub use repair::{FolderSource, Mended, SegmentSource};
+pub use repair::{FolderSource, Mended, SegmentRepair, SegmentSource, SegmentVote};
 pub use scrub::{Damaged, Progress, ScrubStep};
 pub use seal::Health;
 pub use transaction::Transaction;

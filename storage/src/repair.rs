@@ -20,6 +20,7 @@ use crate::format::SEGMENT_HEADER_BYTES;
 use crate::limits::COPY_BYTES;
 use crate::rebuild;
 use crate::scrub::{self, Damaged};
+use crate::segment::upkeep::Staged;
 use crate::segment::walk::{Step, Walk};
 use crate::segment::{NAME_DIGITS, SEGMENT_SUFFIX};
 use crate::vfs::{OpenMode, Vfs};
@@ -184,7 +185,86 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
 }
 
 fn fetch(core: &Core, number: u64, expected: Digest, source: &dyn SegmentSource) -> Result<()> {
-    core.ledger.replace(number, expected, &mut |sink| source.fetch(number, &expected, sink))
+    let mut staged = core.ledger.begin_repair(number)?;
+    source.fetch(number, &expected, &mut |piece| staged.write(piece))?;
+    put(core, &staged, number, expected)
+}
+
+fn put(core: &Core, staged: &Staged, number: u64, agreed: Digest) -> Result<()> {
+    core.ledger.replace(staged, agreed)?;
+    core.seals.settle(number, agreed);
+    core.seals.compare(&core.ledger)
+}
+
+/// A closed segment that comes in pieces, for whoever cannot wait for them in a [`SegmentSource`]. Dropped unfinished it
+/// leaves everything as it was.
+#[derive(Debug)]
+pub struct SegmentRepair {
+    core: Arc<Core>,
+    staged: Staged,
+    segment: u64,
+    agreed: Digest,
+}
+
+impl SegmentRepair {
+    /// How many bytes of frames have to come.
+    pub fn frame_bytes(&self) -> u64 {
+        self.staged.frame_bytes()
+    }
+
+    /// Takes the next bytes of the frames, without the header.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when they are too many; IO.
+    pub fn write(&mut self, piece: &[u8]) -> Result<()> {
+        self.staged.write(piece)
+    }
+
+    /// Puts the segment in place if it hashes to what was agreed on.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when it does not: then nothing is changed. IO.
+    pub fn finish(self, db: &Database) -> Result<()> {
+        let _one_at_a_time = db.mending.lock();
+        put(&self.core, &self.staged, self.segment, self.agreed)?;
+        scrub::mended(db, Damaged::Segment(self.segment));
+        Ok(())
+    }
+}
+
+/// See [`Database::begin_segment_repair`].
+pub(crate) fn begin(db: &Database, segment: u64, agreed: Digest) -> Result<SegmentRepair> {
+    let core = db.core();
+    let staged = core.ledger.begin_repair(segment)?;
+    Ok(SegmentRepair { core, staged, segment, agreed })
+}
+
+/// What a replica says about a closed segment of its own when others ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentVote {
+    /// As its frames were written here.
+    pub digest: Digest,
+    /// The bytes on disk are these: it can be fetched from here.
+    pub whole: bool,
+}
+
+/// See [`Database::segment_vote`].
+pub(crate) fn vote(db: &Database, number: u64) -> Result<Option<SegmentVote>> {
+    let core = db.core();
+    let Some(digest) = core.ledger.view(number).and_then(|view| view.digest) else { return Ok(None) };
+    let rotten = matches!(examine(db, &core, number)?, Verdict::Rotten { .. });
+    Ok(Some(SegmentVote { digest, whole: !rotten }))
+}
+
+/// See [`Database::settle_segment`].
+pub(crate) fn settle(db: &Database, number: u64, agreed: Digest) -> Result<()> {
+    let core = db.core();
+    core.seals.settle(number, agreed);
+    core.seals.compare(&core.ledger)?;
+    if let Verdict::Sound = examine(db, &core, number)? {
+        scrub::mended(db, Damaged::Segment(number));
+    }
+    Ok(())
 }
 
 /// See [`Database::repair_segment`].

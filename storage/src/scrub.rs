@@ -250,6 +250,7 @@ pub(crate) fn damaged(db: &Database) -> Vec<Damaged> {
     let core = db.core();
     let mut damaged = db.scrubber.lock().damaged.clone();
     damaged.extend(core.ledger.suspects().into_iter().map(Damaged::Segment));
+    damaged.extend(core.seals.mismatched().into_iter().map(Damaged::Segment));
     if core.derived_logs().iter().any(|log| log.is_suspect()) {
         damaged.insert(Damaged::Derived);
     }

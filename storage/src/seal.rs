@@ -5,7 +5,10 @@
 //! replicas list the same transactions and rejected proposals for a segment. Comparing digests has no part in apply: it
 //! changes the health of this replica, never the replicated state.
 
-use std::collections::BTreeMap;
+mod dispute;
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{LogIndex, TxId};
@@ -17,6 +20,8 @@ use crate::database::Database;
 use crate::error::{Damage, Result};
 use crate::segment::Ledger;
 use crate::wire::{Malformed, Put, Reader};
+
+use dispute::Settled;
 
 /// Whether this replica's bytes are what the group agreed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,7 +142,10 @@ struct Inner {
     applied: BTreeMap<u64, Applied>,
     /// Applied and not compared with the own digest yet.
     uncompared: Vec<u64>,
-    health: Health,
+    /// The own digest, or what else the seal says, is not what was sealed.
+    mismatched: BTreeSet<u64>,
+    /// What a majority holds of segments whose seal says something else: the seal is to be corrected.
+    settled: BTreeMap<u64, Settled>,
 }
 
 impl SealLog {
@@ -156,11 +164,17 @@ impl SealLog {
     }
 
     /// Takes a seal from the log. Ignored when the segment is not closed here at this log position (no honest leader
-    /// proposes that), or when this generation is sealed already.
+    /// proposes that), or when this generation is sealed already with this digest. Another digest of the same generation
+    /// corrects the seal: a leader proposes that when a majority holds it.
     pub(crate) fn apply(&self, seal: Seal, trail: &mut Trail) {
         let mut inner = self.inner.lock();
-        let known = inner.applied.get(&seal.segment).map(|applied| applied.generation);
-        if seal.segment >= trail.segment || known.is_some_and(|generation| generation >= seal.generation) {
+        let known = inner.applied.get(&seal.segment);
+        let newer = known.is_none_or(|known| match known.generation.cmp(&seal.generation) {
+            Ordering::Less => true,
+            Ordering::Equal => known.digest.0 != seal.digest,
+            Ordering::Greater => false,
+        });
+        if seal.segment >= trail.segment || !newer {
             return;
         }
         let own = trail.closed.remove(&seal.segment);
@@ -172,7 +186,7 @@ impl SealLog {
         let same_content =
             own.is_none_or(|own| own.last_tx == seal.last_tx && own.alh.0 == seal.alh && own.rejected == seal.rejected);
         if !same_content {
-            inner.mismatch(seal.segment);
+            inner.mismatched.insert(seal.segment);
         }
     }
 
@@ -192,11 +206,13 @@ impl SealLog {
         let mut inner = self.inner.lock();
         match own {
             Ok(None) => inner.uncompared.push(segment),
-            Ok(Some(own)) if own != inner.applied[&segment].digest.0 => {
+            Ok(Some(own)) if inner.agreed(segment).is_some_and(|agreed| agreed.0 != own) => {
                 tracing::error!(segment, "digest of an own segment is not the sealed one");
-                inner.mismatch(segment);
+                inner.mismatched.insert(segment);
             }
-            Ok(Some(_)) => {}
+            Ok(Some(_)) => {
+                inner.mismatched.remove(&segment);
+            }
             Err(error) => {
                 inner.uncompared.push(segment);
                 return Err(error);
@@ -206,17 +222,15 @@ impl SealLog {
     }
 
     pub(crate) fn health(&self) -> Health {
-        self.inner.lock().health
+        match self.inner.lock().mismatched.first() {
+            None => Health::Sound,
+            Some(segment) => Health::SealMismatch { segment: *segment },
+        }
     }
 
     /// Sealed digests by segment.
     pub(crate) fn digests(&self) -> BTreeMap<u64, Digest> {
         self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, applied.digest)).collect()
-    }
-
-    /// The sealed digest of a segment; `None` when it is not sealed.
-    pub(crate) fn digest(&self, segment: u64) -> Option<Digest> {
-        self.inner.lock().applied.get(&segment).map(|applied| applied.digest)
     }
 
     /// Reads the record at `at` again; answers where the next one stands, `None` at the end.
@@ -257,16 +271,8 @@ pub(crate) fn pending(db: &Database) -> Result<Vec<Seal>> {
         let Closed { segment, last_tx, alh, rejected } = closed;
         seals.push(Seal { segment, generation: 0, digest, last_tx, alh: alh.0, rejected });
     }
+    seals.extend(core.seals.corrections()?);
     Ok(seals)
-}
-
-impl Inner {
-    fn mismatch(&mut self, segment: u64) {
-        self.health = match self.health {
-            Health::Sound => Health::SealMismatch { segment },
-            Health::SealMismatch { segment: first } => Health::SealMismatch { segment: first.min(segment) },
-        };
-    }
 }
 
 /// Length and checksum, then the seal.

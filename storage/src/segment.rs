@@ -27,7 +27,7 @@ mod readers;
 mod recover;
 mod scan;
 mod state;
-mod upkeep;
+pub(crate) mod upkeep;
 pub(crate) mod walk;
 mod writer;
 
@@ -54,6 +54,7 @@ use writer::OpenSegment;
 pub(crate) const SEGMENT_SUFFIX: &str = ".seg";
 pub(crate) const SIDECAR_SUFFIX: &str = ".idx";
 const NEW_SEGMENT_SUFFIX: &str = ".new";
+const FETCHED_SEGMENT_SUFFIX: &str = ".fetched";
 
 /// Digits of a segment number in a file name.
 pub(crate) const NAME_DIGITS: usize = 10;
@@ -161,6 +162,10 @@ impl Layout {
 
     fn new_segment_path(&self, number: u64) -> PathBuf {
         self.path(number, NEW_SEGMENT_SUFFIX)
+    }
+
+    fn fetched_segment_path(&self, number: u64) -> PathBuf {
+        self.path(number, FETCHED_SEGMENT_SUFFIX)
     }
 
     fn sidecar_path(&self, number: u64) -> PathBuf {

@@ -88,7 +88,10 @@ fn sort_folder(layout: &Layout) -> Result<u64> {
     for (name, _) in names.iter().filter(|(_, kind)| *kind == FileKind::File) {
         if let Some(number) = parse_name(name, super::SEGMENT_SUFFIX) {
             numbers.push(number);
-        } else if parse_name(name, super::NEW_SEGMENT_SUFFIX).is_some() {
+        } else if [super::NEW_SEGMENT_SUFFIX, super::FETCHED_SEGMENT_SUFFIX]
+            .iter()
+            .any(|suffix| parse_name(name, suffix).is_some())
+        {
             remove(layout, &layout.dir.join(name))?;
         }
     }

@@ -1,14 +1,18 @@
 //! What scrubbing and repair need of a ledger that is open: looking at a segment's files as they are now, and putting whole
 //! ones in the place of damaged ones.
 
-use alhambra_ledger::digest::{Digest, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alhambra_ledger::digest::Digest;
+use bytes::Bytes;
 
 use super::readers::{read_sidecar, read_sidecar_header};
 use super::writer::write_sidecar;
 use super::{Layout, Ledger, SegmentInfo, scan};
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
-use crate::vfs::{File, OpenMode};
+use crate::vfs::{File, OpenMode, Vfs};
 
 /// One segment that has a file.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +24,6 @@ pub(crate) struct View {
     /// Of a closed segment, as it was written.
     pub digest: Option<Digest>,
 }
-
-/// Whoever hands over the frames of a segment calls this with each piece.
-pub(crate) type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
 impl Ledger {
     /// A segment as far as it is on disk.
@@ -123,36 +124,29 @@ impl Ledger {
         }
     }
 
-    /// Puts a whole file in the place of a closed segment. `fetch` hands over its frames, which must hash to `expected` and
-    /// be as many bytes as this ledger knows of. Until the swap nothing is changed; a crash leaves the old or the new file.
+    /// A file for the frames of a closed segment, to take its place once they are all there.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when it is not closed, [`Error::Corrupted`] for what was fetched, those of `fetch`, IO. When
-    /// the swap itself fails the ledger is poisoned.
-    pub(crate) fn replace(
-        &self,
-        number: u64,
-        expected: Digest,
-        fetch: &mut dyn FnMut(Sink<'_>) -> Result<()>,
-    ) -> Result<()> {
+    /// [`Error::NoSuchSegment`] when it is not closed; IO.
+    pub(crate) fn begin_repair(&self, number: u64) -> Result<Staged> {
         let view = self.view(number).filter(|view| view.digest.is_some()).ok_or(Error::NoSuchSegment { number })?;
-        let info = view.info;
-        let staged = Staged::make(&self.layout, number, info.frame_bytes, fetch);
-        let offsets = staged.and_then(|staged| staged.verify(&self.layout, &info, expected));
-        let unnamed = self.layout.new_segment_path(number);
-        let offsets = match offsets {
-            Ok(offsets) => offsets,
-            Err(error) => {
-                // Removed at the next open at the latest.
-                let _ = self.layout.vfs.remove_file(&unnamed);
-                return Err(error);
-            }
-        };
+        Staged::create(&self.layout, view.info)
+    }
+
+    /// Puts a whole file in the place of a closed segment. Its frames must hash to `expected` and be as many bytes as this
+    /// ledger knows of. Until the swap nothing is changed; a crash leaves the old or the new file.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] for what was staged, [`Error::NoSuchSegment`] when the segment is another by now; IO. When the
+    /// swap itself fails the ledger is poisoned.
+    pub(crate) fn replace(&self, staged: &Staged, expected: Digest) -> Result<()> {
+        let info = staged.info;
+        let number = info.number;
+        let offsets = staged.verify(&self.layout, expected)?;
         let _writer = self.writer.lock();
         self.check_poison()?;
         if self.view(number).is_none_or(|now| now.info != info) {
             // Cut meanwhile: closed segments that are sealed never are.
-            let _ = self.layout.vfs.remove_file(&unnamed);
             return Err(Error::NoSuchSegment { number });
         }
         // The sidecar stays until the segment is whole, because opening believes it or reads all frames, which are damaged. A
@@ -169,66 +163,96 @@ impl Ledger {
         self.clear_suspect(number);
         write_sidecar(&self.layout, &info, &offsets, expected)
     }
+
+    /// `len` bytes of the frames of a closed segment, from `offset`, as they stand in its file: whoever asks for them compares
+    /// the digest of all of them.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when it is not closed or ends before; IO.
+    pub(crate) fn read_raw(&self, number: u64, offset: u64, len: usize) -> Result<Bytes> {
+        let whole = |view: &View| {
+            view.digest.is_some() && offset.checked_add(len as u64).is_some_and(|end| end <= view.flushed_bytes)
+        };
+        self.view(number).filter(whole).ok_or(Error::NoSuchSegment { number })?;
+        let (file, path) = self.open_to_read(number)?;
+        file.read_at(SEGMENT_HEADER_BYTES + offset, len).map_err(|e| Error::io(FileOp::Read, &path, e))
+    }
 }
 
 /// Frames of a segment that are not trusted yet, behind a header, in a file that opening removes.
-struct Staged {
+#[derive(Debug)]
+pub(crate) struct Staged {
+    vfs: Arc<dyn Vfs>,
+    path: PathBuf,
     file: Box<dyn File>,
-    hasher: Hasher,
+    info: SegmentInfo,
+    len: u64,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Not there when it has taken its place; else removed at the next open at the latest.
+        let _ = self.vfs.remove_file(&self.path);
+    }
 }
 
 impl Staged {
-    fn make(
-        layout: &Layout,
-        number: u64,
-        frame_bytes: u64,
-        fetch: &mut dyn FnMut(Sink<'_>) -> Result<()>,
-    ) -> Result<Self> {
-        let path = layout.new_segment_path(number);
+    /// Writes the header, which is a function of what is known.
+    fn create(layout: &Layout, info: SegmentInfo) -> Result<Self> {
+        let path = layout.fetched_segment_path(info.number);
         let file = layout.vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
-        file.set_len(0).map_err(|e| Error::io(FileOp::SetLength, &path, e))?;
-        let corrupted = || Error::Corrupted {
-            path: path.clone(),
-            segment: Some(number),
-            offset: SEGMENT_HEADER_BYTES,
-            damage: Damage::Length,
-        };
-        let mut hasher = Hasher::new();
-        let mut len = 0;
-        fetch(&mut |piece| {
-            if piece.len() as u64 > frame_bytes - len {
-                return Err(corrupted());
-            }
-            file.write_at(SEGMENT_HEADER_BYTES + len, piece).map_err(|e| Error::io(FileOp::Write, &path, e))?;
-            hasher.update(piece);
-            len += piece.len() as u64;
-            Ok(())
-        })?;
-        if len == frame_bytes { Ok(Self { file, hasher }) } else { Err(corrupted()) }
+        let staged = Self { vfs: Arc::clone(&layout.vfs), path, file, info, len: 0 };
+        staged.file.set_len(0).map_err(|e| Error::io(FileOp::SetLength, &staged.path, e))?;
+        staged.file.write_at(0, &layout.header_of(&info)).map_err(|e| Error::io(FileOp::Write, &staged.path, e))?;
+        Ok(staged)
     }
 
-    /// Writes the header, which is a function of what is known, and makes the file durable when it is what was expected.
-    /// Answers the offsets of its frames.
-    fn verify(self, layout: &Layout, info: &SegmentInfo, expected: Digest) -> Result<Vec<u32>> {
-        let path = layout.new_segment_path(info.number);
-        let corrupted =
-            |offset, damage| Error::Corrupted { path: path.clone(), segment: Some(info.number), offset, damage };
-        if self.hasher.finish() != expected {
-            return Err(corrupted(SEGMENT_HEADER_BYTES, Damage::Hash));
+    fn corrupted(&self, offset: u64, damage: Damage) -> Error {
+        Error::Corrupted { path: self.path.clone(), segment: Some(self.info.number), offset, damage }
+    }
+
+    /// How many bytes of frames there must be.
+    pub(crate) fn frame_bytes(&self) -> u64 {
+        self.info.frame_bytes
+    }
+
+    /// Takes the next bytes of the frames.
+    pub(crate) fn write(&mut self, piece: &[u8]) -> Result<()> {
+        let at = SEGMENT_HEADER_BYTES + self.len;
+        if piece.len() as u64 > self.info.frame_bytes - self.len {
+            return Err(self.corrupted(at, Damage::Length));
         }
-        self.file.write_at(0, &layout.header_of(info)).map_err(|e| Error::io(FileOp::Write, &path, e))?;
+        self.file.write_at(at, piece).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+        self.len += piece.len() as u64;
+        Ok(())
+    }
+
+    /// Reads it all again, and makes it durable when it is what was expected. Answers the offsets of its frames.
+    fn verify(&self, layout: &Layout, expected: Digest) -> Result<Vec<u32>> {
+        let info = &self.info;
+        if self.len != info.frame_bytes {
+            return Err(self.corrupted(SEGMENT_HEADER_BYTES + self.len, Damage::Missing));
+        }
+        let head = self.file.read_at(0, SEGMENT_HEADER_BYTES as usize);
+        if head.map_err(|e| Error::io(FileOp::Read, &self.path, e))? != layout.header_of(info) {
+            return Err(self.corrupted(0, Damage::Changed));
+        }
         let end = SEGMENT_HEADER_BYTES + info.frame_bytes;
-        let scan = scan::scan(&*self.file, &path, info.first_log_id, end)?;
+        let scan = scan::scan(&*self.file, &self.path, info.first_log_id, end)?;
+        let at = SEGMENT_HEADER_BYTES + scan.frame_bytes;
         if scan.frame_bytes != info.frame_bytes || scan.last_log_id != Some(info.last_log_id) {
-            return Err(corrupted(SEGMENT_HEADER_BYTES + scan.frame_bytes, scan.damage.unwrap_or(Damage::Sequence)));
+            return Err(self.corrupted(at, scan.damage.unwrap_or(Damage::Sequence)));
         }
-        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &path, e))?;
+        if scan.hasher.finish() != expected {
+            return Err(self.corrupted(SEGMENT_HEADER_BYTES, Damage::Hash));
+        }
+        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))?;
         Ok(scan.offsets)
     }
 }
 
 fn name(layout: &Layout, number: u64) -> Result<()> {
-    let (from, to) = (layout.new_segment_path(number), layout.segment_path(number));
+    let (from, to) = (layout.fetched_segment_path(number), layout.segment_path(number));
     layout.vfs.rename(&from, &to).map_err(|e| Error::io(FileOp::Rename, &to, e))?;
     layout.sync_dir()
 }

@@ -10,7 +10,7 @@ use alhambra_storage::repair::{FolderSource, SegmentSource};
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs};
-use alhambra_storage::{Damaged, Database, Error, Result};
+use alhambra_storage::{Damaged, Database, Error, Health, Result};
 
 use crate::scrub::{all_files, filled, grow, options, pass};
 use crate::support::{self, compare, dir};
@@ -137,6 +137,29 @@ fn a_seal_proposed_by_a_rotten_leader_overwrites_nobody() {
     db.repair_segment(number, rotten, &own).expect_err("no source has these bytes");
     assert_eq!(all_files(&vfs), before);
     compare(&db, &model);
+    assert!(db.pending_seals().expect("healthy").is_empty(), "nobody has asked a majority");
+    // The majority holds what this replica holds: that counts, and the next leader says so in the log.
+    let vote = db.segment_vote(number).expect("healthy").expect("closed");
+    assert!(vote.whole && vote.digest != rotten);
+    db.settle_segment(number, vote.digest).expect("healthy");
+    assert_eq!(db.agreed_digest(number), Some(vote.digest));
+    assert_eq!((pass(&db, u64::MAX), db.damaged()), (vec![], vec![]));
+    let correction = db.pending_seals().expect("healthy");
+    let [seal] = &correction[..] else { panic!("{correction:?}") };
+    assert_eq!((seal.segment, seal.generation, seal.digest), (number, 0, vote.digest.0));
+    for _ in 0..2 {
+        // The second is the one of another leader, and changes nothing.
+        support::commit_command(&db, &Command::Seal(seal.clone())).expect("applies");
+    }
+    assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
+    assert!(db.pending_seals().expect("healthy").is_empty());
+    db.checkpoint().expect("healthy");
+    drop(db);
+    let db = crate::scrub::open(&vfs);
+    assert_eq!(db.health(), Health::Sound);
+    assert_eq!(db.agreed_digest(number), Some(vote.digest));
+    assert_eq!(pass(&db, u64::MAX), []);
+    compare(&db, &model);
 }
 
 #[test]
@@ -167,6 +190,43 @@ fn a_follower_that_is_rotten_in_a_consistent_way_is_told_by_the_majority() {
         let path = dir().join(format!("ledger/0000000001.{name}"));
         assert_eq!(files[&path], before[&path]);
     }
+    compare(&db, &model);
+}
+
+#[test]
+fn a_rotten_replica_that_differs_from_the_seal_does_not_believe_the_seal_alone() {
+    // Its own bytes are rotten, and the seal is that of a rotten leader: neither is believed.
+    let (vfs, db, model) = filled(12);
+    let (_, source) = copy(&vfs);
+    let own = db.segment_vote(1).expect("healthy").expect("closed");
+    let sealed = db.seal(1).expect("healthy").expect("sealed");
+    let wrong = Digest([9; 32]);
+    support::commit_command(&db, &Command::Seal(alhambra_storage::command::Seal { digest: wrong.0, ..sealed }))
+        .expect("applies");
+    flip(&vfs, &segment(1), 400);
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
+    let before = all_files(&vfs);
+    let mended = db.mend(Some(&source)).expect("healthy");
+    assert!(matches!(mended.waiting[..], [(_, Error::SealDisputed { segment: 1, .. })]), "{mended:?}");
+    assert_eq!(all_files(&vfs), before);
+    assert_eq!(db.segment_vote(1).expect("healthy").map(|vote| (vote.digest, vote.whole)), Some((own.digest, false)));
+    // In pieces, as they come over a network. Given up in the middle it leaves nothing.
+    let whole = db.segment_vote(0).expect("healthy").expect("closed");
+    assert!(whole.whole);
+    let pieces = |repair: &mut alhambra_storage::SegmentRepair, bytes: u64| {
+        source.fetch(1, &own.digest, &mut |piece| repair.write(&piece[..bytes as usize]))
+    };
+    let mut repair = db.begin_segment_repair(1, own.digest).expect("healthy");
+    let frame_bytes = repair.frame_bytes();
+    pieces(&mut repair, frame_bytes - 1).expect("healthy");
+    repair.finish(&db).expect_err("a byte is missing");
+    assert_eq!(all_files(&vfs), before);
+    let mut repair = db.begin_segment_repair(1, own.digest).expect("healthy");
+    pieces(&mut repair, frame_bytes).expect("healthy");
+    repair.write(b"x").expect_err("a byte too many");
+    repair.finish(&db).expect("what a majority holds");
+    assert_eq!((pass(&db, u64::MAX), db.damaged()), (vec![], vec![]));
+    assert_eq!(db.pending_seals().expect("healthy").len(), 1, "the seal is to be corrected");
     compare(&db, &model);
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::ids::{LogId, LogIndex};
-use alhambra_storage::command::Command;
+use alhambra_storage::command::{Command, Seal};
 use alhambra_storage::segment::{Frame, FrameKind};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{FileKind, OpenMode, Vfs};
@@ -139,10 +139,16 @@ fn a_replica_with_other_bytes_says_so_and_a_duplicate_seal_changes_nothing() {
     let good = seals.remove(0);
     support::commit_command(db, &Command::Seal(good.clone())).expect("applies");
     assert_eq!(db.compare_seals().expect("healthy disk"), Health::Sound);
-    let mut duplicate = good.clone();
-    duplicate.digest[0] ^= 1;
+    let duplicate = Seal { rejected: vec![(1, 1)], ..good.clone() };
     support::commit_command(db, &Command::Seal(duplicate)).expect("ignored");
-    assert_eq!(db.compare_seals().expect("healthy disk"), Health::Sound, "the first seal of a segment counts");
+    assert_eq!(db.compare_seals().expect("healthy disk"), Health::Sound);
+    assert_eq!(db.seal(good.segment).expect("healthy disk"), Some(good.clone()), "the first of equal digests counts");
+    let mut corrected = good.clone();
+    corrected.digest[0] ^= 1;
+    support::commit_command(db, &Command::Seal(corrected)).expect("applies: the log decides");
+    assert_eq!(db.compare_seals().expect("healthy disk"), Health::SealMismatch { segment: good.segment });
+    support::commit_command(db, &Command::Seal(good.clone())).expect("applies: and corrects it again");
+    assert_eq!(db.compare_seals().expect("healthy disk"), Health::Sound);
     assert_eq!(db.seal(good.segment).expect("healthy disk"), Some(good));
     let mut open = seals[0].clone();
     open.segment = db.ledger().segments().last().expect("some").number;
