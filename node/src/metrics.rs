@@ -103,6 +103,16 @@ impl Metrics {
             ("alhambra_disk_free_bytes", Unit::Bytes, "Free space on the disk of the data folder"),
             ("alhambra_disk_low", Unit::Count, "1 while less than the low-water mark is free"),
             ("alhambra_waits_for_space", Unit::Count, "1 while the full disk holds up writes of a database"),
+            (
+                "alhambra_scrub_unrepaired",
+                Unit::Count,
+                "Pieces of damage in files that wait for a good copy or a majority",
+            ),
+            (
+                "alhambra_scrub_last_pass_timestamp_seconds",
+                Unit::Seconds,
+                "End of the last complete pass over a database's files since the start, Unix time; 0 for none",
+            ),
             ("alhambra_database_failed", Unit::Count, "1 while a database is closed because its disk failed"),
             ("alhambra_memory_budget_bytes", Unit::Bytes, "Memory that all databases share"),
             ("alhambra_memory_used_bytes", Unit::Bytes, "Memory of the budget in use, by part"),
@@ -115,6 +125,9 @@ impl Metrics {
         let counters = [
             ("grpc_server_started_total", "Calls started"),
             ("grpc_server_handled_total", "Calls ended, by code"),
+            ("alhambra_scrub_bytes_total", "Bytes of a database's files that were read again to find rot"),
+            ("alhambra_scrub_mismatches_total", "Pieces of damage that reading the files again came upon"),
+            ("alhambra_scrub_repaired_total", "Pieces of damage in files that were mended"),
             ("alhambra_writes_refused_total", "User writes refused by this leader, by reason"),
             (
                 "alhambra_database_reopens_total",
@@ -235,6 +248,13 @@ impl Metrics {
                     by_reason.push(Label::from_static_parts("reason", reason));
                     self.counter("alhambra_writes_refused_total", by_reason).absolute(count);
                 }
+                let scrub = status.scrub;
+                self.counter("alhambra_scrub_bytes_total", db()).absolute(scrub.bytes);
+                self.counter("alhambra_scrub_mismatches_total", db()).absolute(scrub.mismatches);
+                self.counter("alhambra_scrub_repaired_total", db()).absolute(scrub.repaired);
+                self.gauge("alhambra_scrub_unrepaired", db()).set(scrub.waiting as f64);
+                let last_pass_ms = scrub.last_pass_ms.unwrap_or(0);
+                self.gauge("alhambra_scrub_last_pass_timestamp_seconds", db()).set(last_pass_ms as f64 / 1000.0);
                 self.gauge("alhambra_raft_term", db()).set(status.term as f64);
                 self.gauge("alhambra_raft_last_log_index", db()).set(index(status.last_log));
                 self.gauge("alhambra_raft_committed_log_index", db()).set(index(status.committed));

@@ -52,7 +52,7 @@ impl Replica {
             }
             self.look_at_disks(&mut handed_over).await;
             let applied = self.applied().log_id;
-            if applied != looked_at {
+            if applied != looked_at || self.scrub.take_corrections_due() {
                 looked_at = applied;
                 self.propose_seals().await;
             }

@@ -4,8 +4,10 @@
 //! bincode is named nowhere else, so that it can be replaced in one place. Log entries are not written with it either:
 //! they follow the envelope as frames, byte for byte as they stand in the ledger.
 
+use alhambra_ledger::Digest;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
+use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Command, TxProposal};
 use alhambra_storage::segment::{Frame, FrameKind};
@@ -25,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{decode_membership, encode_membership};
 use crate::disk::DiskReport;
 use crate::error::{ProposeError, ReadError, WriteLimit};
-use crate::forward::{ReadIndex, Written};
+use crate::forward::{ReadIndex, SegmentPart, Written};
 use crate::log_store::frame_of_entry;
 use crate::types::{
     CommandBytes, RaftEntry, RaftLogId, RaftStoredMembership, RaftVote, TypeConfig, from_raft_log_id, to_raft_log_id,
@@ -62,6 +64,10 @@ pub mod kind {
     pub const READ_INDEX: u32 = 9;
     /// [`super::encode_disk`].
     pub const DISK: u32 = 10;
+    /// [`super::encode_segment_ask`].
+    pub const SEGMENT_VOTE: u32 = 11;
+    /// [`super::encode_segment_part`]; answered with plain bytes.
+    pub const SEGMENT_PART: u32 = 12;
 }
 
 /// Why bytes are not what they should be.
@@ -460,6 +466,43 @@ pub fn encode_fetch(fetch: &Fetch) -> Bytes {
 
 /// See [`encode_fetch`].
 pub fn decode_fetch(body: &Bytes) -> Result<Fetch> {
+    take_all(body)
+}
+
+/// Asks what a node holds of a closed segment.
+pub fn encode_segment_ask(segment: u64) -> Bytes {
+    put(&segment).freeze()
+}
+
+/// See [`encode_segment_ask`].
+pub fn decode_segment_ask(body: &Bytes) -> Result<u64> {
+    take_all(body)
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireSegmentVote {
+    digest: [u8; 32],
+    whole: bool,
+}
+
+/// What a node holds of a segment.
+pub fn encode_segment_vote(vote: Option<&SegmentVote>) -> Bytes {
+    put(&vote.map(|vote| WireSegmentVote { digest: vote.digest.0, whole: vote.whole })).freeze()
+}
+
+/// See [`encode_segment_vote`].
+pub fn decode_segment_vote(body: &Bytes) -> Result<Option<SegmentVote>> {
+    let vote: Option<WireSegmentVote> = take_all(body)?;
+    Ok(vote.map(|WireSegmentVote { digest, whole }| SegmentVote { digest: Digest(digest), whole }))
+}
+
+/// Asks for bytes of a closed segment.
+pub fn encode_segment_part(part: &SegmentPart) -> Bytes {
+    put(part).freeze()
+}
+
+/// See [`encode_segment_part`].
+pub fn decode_segment_part(body: &Bytes) -> Result<SegmentPart> {
     take_all(body)
 }
 

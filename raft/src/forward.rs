@@ -4,9 +4,12 @@ use std::fmt::Debug;
 
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{GroupId, LogIndex, TxId};
+use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::TxProposal;
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::disk::DiskReport;
@@ -57,6 +60,20 @@ pub enum ForwardError<E> {
     Remote(E),
 }
 
+/// Bytes of the frames of a closed segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentPart {
+    /// Number of the segment.
+    pub segment: u64,
+    /// First byte, counted from the first frame.
+    pub offset: u64,
+    /// How many; at most [`SEGMENT_PART_BYTES_MAX`].
+    pub len: u32,
+}
+
+/// Bytes of a segment that are asked for at once, at most.
+pub const SEGMENT_PART_BYTES_MAX: u32 = 1 << 20;
+
 /// Carries calls to the leader's [`crate::group::Group::serve_propose`] and [`crate::group::Group::serve_read_index`].
 ///
 /// Contract: ends by the deadline; answers [`ForwardError::NotSent`] only when no byte of the call can have been acted on.
@@ -77,6 +94,29 @@ pub trait Forward: Send + Sync + Debug {
         leader: u64,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<ReadIndex, ForwardError<ReadError>>>;
+
+    /// Asks a node what it holds of a closed segment; none when it has none, or does not answer by the deadline.
+    fn segment_vote(
+        &self,
+        _group: GroupId,
+        _node: u64,
+        _segment: u64,
+        _deadline: Instant,
+    ) -> BoxFuture<'_, Option<SegmentVote>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    /// Asks a node for bytes of a closed segment; none when it does not answer with so many by the deadline. They are not
+    /// believed before all of them have the right digest.
+    fn segment_part(
+        &self,
+        _group: GroupId,
+        _node: u64,
+        _part: SegmentPart,
+        _deadline: Instant,
+    ) -> BoxFuture<'_, Option<Bytes>> {
+        Box::pin(std::future::ready(None))
+    }
 
     /// What a node, this one included, has said about its disk lately. Nothing where nodes do not tell each other.
     fn disk(&self, _node: u64) -> Option<DiskReport> {

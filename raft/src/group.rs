@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
+use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{Command, Settings, TxProposal};
 use alhambra_storage::database::{Database, DatabaseSpec, Options};
@@ -38,9 +39,10 @@ use tokio::time::Instant;
 
 use crate::env::Env;
 use crate::error::{GroupError, MembershipError, ProposeError, ReadError, SnapshotError, WriteLimit};
-use crate::forward::{Forward, ReadIndex, Written};
+use crate::forward::{Forward, ReadIndex, SegmentPart, Written};
 use crate::log_store::LogStore;
 use crate::read::Rounds;
+use crate::scrub::{SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_INTERVAL_MS_DEFAULT, Scrub, ScrubPace, ScrubStatus};
 use crate::snapshot::{SnapshotData, SnapshotSink, SnapshotSource};
 use crate::state_machine::{Applied, StateMachine};
 use crate::strand::{FailureCell, Strands};
@@ -98,6 +100,10 @@ pub struct Tuning {
     pub payload_entries_max: u64,
     /// The memory of all databases; clones of a tuning share it, so all groups of a node do.
     pub memory: Arc<MemoryBudget>,
+    /// How fast files are read again to find rot; clones of a tuning share it, so all groups of a node do.
+    pub scrub_pace: Arc<ScrubPace>,
+    /// A pass over the files of a database begins so long after the one before, milliseconds.
+    pub scrub_interval_ms: u64,
 }
 
 impl Default for Tuning {
@@ -115,6 +121,8 @@ impl Default for Tuning {
             read_batch_bytes: 1 << 20,
             payload_entries_max: 1024,
             memory: Arc::default(),
+            scrub_pace: Arc::new(ScrubPace::new(SCRUB_BYTES_PER_SECOND_DEFAULT)),
+            scrub_interval_ms: SCRUB_INTERVAL_MS_DEFAULT,
         }
     }
 }
@@ -189,6 +197,8 @@ pub struct GroupStatus {
     pub waits_for_space: bool,
     /// Why this replica, as the leader, refuses user writes for now.
     pub limit: Option<WriteLimit>,
+    /// What reading the files again has found.
+    pub scrub: ScrubStatus,
     /// User writes that were refused here, by [`WriteLimit::number`].
     pub refused: [u64; WriteLimit::REASONS.len()],
     /// Members with a vote.
@@ -246,6 +256,7 @@ pub(crate) struct Replica {
     pub(crate) rounds: Rounds,
     pub(crate) strands: Strands,
     pub(crate) seals_due: Arc<Notify>,
+    pub(crate) scrub: Scrub,
     failure: FailureCell,
     log_store: LogStore,
     stopping: AtomicBool,
@@ -400,6 +411,7 @@ impl Group {
             applied,
             strands,
             seals_due,
+            scrub: Scrub::default(),
             failure,
             log_store: own_log,
             stopping: AtomicBool::new(false),
@@ -408,6 +420,7 @@ impl Group {
             tokio::spawn(replica.clone().run_proposer()),
             tokio::spawn(replica.clone().run_rounds()),
             tokio::spawn(replica.clone().run_duties()),
+            tokio::spawn(replica.clone().run_scrub()),
             tokio::spawn(replica.log_store.clone().run_space()),
         ];
         Ok(Arc::new(Self { replica, tasks: Mutex::new(tasks) }))
@@ -501,6 +514,7 @@ impl Group {
             applied_tx: applied.tx,
             waits_for_space: self.replica.log_store.waits_for_space(),
             limit: self.replica.proposer.limit(),
+            scrub: self.replica.scrub.status(),
             refused: self.replica.proposer.refused(),
             voters,
             learners,
@@ -533,6 +547,16 @@ impl Group {
     /// Another node's question for the read index: never forwarded again.
     pub async fn serve_read_index(&self, deadline: Instant) -> Result<ReadIndex, ReadError> {
         self.replica.serve_read_index(deadline).await
+    }
+
+    /// What this replica holds of a closed segment, for a node that is in doubt about its own.
+    pub async fn serve_segment_vote(&self, segment: u64) -> Option<SegmentVote> {
+        self.replica.own_segment_vote(segment).await
+    }
+
+    /// Bytes of a closed segment, for a node that repairs its own.
+    pub async fn serve_segment_part(&self, part: SegmentPart) -> Option<Bytes> {
+        self.replica.own_segment_part(part).await
     }
 
     /// The snapshot with this manifest, for a node that pulls its files; none when it is not the current one.

@@ -16,6 +16,7 @@
 //! | [`snapshot`] | raft snapshots as files |
 //! | [`codec`] | bytes of membership frames and votes |
 //! | [`disk`] | room on the disks of the nodes, and when user writes are refused for it |
+//! | [`scrub`] | files are read again, rot is mended, by majority where that is needed |
 //! | [`error`] | errors by what the caller can do |
 
 pub mod codec;
@@ -35,6 +36,7 @@ mod membership;
 pub mod meta;
 pub mod network;
 mod read;
+pub mod scrub;
 mod server;
 pub mod snapshot;
 pub mod state_machine;

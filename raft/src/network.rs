@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
+use alhambra_storage::SegmentVote;
 use alhambra_storage::command::TxProposal;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -32,7 +33,7 @@ use tokio::time::Instant;
 use crate::disk::{DiskReport, Disks};
 use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
 use crate::error::{ProposeError, ReadError};
-use crate::forward::{Forward, ForwardError, ReadIndex, Written};
+use crate::forward::{Forward, ForwardError, ReadIndex, SegmentPart, Written};
 use crate::link::{Lane, LinkError, Links, Reply, Request};
 use crate::snapshot::{SnapshotData, SnapshotSource};
 use crate::types::{RaftVote, TypeConfig};
@@ -403,6 +404,35 @@ impl Forward for Network {
                 Ok(answer) => answer.map_err(ForwardError::Remote),
                 Err(_) => Err(ForwardError::AnswerLost),
             }
+        })
+    }
+
+    fn segment_vote(
+        &self,
+        group: GroupId,
+        node: u64,
+        segment: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Option<SegmentVote>> {
+        Box::pin(async move {
+            let body = envelope::encode_segment_ask(segment);
+            let request = Request { lane: Lane::Small, group, kind: kind::SEGMENT_VOTE, session: 0, body };
+            let answer = self.links.call(node, request, deadline).await.ok()?;
+            envelope::decode_segment_vote(&answer).ok().flatten()
+        })
+    }
+
+    fn segment_part(
+        &self,
+        group: GroupId,
+        node: u64,
+        part: SegmentPart,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Option<Bytes>> {
+        Box::pin(async move {
+            let body = envelope::encode_segment_part(&part);
+            let request = Request { lane: Lane::Bulk, group, kind: kind::SEGMENT_PART, session: 0, body };
+            self.links.call(node, request, deadline).await.ok()
         })
     }
 

@@ -118,6 +118,15 @@ impl Handler for Arc<Server> {
                     let reply = server.group(call.group)?.serve_read_index(call.deadline).await;
                     Ok(envelope::encode_read_index_reply(&reply))
                 }
+                kind::SEGMENT_VOTE => {
+                    let segment = envelope::decode_segment_ask(&call.body).map_err(bad)?;
+                    let vote = server.group(call.group)?.serve_segment_vote(segment).await;
+                    Ok(envelope::encode_segment_vote(vote.as_ref()))
+                }
+                kind::SEGMENT_PART => {
+                    let part = envelope::decode_segment_part(&call.body).map_err(bad)?;
+                    server.group(call.group)?.serve_segment_part(part).await.ok_or(Refusal::Gone)
+                }
                 kind::DISK => {
                     let report = envelope::decode_disk(&call.body).map_err(bad)?;
                     let network = server.network.read().clone().ok_or(Refusal::Stopped)?;

@@ -27,6 +27,8 @@ pub(crate) struct Strands {
     pub(crate) reads: Strand,
     /// Runs of the index, in short steps, so that whoever shares the thread gets turns.
     pub(crate) index: Strand,
+    /// Reading files again, and repairs: long, and in nobody's way.
+    pub(crate) scrub: Strand,
 }
 
 impl Strands {
@@ -35,7 +37,7 @@ impl Strands {
         // Whatever number of threads the executor spreads them over: the logs of neighbouring groups are on different
         // threads, and so are the strands of one group.
         let strand = |n: u64| Strand { executor: executor.clone(), number: group.get() + n * 0x1_0000_0001 };
-        Self { log: strand(0), background: strand(1), reads: strand(2), index: strand(3) }
+        Self { log: strand(0), background: strand(1), reads: strand(2), index: strand(3), scrub: strand(4) }
     }
 }
 

@@ -12,10 +12,11 @@ use std::time::Duration;
 use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
 use alhambra_raft::env::{BoxIo, Clock, Env, Executor, Listener, Net, Rng};
 use alhambra_raft::error::{MembershipError, ProposeError, ReadError};
-use alhambra_raft::forward::{Forward, ForwardError, ReadIndex, Written};
+use alhambra_raft::forward::{Forward, ForwardError, ReadIndex, SegmentPart, Written};
 use alhambra_raft::group::{Group, GroupSpec, Level, ReadPoint, Tuning};
 use alhambra_raft::snapshot::SnapshotData;
 use alhambra_raft::types::{RaftVote, TypeConfig};
+use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{ProposalEntry, Settings, TxProposal};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
@@ -242,6 +243,8 @@ pub struct Board {
     lose_answers: u32,
     /// Snapshots that reached a node.
     pub snapshots: u32,
+    /// Parts of segments that still get a wrong byte on their way.
+    pub spoil_parts: u32,
 }
 
 #[derive(Clone, Default)]
@@ -418,9 +421,50 @@ impl Forward for Links {
             answer
         })
     }
+
+    fn segment_vote(
+        &self,
+        _group: GroupId,
+        node: u64,
+        segment: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Option<SegmentVote>> {
+        Box::pin(self.there_and_back(node, deadline, async move |group| group.serve_segment_vote(segment).await))
+    }
+
+    fn segment_part(
+        &self,
+        _group: GroupId,
+        node: u64,
+        part: SegmentPart,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Option<Bytes>> {
+        Box::pin(async move {
+            let whole = self.there_and_back(node, deadline, async move |group| group.serve_segment_part(part).await);
+            let mut bytes = whole.await?.to_vec();
+            let mut board = self.switch.0.lock();
+            if board.spoil_parts > 0 {
+                board.spoil_parts -= 1;
+                bytes[part.len as usize / 2] ^= 0x10;
+            }
+            Some(bytes.into())
+        })
+    }
 }
 
 impl Links {
+    async fn there_and_back<T>(
+        &self,
+        node: u64,
+        deadline: Instant,
+        call: impl AsyncFnOnce(Arc<Group>) -> Option<T>,
+    ) -> Option<T> {
+        let group = self.way::<()>(node, deadline).await.ok()?;
+        let answer = call(group).await?;
+        self.back::<()>(node, deadline).await.ok()?;
+        Some(answer)
+    }
+
     async fn way<E>(&self, to: u64, deadline: Instant) -> Result<Arc<Group>, ForwardError<E>> {
         match self.switch.carry(self.from, to).await {
             Ok(group) => Ok(group),
@@ -596,6 +640,23 @@ impl Cluster {
         let file = disk.open(&Path::new("/data/db").join(path), OpenMode::ReadWrite).unwrap();
         let byte = file.read_at(offset, 1).unwrap()[0];
         file.write_at(offset, &[!byte]).unwrap();
+    }
+
+    /// A file of the database as it is on the node's disk.
+    pub fn read_file(&self, id: u64, path: &str) -> Vec<u8> {
+        let file = self.machines[&id].disk.open(&Path::new("/data/db").join(path), OpenMode::Read).unwrap();
+        file.read_at(0, usize::try_from(file.len().unwrap()).unwrap()).unwrap().to_vec()
+    }
+
+    /// Writes into a file of the database on the node's disk.
+    pub fn write_file(&self, id: u64, path: &str, offset: u64, bytes: &[u8]) {
+        let file = self.machines[&id].disk.open(&Path::new("/data/db").join(path), OpenMode::ReadWrite).unwrap();
+        file.write_at(offset, bytes).unwrap();
+    }
+
+    /// Removes a file of the database from the node's disk.
+    pub fn remove_file(&self, id: u64, path: &str) {
+        self.machines[&id].disk.remove_file(&Path::new("/data/db").join(path)).unwrap();
     }
 
     /// From now on the node's disk refuses every call.

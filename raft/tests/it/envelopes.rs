@@ -9,10 +9,11 @@ use alhambra_raft::codec::encode_membership;
 use alhambra_raft::disk::DiskReport;
 use alhambra_raft::envelope::*;
 use alhambra_raft::error::{ProposeError, ReadError, WriteLimit};
-use alhambra_raft::forward::{ReadIndex, Written};
+use alhambra_raft::forward::{ReadIndex, SegmentPart, Written};
 use alhambra_raft::types::{
     CommandBytes, RaftEntry, RaftMembership, RaftStoredMembership, RaftVote, TypeConfig, to_raft_log_id,
 };
+use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, TxProposal};
 use alhambra_storage::reads::Reads;
@@ -187,6 +188,25 @@ fn snapshots() {
     assert_eq!(hex(&bytes), "010904".to_owned() + &hex(b"tx/0") + "fc00100000" + "05");
     assert_eq!(decode_fetch(&bytes).unwrap(), fetch);
     refuses_damage(&bytes, decode_fetch);
+}
+
+#[test]
+fn segments() {
+    let bytes = encode_segment_ask(7);
+    assert_eq!(hex(&bytes), "0107");
+    assert_eq!(decode_segment_ask(&bytes).unwrap(), 7);
+    refuses_damage(&bytes, decode_segment_ask);
+    let vote = SegmentVote { digest: Digest([0xab; 32]), whole: true };
+    let bytes = encode_segment_vote(Some(&vote));
+    assert_eq!(hex(&bytes), "0101".to_owned() + &"ab".repeat(32) + "01");
+    assert_eq!(decode_segment_vote(&bytes).unwrap(), Some(vote));
+    refuses_damage(&bytes, decode_segment_vote);
+    assert_eq!(decode_segment_vote(&encode_segment_vote(None)).unwrap(), None);
+    let part = SegmentPart { segment: 9, offset: 1 << 20, len: 5 };
+    let bytes = encode_segment_part(&part);
+    assert_eq!(hex(&bytes), "0109fc0010000005");
+    assert_eq!(decode_segment_part(&bytes).unwrap(), part);
+    refuses_damage(&bytes, decode_segment_part);
 }
 
 #[test]

@@ -12,4 +12,5 @@ mod memory;
 mod nodes;
 mod quotas;
 mod replicas;
+mod scrub;
 mod seeding;
