@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::support::{Demo, Wire, free_base_port, send_signal, wait_for};
+use crate::support::{Demo, Wire, free_base_port, send_signal, wait_for, wait_until};
 
 /// The server's limit for calls without a deadline of their own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -18,12 +18,26 @@ const SLACK: Duration = Duration::from_secs(4);
 struct Paused(Vec<u32>);
 
 impl Paused {
+    /// Returns when nothing runs any more: a signal is taken by one thread, which on a busy machine may be the last to run.
     fn pause(process_ids: Vec<u32>) -> Paused {
-        for &process_id in &process_ids {
+        let paused = Paused(process_ids);
+        for &process_id in &paused.0 {
             send_signal("STOP", process_id);
         }
-        Paused(process_ids)
+        for &process_id in &paused.0 {
+            wait_until("all threads to stop", || is_stopped(process_id).then_some(()));
+        }
+        paused
     }
+}
+
+/// Whether every thread of the process is stopped.
+fn is_stopped(process_id: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process_id}/task")).unwrap();
+    threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default()).all(|stat| {
+        // A thread that has just ended has no state.
+        stat.is_empty() || stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 impl Drop for Paused {
