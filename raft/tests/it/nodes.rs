@@ -323,7 +323,8 @@ fn a_node_that_missed_many_segments_gets_files_over_the_link_and_a_damaged_file_
         std::fs::write(&path, &good).unwrap();
 
         until("the node to catch up", || receiver.database().applied().tx == leading.database().applied().tx).await;
-        assert!(snapshot_of(&receiver).is_some(), "came up by files");
+        // The core hears of it a moment after the database has it.
+        until("the node to have come up by files", || snapshot_of(&receiver).is_some()).await;
         assert_eq!(nodes.get(away, "small", "k119").await, Some("x".repeat(100)));
         let (ours, theirs) = (closed_segments(&receiver), closed_segments(&leading));
         assert!(ours.len() > 5);
