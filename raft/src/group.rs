@@ -260,6 +260,8 @@ pub(crate) struct Replica {
     failure: FailureCell,
     log_store: LogStore,
     stopping: AtomicBool,
+    /// Held while a snapshot is received and installed: a second one would clear away what the first is taken from.
+    installing: Arc<tokio::sync::Mutex<()>>,
     server: ServerWatch,
     metrics: WatchReceiverOf<TypeConfig, openraft::RaftMetrics<TypeConfig>>,
 }
@@ -383,6 +385,7 @@ impl Group {
             gate,
             failure.clone(),
             seals_due.clone(),
+            tuning.memory.clone(),
         );
         // What a stop left: a full part that was not written, a merge, an index that is lost.
         state_machine.look_for_index_work();
@@ -415,6 +418,7 @@ impl Group {
             failure,
             log_store: own_log,
             stopping: AtomicBool::new(false),
+            installing: Arc::default(),
         });
         let tasks = vec![
             tokio::spawn(replica.clone().run_proposer()),
@@ -563,6 +567,11 @@ impl Group {
     pub fn snapshot_source(&self, manifest: &Bytes) -> Option<Arc<dyn SnapshotSource>> {
         let current = self.replica.state_machine.current_snapshot()?;
         (current.manifest() == *manifest).then_some(current as Arc<dyn SnapshotSource>)
+    }
+
+    /// Held by whoever installs a snapshot; `None` while somebody does.
+    pub(crate) fn one_install(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        self.replica.installing.clone().try_lock_owned().ok()
     }
 
     /// A place for the files of a snapshot that another node sends. Any earlier unfinished one is dropped.

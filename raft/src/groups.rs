@@ -37,7 +37,7 @@ use crate::network::Network;
 use crate::server::Server;
 
 /// Giving memory back waits for the disk, so it is nobody else's strand.
-const STRAND_MEMORY: u64 = u64::MAX - 1;
+const STRAND_MEMORY: u64 = u64::MAX - 2;
 
 /// Groups that are opened at the same time.
 const OPENING_MAX: usize = 4;
@@ -428,9 +428,15 @@ impl Groups {
         memory.on_pressure(move || wake.notify_one());
         loop {
             tight.notified().await;
-            let memory = memory.clone();
-            if self.env.blocking(STRAND_MEMORY, move || memory.relieve()).await.is_none() {
-                return;
+            // One database at a time, so that others of the strand's thread come in between.
+            while memory.is_tight() {
+                let memory = memory.clone();
+                match self.env.blocking(STRAND_MEMORY, move || memory.relieve_one()).await {
+                    Some(true) => {}
+                    // Nobody has anything to give, or cannot: the next entry that is applied asks again.
+                    Some(false) => break,
+                    None => return,
+                }
             }
         }
     }

@@ -105,7 +105,12 @@ impl Handler for Arc<Server> {
                 kind::INSTALL => {
                     let install = envelope::decode_install(&call.body).map_err(bad)?;
                     let group = server.group(call.group)?;
-                    let reply = server.install(from, call.group, &group, install).await?;
+                    // In a task of its own, which goes on when the sender hangs up: the guard must outlive what is installed.
+                    let done = tokio::spawn(async move {
+                        let _one_at_a_time = group.one_install().ok_or(Refusal::Overloaded)?;
+                        server.install(from, call.group, &group, install).await
+                    });
+                    let reply = done.await.map_err(|_| Refusal::Failed)??;
                     Ok(envelope::encode_install_reply(&reply))
                 }
                 kind::FETCH => server.fetch(envelope::decode_fetch(&call.body).map_err(bad)?).await,

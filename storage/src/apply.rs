@@ -16,11 +16,13 @@ use crate::commitlog::CommitRecord;
 use crate::core::Core;
 use crate::database::{Database, Options};
 use crate::digested::{Digested, Hashes};
-use crate::error::{Damage, Error, Result};
+use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
 use crate::indexing;
 use crate::limits::{MEMORY_RELEASE_BYTES_MIN, REQUEST_OUTCOMES_KEPT};
+use crate::memory::Release;
 use crate::precondition::{self, Conditions};
+use crate::rebuild;
 use crate::release;
 use crate::requests::{Kept, Requests, Seen};
 use crate::segment::{FrameKind, Position};
@@ -306,19 +308,20 @@ pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
     let (outcomes, tx) = {
         let mut applier = db.applier.lock();
         // Under the lock: an install replaces both.
-        applier.unpark()?;
+        applier.unpark(|applied| rebuild::outcomes(db, applied))?;
+        db.account.warm();
         let outcomes = applier.apply(&db.core(), entry)?;
         db.note_memory(applier.state_bytes());
         (outcomes, applier.state.tx)
     };
     db.waiting.advance(tx, entry.log_id.index);
     let budget = db.account.budget();
-    budget.look();
-    if budget.is_exceeded() {
+    if budget.look() {
         // Memory stays bounded even when nobody does it in the background.
         budget.relieve();
         if budget.is_exceeded() && db.held_bytes() >= MEMORY_RELEASE_BYTES_MIN {
-            release::run(db).or_else(|error| if error.waits_for_space() { Ok(()) } else { Err(error) })?;
+            let released = release::run(db, Release::All);
+            released.or_else(|error| if error.waits_for_space() { Ok(()) } else { Err(error) })?;
         }
     }
     Ok(outcomes)
@@ -356,23 +359,19 @@ impl Applier {
         (self.record, self.nodes, self.plain) = Default::default();
     }
 
-    /// Brings back what [`Applier::park`] left to the checkpoint. Before anything looks at the state.
-    pub(crate) fn unpark(&mut self) -> Result<()> {
-        let Some(parked) = &self.parked else { return Ok(()) };
-        let damaged = |damage| Error::Corrupted {
-            path: parked.dir.join(checkpoint::CHECKPOINT_NAME),
-            segment: None,
-            offset: 0,
-            damage,
-        };
+    /// Brings back what [`Applier::park`] left to the checkpoint. Before anything looks at the state. When the checkpoint has
+    /// rotted meanwhile, `again` derives the outcomes from the log, up to the entry that is given to it.
+    pub(crate) fn unpark(&mut self, again: impl FnOnce(LogIndex) -> Result<Requests>) -> Result<()> {
+        let (Some(parked), Some(applied)) = (&self.parked, self.state.applied) else { return Ok(()) };
         let found = match checkpoint::read(&*parked.vfs, &parked.dir, Some(parked.database)) {
-            Ok(Some(found)) if found.state.applied == self.state.applied => Ok(found.state.requests),
-            Ok(Some(_)) => Err(damaged(Damage::Differs)),
-            Ok(None) => Err(damaged(Damage::Missing)),
-            Err(error) => Err(error),
+            Ok(Some(found)) if found.state.applied == self.state.applied => found.state.requests,
+            Ok(_) | Err(Error::Corrupted { .. }) => {
+                tracing::error!("the checkpoint is damaged, deriving the outcomes of requests again from the ledger");
+                again(applied.index)?
+            }
+            Err(error) => return Err(error),
         };
-        // Without them a retry could be carried out twice: opening anew derives them again.
-        self.state.requests = found.inspect_err(|_| self.failed = true)?;
+        self.state.requests = found;
         self.parked = None;
         Ok(())
     }

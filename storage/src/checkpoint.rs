@@ -19,6 +19,7 @@ use crate::database::Database;
 use crate::error::{Damage, Error, Result};
 use crate::format::derived::SMALL_FILE_HEAD_BYTES;
 use crate::limits::REQUEST_OUTCOMES_KEPT;
+use crate::rebuild;
 use crate::requests::Requests;
 use crate::seal::Trail;
 use crate::segment::Position;
@@ -193,7 +194,8 @@ fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     let (applied, bytes) = {
         let mut applier = db.applier.lock();
         applier.must_be_sound()?;
-        applier.unpark()?;
+        applier.unpark(|applied| rebuild::outcomes(db, applied))?;
+        db.note_memory(applier.state_bytes());
         applier.since = Since::default();
         (applier.state.applied, Checkpoint::encode(db.spec.id, &applier.state, &core.sizes()))
     };

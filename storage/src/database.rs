@@ -26,7 +26,7 @@ use crate::format::derived::CHUNK_BYTES_DEFAULT;
 use crate::index::IndexOptions;
 use crate::indexing;
 use crate::marks::{Marks, Vote};
-use crate::memory::{Account, MemoryBudget};
+use crate::memory::{Account, MemoryBudget, Release};
 use crate::parts::ProvenEntry;
 use crate::read::ReadSnapshot;
 use crate::recover;
@@ -200,7 +200,7 @@ impl Database {
     /// Gives memory back: writes out what is in memory only, takes a checkpoint and forgets what can be read again. Waits for the
     /// disk; applying and reading go on meanwhile. What is used afterwards comes back by itself.
     pub fn release_memory(&self) -> Result<()> {
-        release::run(self)
+        release::run(self, Release::All)
     }
 
     /// Counts what this database holds; `state_bytes` of it are the applier's.

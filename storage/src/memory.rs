@@ -9,13 +9,14 @@
 //!
 //! Every database says after each applied log entry what it holds. From three quarters of their share on, the ones that hold
 //! most are asked to give it back ([`MemoryBudget::relieve`], by whoever was woken); at the whole share the applier that
-//! needs more does it itself before it goes on. So a database that nobody writes to keeps nothing but its frame: it is written
+//! needs more has one of them do it before it goes on. Those that nobody has written to since they were looked at last come
+//! first, and they alone leave the outcomes of their requests to their checkpoint, unless that is not enough. So a database that nobody writes to keeps nothing but its frame: it is written
 //! out, and comes back from its files when it is used.
 //!
 //! Giving back changes no answer: everything that is given up is on disk.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -23,17 +24,20 @@ use parking_lot::{Mutex, RwLock};
 use crate::database::Database;
 use crate::index::BlockCache;
 use crate::limits::{MEMORY_BUDGET_BYTES_DEFAULT, MEMORY_BUDGET_BYTES_MIN, MEMORY_RELEASE_BYTES_MIN};
+use crate::release;
 
 /// What a database holds, as it said last, and the budget that counts it. Dropped with the database.
 #[derive(Debug)]
 pub(crate) struct Account {
     budget: Arc<MemoryBudget>,
     held: AtomicU64,
+    /// Applied to since it was looked at last.
+    is_hot: AtomicBool,
 }
 
 impl Account {
     pub(crate) fn new(budget: &Arc<MemoryBudget>) -> Self {
-        Self { budget: Arc::clone(budget), held: AtomicU64::new(0) }
+        Self { budget: Arc::clone(budget), held: AtomicU64::new(0), is_hot: AtomicBool::new(false) }
     }
 
     pub(crate) fn budget(&self) -> &Arc<MemoryBudget> {
@@ -44,17 +48,34 @@ impl Account {
         self.held.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn warm(&self) {
+        self.is_hot.store(true, Ordering::Relaxed);
+    }
+
     /// Says what is held now. Concurrent calls may leave the older figure for a while; the sum stays right.
     pub(crate) fn note(&self, bytes: u64) {
         let before = self.held.swap(bytes, Ordering::Relaxed);
-        self.budget.add(before, bytes);
+        self.budget.held.fetch_add(signed(bytes) - signed(before), Ordering::Relaxed);
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.budget.add(self.held(), 0);
+        self.budget.held.fetch_sub(signed(self.held()), Ordering::Relaxed);
     }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// How much a database gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// What it needs again for its next write as well.
+    All,
+    /// What only reads miss.
+    Caches,
 }
 
 /// Part of the budget that a proposal takes while it waits; given back when dropped.
@@ -74,7 +95,8 @@ impl Drop for Waiting {
 pub struct MemoryBudget {
     bytes: u64,
     cache: Arc<BlockCache>,
-    held: AtomicU64,
+    /// The sum of what the accounts say; for a moment it may be below 0.
+    held: AtomicI64,
     waiting: AtomicU64,
     databases: Mutex<Vec<Weak<Database>>>,
     /// Called when databases should be asked to give back.
@@ -103,7 +125,7 @@ impl MemoryBudget {
         Self {
             bytes,
             cache: Arc::new(BlockCache::new(bytes / 4)),
-            held: AtomicU64::new(0),
+            held: AtomicI64::new(0),
             waiting: AtomicU64::new(0),
             databases: Mutex::default(),
             wake: RwLock::default(),
@@ -122,7 +144,7 @@ impl MemoryBudget {
 
     /// What the databases hold together, bytes.
     pub fn held_bytes(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
+        u64::try_from(self.held.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// What the databases may hold together, bytes.
@@ -166,46 +188,63 @@ impl MemoryBudget {
         *self.wake.write() = Some(Box::new(wake));
     }
 
-    fn add(&self, before: u64, after: u64) {
-        if after >= before {
-            self.held.fetch_add(after - before, Ordering::Relaxed);
-        } else {
-            self.held.fetch_sub(before - after, Ordering::Relaxed);
-        }
-    }
-
-    fn is_tight(&self) -> bool {
+    /// Whether databases should be asked to give back.
+    pub fn is_tight(&self) -> bool {
         self.held_bytes() > self.held_bytes_max() / 4 * 3
     }
 
-    pub(crate) fn is_exceeded(&self) -> bool {
+    /// Whether the databases hold more than their share.
+    pub fn is_exceeded(&self) -> bool {
         self.held_bytes() > self.held_bytes_max()
     }
 
-    /// After an applier has noted what it holds.
-    pub(crate) fn look(&self) {
-        if self.is_tight()
-            && let Some(wake) = &*self.wake.read()
-        {
-            wake();
+    /// After an applier has noted what it holds. Whether it has to see to it itself that memory is given back.
+    pub(crate) fn look(&self) -> bool {
+        if !self.is_tight() {
+            return false;
+        }
+        match &*self.wake.read() {
+            Some(wake) => {
+                wake();
+                false
+            }
+            None => self.is_exceeded(),
         }
     }
 
-    /// Asks the databases that hold most to give it back, one after the other, until they hold less than half of their share.
-    /// Waits for the disk. A database that cannot, because its disk is full or broken, is passed over; it says so itself.
+    /// Asks databases to give back, one after the other, until all together hold less than half of their share or nobody has
+    /// anything to give. Waits for the disk.
     pub fn relieve(&self) {
-        if !self.is_tight() {
-            return;
+        while self.held_bytes() > self.held_bytes_max() / 2 && self.relieve_one() {}
+    }
+
+    /// Asks one database to give back: of those that nobody writes to the one that holds most, else the one that holds most of
+    /// all. False when there is none, or it cannot because its disk is full or broken; it says so itself. Waits for the disk.
+    pub fn relieve_one(&self) -> bool {
+        let Some((database, release)) = self.next_to_release() else { return false };
+        let before = database.held_bytes();
+        if let Err(error) = release::run(&database, release) {
+            tracing::warn!(%error, "a database cannot give its memory back now");
+            return false;
         }
-        let mut databases: Vec<Arc<Database>> = self.databases.lock().iter().filter_map(Weak::upgrade).collect();
-        databases.sort_by_cached_key(|database| std::cmp::Reverse(database.held_bytes()));
-        for database in databases {
-            if self.held_bytes() <= self.held_bytes_max() / 2 || database.held_bytes() < MEMORY_RELEASE_BYTES_MIN {
-                return;
-            }
-            if let Err(error) = database.release_memory() {
-                tracing::warn!(%error, "a database cannot give its memory back now");
+        database.held_bytes() < before
+    }
+
+    fn next_to_release(&self) -> Option<(Arc<Database>, Release)> {
+        let databases = self.databases.lock();
+        let mut coldest: Option<(bool, u64, &Weak<Database>)> = None;
+        for known in databases.iter() {
+            let Some(database) = known.upgrade() else { continue };
+            let held = database.held_bytes();
+            let is_cold = !database.account.is_hot.swap(false, Ordering::Relaxed);
+            if held >= MEMORY_RELEASE_BYTES_MIN && coldest.is_none_or(|(cold, most, _)| (cold, most) < (is_cold, held))
+            {
+                coldest = Some((is_cold, held, known));
             }
         }
+        let (is_cold, _, known) = coldest?;
+        // Outcomes of requests come back with the next write: of a database that is in use they go only when they must.
+        let release = if is_cold || self.is_exceeded() { Release::All } else { Release::Caches };
+        Some((known.upgrade()?, release))
     }
 }

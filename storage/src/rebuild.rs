@@ -5,7 +5,10 @@
 //! of its own, file by file compared, and those that differ are renamed into place. Only what was applied meanwhile is
 //! derived while the applier waits.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use alhambra_ledger::ids::LogIndex;
 
 use crate::ahtlog::Frontier;
 use crate::apply::Applier;
@@ -14,36 +17,61 @@ use crate::core::Core;
 use crate::database::Database;
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::recover;
+use crate::requests::Requests;
 use crate::vfs::Vfs;
 
 /// Folder below the database's own; what a crash leaves of it is removed at open.
 pub(crate) const REBUILD_NAME: &str = "rebuild";
 
+/// As [`REBUILD_NAME`], for the outcomes of requests alone.
+const OUTCOMES_NAME: &str = "rebuild-outcomes";
+
 /// Removes what an interrupted rebuild has left.
-pub(crate) fn remove(vfs: &dyn Vfs, dir: &std::path::Path) -> Result<()> {
-    let dir = dir.join(REBUILD_NAME);
-    if vfs.exists(&dir).map_err(|e| Error::io(FileOp::Open, &dir, e))? {
-        vfs.remove_dir_all(&dir).map_err(|e| Error::io(FileOp::Remove, &dir, e))?;
+pub(crate) fn remove(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    remove_dir(vfs, &dir.join(REBUILD_NAME))?;
+    remove_dir(vfs, &dir.join(OUTCOMES_NAME))
+}
+
+fn remove_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    if vfs.exists(dir).map_err(|e| Error::io(FileOp::Open, dir, e))? {
+        vfs.remove_dir_all(dir).map_err(|e| Error::io(FileOp::Remove, dir, e))?;
     }
     Ok(())
 }
 
+/// Derives the outcomes of requests again, as they were when the entry `applied` was. The caller holds the applier's lock.
+pub(crate) fn outcomes(db: &Database, applied: LogIndex) -> Result<Requests> {
+    let dir = db.dir.join(OUTCOMES_NAME);
+    remove_dir(&*db.vfs, &dir)?;
+    let (_, applier) = derive(db, &db.core(), &dir, Some(applied))?;
+    remove_dir(&*db.vfs, &dir)?;
+    Ok(applier.state.requests)
+}
+
+/// Applies the log up to `applied` into an empty folder.
+fn derive(db: &Database, live: &Core, dir: &Path, applied: Option<LogIndex>) -> Result<(Core, Applier)> {
+    let (state, ledger) = (State::empty(), Arc::clone(&live.ledger));
+    let again = Core::open(&db.vfs, dir, db.spec, &db.options, ledger, LogSizes::default(), &state)?;
+    let mut applier = Applier::new(state, Frontier::empty(), db.spec.segment_bytes);
+    if let Some(applied) = applied {
+        recover::replay(&again, &mut applier, applied)?;
+    }
+    Ok((again, applier))
+}
+
 /// Derives everything again; answers how many files were replaced. The caller sees to it that there is one at a time.
 pub(crate) fn derived(db: &Database) -> Result<u64> {
-    remove(&*db.vfs, &db.dir)?;
-    let rebuilt = rebuild(db, &db.core());
-    remove(&*db.vfs, &db.dir)?;
+    let dir = db.dir.join(REBUILD_NAME);
+    remove_dir(&*db.vfs, &dir)?;
+    let rebuilt = rebuild(db, &db.core(), &dir);
+    remove_dir(&*db.vfs, &dir)?;
+    // Of what was swapped they may be of the damage.
+    db.digests.clear();
     rebuilt
 }
 
-fn rebuild(db: &Database, live: &Arc<Core>) -> Result<u64> {
-    let dir = db.dir.join(REBUILD_NAME);
-    let (state, ledger) = (State::empty(), Arc::clone(&live.ledger));
-    let again = Core::open(&db.vfs, &dir, db.spec, &db.options, ledger, LogSizes::default(), &state)?;
-    let mut applier = Applier::new(state, Frontier::empty(), db.spec.segment_bytes);
-    if let Some(applied) = live.applied().log_id {
-        recover::replay(&again, &mut applier, applied.index)?;
-    }
+fn rebuild(db: &Database, live: &Arc<Core>, dir: &Path) -> Result<u64> {
+    let (again, mut applier) = derive(db, live, dir, live.applied().log_id.map(|applied| applied.index))?;
     let pairs = || live.derived_logs().into_iter().zip(again.derived_logs());
     // Files that are full do not change any more, so they need no lock.
     let mut full = Vec::new();
@@ -55,7 +83,7 @@ fn rebuild(db: &Database, live: &Arc<Core>) -> Result<u64> {
         full.push(chunks);
     }
     let _no_checkpoint = db.exclusive.lock();
-    let own = db.applier.lock();
+    let mut own = db.applier.lock();
     own.must_be_sound()?;
     if !Arc::ptr_eq(&db.core(), live) {
         // An install came in between: all files are new.
@@ -64,6 +92,8 @@ fn rebuild(db: &Database, live: &Arc<Core>) -> Result<u64> {
     if let Some(applied) = own.state.applied {
         recover::replay(&again, &mut applier, applied.index)?;
     }
+    own.unpark(|_| Ok(applier.state.requests.clone()))?;
+    db.note_memory(own.state_bytes());
     let encode = |state, sizes| Checkpoint::encode(db.spec.id, state, &sizes);
     if encode(&own.state, live.sizes()) != encode(&applier.state, again.sizes()) {
         // What this process has in memory is not what its log gives: no file can mend that.

@@ -4,10 +4,13 @@
 use crate::checkpoint;
 use crate::database::Database;
 use crate::error::Result;
+use crate::memory::Release;
 
 /// See [`Database::release_memory`].
-pub(crate) fn run(db: &Database) -> Result<()> {
-    db.core().index.freeze_now();
+pub(crate) fn run(db: &Database, release: Release) -> Result<()> {
+    if !db.core().index.can_shrink() {
+        db.core().index.freeze_now();
+    }
     while db.core().index.can_shrink() {
         db.index_work()?;
     }
@@ -17,11 +20,10 @@ pub(crate) fn run(db: &Database) -> Result<()> {
     db.core().forget();
     let mut applier = db.applier.lock();
     // An entry that was applied since needs the outcomes again at once.
-    if applier.is_parkable() && *db.core().checkpointed.read() == applier.state.applied {
+    if release == Release::All && applier.is_parkable() && *db.core().checkpointed.read() == applier.state.applied {
         applier.park(&db.vfs, &db.dir, db.spec.id);
     }
-    let state_bytes = applier.state_bytes();
-    drop(applier);
-    db.note_memory(state_bytes);
+    // Under the lock, so that nobody's newer figure is overwritten.
+    db.note_memory(applier.state_bytes());
     Ok(())
 }

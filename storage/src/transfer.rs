@@ -172,6 +172,12 @@ fn is_file_of_a_database(path: &str) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct ChunkDigests(Mutex<BTreeMap<String, Digest>>);
 
+impl ChunkDigests {
+    pub(crate) fn clear(&self) {
+        self.0.lock().clear();
+    }
+}
+
 /// See [`Database::manifest`].
 pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
     let bytes = checkpoint::write(db)?;
@@ -370,6 +376,9 @@ pub(crate) fn finish_install(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec)
             let folder = to.parent().expect("files are in folders of the database");
             vfs.create_dir_all(folder).map_err(|e| Error::io(FileOp::CreateDir, folder, e))?;
             vfs.rename(&from, &to).map_err(|e| Error::io(FileOp::Rename, &to, e))?;
+        } else if !vfs.exists(&to).map_err(|e| Error::io(FileOp::Open, &to, e))? {
+            // Neither came nor is it here: going on would make marks and checkpoint speak of what does not exist.
+            return Err(Error::Corrupted { path: to, segment: None, offset: 0, damage: Damage::Missing });
         }
     }
     for folder in FOLDERS {

@@ -318,7 +318,15 @@ impl Former {
     }
 
     /// A peer asks for this node's promise. None: it could not be made durable.
-    pub async fn answer_promise(&self, request: wire::PromiseRequest) -> Option<wire::PromiseReply> {
+    ///
+    /// In a task of its own: the peer may hang up at any moment, and a decision that is made must not be left half-way, known
+    /// here and not on the disk.
+    pub async fn answer_promise(self: &Arc<Self>, request: wire::PromiseRequest) -> Option<wire::PromiseReply> {
+        let this = self.clone();
+        tokio::spawn(async move { this.promise(request).await }).await.ok().flatten()
+    }
+
+    async fn promise(&self, request: wire::PromiseRequest) -> Option<wire::PromiseReply> {
         let mut state = self.machine.lock().await;
         let busy = wire::PromiseReply { answer: wire::promise_reply::Answer::Busy.into(), cluster: String::new() };
         let State::Named(machine) = &mut *state else { return Some(busy) };

@@ -83,7 +83,14 @@ fn tend_reserve(vfs: &dyn Vfs, dir: &Path, free_bytes: u64, limits: DiskLimits) 
         return Ok(false);
     }
     let path = dir.join(RESERVE_NAME);
-    let exists = vfs.exists(&path)?;
+    let exists = vfs.exists(&path)? && {
+        // A crash may have left a part of one.
+        let whole = vfs.open(&path, OpenMode::Read)?.len()? >= limits.reserve_bytes;
+        if !whole {
+            vfs.remove_file(&path)?;
+        }
+        whole
+    };
     if exists && free_bytes < limits.reserve_bytes / 2 {
         vfs.remove_file(&path)?;
         vfs.sync_dir(dir)?;
@@ -144,5 +151,8 @@ mod tests {
         assert!(tend(&disk));
         assert_eq!(disk.size_bytes(), 100_000);
         assert!(!tend_reserve(&disk, dir, 0, DiskLimits { reserve_bytes: 0, ..limits }).unwrap());
+        disk.open(&dir.join(RESERVE_NAME), OpenMode::ReadWrite).unwrap().set_len(99_999).unwrap();
+        assert!(tend(&disk), "a part of a reserve is none");
+        assert_eq!(disk.size_bytes(), 100_000);
     }
 }

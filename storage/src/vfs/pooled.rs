@@ -58,6 +58,15 @@ struct State {
     nameless: bool,
 }
 
+/// A file that is open and stays so.
+struct Held {
+    entry: Arc<Entry>,
+    _handle: Arc<dyn File>,
+}
+
+/// Places of files that are gone, in the queue, before they are cleared away.
+const QUEUE_SLACK: usize = 64;
+
 impl PooledVfs {
     /// At most `open_max` files of `inner` are open at once, as far as they may be closed.
     pub fn new(inner: Arc<dyn Vfs>, open_max: usize) -> Self {
@@ -93,8 +102,13 @@ impl Pool {
 
     fn put(&self, entry: &Arc<Entry>, state: &mut State, handle: Arc<dyn File>) {
         state.handle = Some(handle);
-        self.open.fetch_add(1, Ordering::Relaxed);
-        self.queue.lock().push_back(Arc::downgrade(entry));
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut queue = self.queue.lock();
+        // Whoever lets go of a file leaves its place behind.
+        if queue.len() >= 2 * open + QUEUE_SLACK {
+            queue.retain(|entry| entry.strong_count() > 0);
+        }
+        queue.push_back(Arc::downgrade(entry));
     }
 
     /// The open file, opened again when it was closed. `change` is made to the state while the file is open.
@@ -122,17 +136,25 @@ impl Pool {
         Ok(handle)
     }
 
-    /// All files at or below `path` are opened, for they are about to lose their names.
-    fn hold<'a>(&self, names: &'a BTreeMap<PathBuf, Vec<Weak<Entry>>>, path: &'a Path) -> io::Result<Vec<Arc<Entry>>> {
-        let entries: Vec<_> = below(names, path).flat_map(|(_, held)| held.iter().filter_map(Weak::upgrade)).collect();
-        for entry in &entries {
+    /// All files at or below `path` are opened, for they are about to lose their names; none of them is closed while the
+    /// answer is held.
+    fn hold<'a>(&self, names: &'a BTreeMap<PathBuf, Vec<Weak<Entry>>>, path: &'a Path) -> io::Result<Vec<Held>> {
+        let entries = below(names, path).flat_map(|(_, held)| held.iter().filter_map(Weak::upgrade));
+        let mut out = Vec::new();
+        for entry in entries {
             let mut state = entry.state.lock();
-            if state.handle.is_none() && !state.nameless {
-                let handle = Arc::from(self.inner.open(&state.path, state.mode)?);
-                self.put(entry, &mut state, handle);
-            }
+            let handle = match &state.handle {
+                Some(handle) => Arc::clone(handle),
+                None => {
+                    let handle: Arc<dyn File> = Arc::from(self.inner.open(&state.path, state.mode)?);
+                    self.put(&entry, &mut state, Arc::clone(&handle));
+                    handle
+                }
+            };
+            drop(state);
+            out.push(Held { entry, _handle: handle });
         }
-        Ok(entries)
+        Ok(out)
     }
 
     /// Removes names by `remove`; who holds the files keeps them.
@@ -140,7 +162,7 @@ impl Pool {
         let mut names = self.names.write();
         let held = self.hold(&names, path)?;
         remove()?;
-        held.iter().for_each(|entry| entry.state.lock().nameless = true);
+        held.iter().for_each(|held| held.entry.state.lock().nameless = true);
         let gone: Vec<PathBuf> = below(&names, path).map(|(path, _)| path.clone()).collect();
         gone.iter().for_each(|path| drop(names.remove(path)));
         Ok(())
@@ -188,7 +210,7 @@ impl Vfs for PooledVfs {
         if from == to {
             return Ok(());
         }
-        replaced.iter().for_each(|entry| entry.state.lock().nameless = true);
+        replaced.iter().for_each(|held| held.entry.state.lock().nameless = true);
         let gone: Vec<PathBuf> = below(&names, to).map(|(path, _)| path.clone()).collect();
         gone.iter().for_each(|path| drop(names.remove(path)));
         let moved: Vec<PathBuf> = below(&names, from).map(|(path, _)| path.clone()).collect();
@@ -296,5 +318,27 @@ impl Drop for PooledFile {
         if state.handle.take().is_some() {
             self.pool.open.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mem::MemVfs;
+    use super::*;
+
+    #[test]
+    fn files_that_are_gone_leave_nothing_behind() {
+        let vfs = PooledVfs::new(Arc::new(MemVfs::new()), 1_000);
+        vfs.create_dir_all(Path::new("/d")).unwrap();
+        for n in 0..5_000 {
+            let path = PathBuf::from(format!("/d/{n}"));
+            let file = vfs.open(&path, OpenMode::CreateNew).unwrap();
+            file.write_at(0, b"x").unwrap();
+            drop(file);
+            vfs.remove_file(&path).unwrap();
+        }
+        assert!(vfs.pool.queue.lock().len() <= QUEUE_SLACK);
+        assert!(vfs.pool.names.read().is_empty());
+        assert_eq!(vfs.open_files(), 0);
     }
 }

@@ -308,3 +308,41 @@ fn a_crash_at_every_step_of_a_repair_leaves_the_old_or_the_new_file() {
         }
     }
 }
+
+/// The state that a database leaves to its checkpoint while nobody writes is on disk only: rot there and elsewhere is mended all
+/// the same, and no request is carried out twice.
+#[test]
+fn rot_in_a_database_that_has_given_its_memory_back_is_mended() {
+    for (rotten, damaged) in [
+        ("tx/0000000000.log", None),
+        ("commit/0000000000.log", None),
+        ("checkpoint", Some(Damaged::Checkpoint)),
+        ("checkpoint", None),
+    ] {
+        let (vfs, db, mut model) = filled(12);
+        let mut once = support::put("asked twice", b"v");
+        once.request = Some((9, 1, 0));
+        let ask = |ts| support::commit_command(&db, &support::batch(ts, std::slice::from_ref(&once)));
+        let first = ask(20).expect("applies");
+        model.batch(20, std::slice::from_ref(&once));
+        db.release_memory().expect("healthy");
+        let path = dir().join(rotten);
+        let file = all_files(&vfs)
+            .into_keys()
+            .find(|file| file.starts_with(path.parent().expect("in a folder")))
+            .filter(|_| rotten != "checkpoint");
+        flip(&vfs, &file.unwrap_or(path), 60);
+        let scrubs = rotten != "checkpoint" || damaged.is_some();
+        if scrubs {
+            let found = pass(&db, u64::MAX);
+            assert_eq!(found.len(), 1, "{rotten}: {found:?}");
+            let mended = db.mend(None).expect("healthy");
+            assert_eq!((mended.repaired.len(), mended.waiting.len()), (1, 0), "{rotten}: {mended:?}");
+            assert_eq!(pass(&db, u64::MAX), [], "{rotten}");
+        }
+        let again = ask(21).expect("applies");
+        assert_eq!(again, first, "{rotten}: carried out twice");
+        model.batch(21, std::slice::from_ref(&once));
+        compare(&db, &model);
+    }
+}
