@@ -1,5 +1,6 @@
 //! `alhambra bench`: loads a server, or the storage engine alone, and says what it measured.
 
+mod index;
 mod kv;
 mod load;
 mod machine;
@@ -19,6 +20,8 @@ pub struct Args {
 enum What {
     /// Writes or reads keys and prints a row for each number of clients and each batch size.
     Kv(kv::Args),
+    /// Inserts and reads keys in the index alone, beside fjall.
+    Index(index::Args),
     /// Commits to a new database in this process and compares with the limits of the machine.
     Storage(storage::Args),
 }
@@ -27,6 +30,7 @@ enum What {
 pub async fn run(args: Args) -> Result<(), Failure> {
     match args.what {
         What::Kv(args) => kv::run(args).await,
+        What::Index(args) => tokio::task::block_in_place(|| index::run(&args)),
         What::Storage(args) => tokio::task::block_in_place(|| storage::run(&args)),
     }
 }

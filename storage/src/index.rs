@@ -32,6 +32,7 @@ use crate::error::{Error, FileOp, Result};
 use crate::limits::{INDEX_CACHE_BYTES_DEFAULT, INDEX_FROZEN_MAX, INDEX_MEMTABLE_BYTES_DEFAULT};
 use crate::vfs::Vfs;
 
+mod alone;
 mod block;
 mod cache;
 mod check;
@@ -43,6 +44,7 @@ mod version;
 mod work;
 mod writer;
 
+pub use alone::Alone;
 pub use cache::BlockCache;
 pub(crate) use check::Place as CheckPlace;
 pub use range::{KeyRange, ScanSpec};

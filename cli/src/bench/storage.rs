@@ -16,7 +16,7 @@ use crate::bench::machine::Machine;
 use crate::failure::{Failure, Kind};
 use crate::output::{Table, print_json, print_raw};
 
-mod workload;
+pub(super) mod workload;
 
 /// Flags of `alhambra bench storage`.
 #[derive(Debug, clap::Args)]

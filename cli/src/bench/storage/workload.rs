@@ -261,7 +261,7 @@ fn two_by_two(entries: &[ProposalEntry]) -> Digest {
 }
 
 /// Bytes that follow from `seed` and look random (SplitMix64).
-fn fill(out: &mut [u8], seed: u64) {
+pub fn fill(out: &mut [u8], seed: u64) {
     let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95);
     for chunk in out.chunks_mut(8) {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -292,7 +292,7 @@ pub fn resident_bytes_max() -> u64 {
 }
 
 /// Space that all files below a folder take.
-fn disk_bytes(dir: &Path) -> std::io::Result<u64> {
+pub fn disk_bytes(dir: &Path) -> std::io::Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
