@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("client", &["ledger", "proto"]),
     ("node", &["ledger", "storage", "proto", "raft"]),
     ("cli", &["ledger", "storage", "proto", "client", "node"]),
+    ("fuzz", &[]),
     ("chaos-tests", &["ledger", "storage", "proto", "raft", "client", "node"]),
 ];
 
