@@ -127,6 +127,9 @@ impl Checkpoint {
         let applied = read_log_id(&mut reader)?;
         let membership_id = read_log_id(&mut reader)?;
         let membership = Bytes::copy_from_slice(reader.prefixed()?);
+        if membership_id.is_none() && !membership.is_empty() {
+            return Err(Malformed);
+        }
         let tx = TxId(reader.u64()?);
         let alh = Digest(reader.array()?);
         let clock = reader.i64()?;
@@ -166,7 +169,7 @@ fn read_log_id(reader: &mut Reader<'_>) -> std::result::Result<Option<LogId>, Ma
     let is_some = reader.u8()?;
     let id = LogId::new(reader.u64()?, reader.u64()?);
     match is_some {
-        0 => Ok(None),
+        0 if id == LogId::default() => Ok(None),
         1 => Ok(Some(id)),
         _ => Err(Malformed),
     }

@@ -8,7 +8,7 @@
 //! there are checked by their own checksums and order.
 
 mod replay;
-mod resume;
+pub(crate) mod resume;
 mod walker;
 
 use std::fmt;

@@ -36,6 +36,8 @@ mod alone;
 mod block;
 mod cache;
 mod check;
+#[cfg(test)]
+mod fuzz;
 mod manifest;
 mod memtable;
 mod range;

@@ -30,6 +30,8 @@ mod committer;
 mod compression;
 mod core;
 mod embedded;
+#[cfg(test)]
+mod fuzz;
 mod indexing;
 mod marks;
 mod parts;

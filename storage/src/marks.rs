@@ -61,7 +61,7 @@ impl Values {
             let is_some = reader.u8()?;
             let id = LogId::new(reader.u64()?, reader.u64()?);
             match is_some {
-                0 => Ok(None),
+                0 if id == LogId::default() => Ok(None),
                 1 => Ok(Some(id)),
                 _ => Err(Malformed),
             }

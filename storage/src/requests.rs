@@ -113,7 +113,7 @@ impl Requests {
         let forgotten = TxId(reader.u64()?);
         let is_some = reader.u8()?;
         let count = reader.count(27)?;
-        if is_some > 1 || count > capacity {
+        if is_some > 1 || (is_some == 0 && forgotten != TxId(0)) || count > capacity {
             return Err(Malformed);
         }
         for _ in 0..count {
@@ -151,7 +151,7 @@ fn rejection_code(rejection: &Rejection) -> (u8, u32) {
 
 fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
     let index = u32::try_from(number).map_err(|_| Malformed)?;
-    Ok(match code {
+    let rejection = match code {
         1 => Rejection::Precondition { index },
         2 => Rejection::NotInitialised,
         3 => Rejection::NoEntries,
@@ -167,7 +167,9 @@ fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
         13 => Rejection::Conflict { range: index.checked_sub(1) },
         14 => Rejection::SnapshotAhead,
         _ => return Err(Malformed),
-    })
+    };
+    // Most have no number: then it is 0.
+    if rejection_code(&rejection) == (code, index) { Ok(rejection) } else { Err(Malformed) }
 }
 
 #[cfg(test)]
@@ -225,5 +227,6 @@ mod tests {
             assert_eq!(rejection_code(&rejection).0, code);
         }
         assert_eq!(rejection_of(15, 0), Err(Malformed));
+        assert_eq!(rejection_of(6, 1), Err(Malformed), "a number where there is none");
     }
 }

@@ -102,6 +102,9 @@ impl Trail {
             let last_tx = TxId(reader.u64()?);
             let alh = Digest(reader.array()?);
             let rejected = read_rejected(reader)?;
+            if closed.last_key_value().is_some_and(|(before, _)| *before >= segment) {
+                return Err(Malformed);
+            }
             closed.insert(segment, Closed { segment, last_tx, alh, rejected });
         }
         Ok(Self { segment, frame_bytes, rejected, closed })

@@ -135,7 +135,7 @@ impl Manifest {
             let len = reader.u64()?;
             let (is_segment, number) = (reader.u8()?, reader.u64()?);
             let head = Bytes::copy_from_slice(reader.prefixed()?);
-            if is_segment > 1 || head.len() as u64 > len {
+            if is_segment > 1 || (is_segment == 0 && number != 0) || head.len() as u64 > len {
                 return Err(Malformed);
             }
             let digest = Digest(reader.array()?);
@@ -393,7 +393,9 @@ pub(crate) fn finish_install(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec)
     vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))
 }
 
-fn read_install<'a>(reader: &mut Reader<'a>) -> std::result::Result<(&'a str, Vec<String>, &'a [u8]), Malformed> {
+pub(crate) fn read_install<'a>(
+    reader: &mut Reader<'a>,
+) -> std::result::Result<(&'a str, Vec<String>, &'a [u8]), Malformed> {
     let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Malformed);
     let staging = text(reader.prefixed()?)?;
     let mut staged = Vec::new();

@@ -7,7 +7,6 @@
 
 pub(crate) mod groups;
 
-use std::cmp::Ordering;
 use std::ops::Range;
 
 use alhambra_ledger::Digest;
@@ -180,7 +179,7 @@ pub(crate) fn encode_record<'a>(
 
 /// Id and log index are part of the checksum, so that a wrong commit record cannot make one transaction pass for another,
 /// nor name another log entry for it: commit records have no checksum of their own.
-fn record_crc(tx: TxId, log_index: LogIndex, record: &[u8], alh: &Digest) -> u32 {
+pub(crate) fn record_crc(tx: TxId, log_index: LogIndex, record: &[u8], alh: &Digest) -> u32 {
     let mut place = [0; 16];
     place[..8].copy_from_slice(&tx.0.to_be_bytes());
     place[8..].copy_from_slice(&log_index.0.to_be_bytes());
@@ -313,6 +312,7 @@ impl Record {
             reader: Reader::new(&self.bytes[self.entries.clone()]),
             ends: &self.bytes[ends],
             end: None,
+            in_group: 0,
             left: self.head.nentries,
         }
     }
@@ -327,26 +327,29 @@ pub(crate) struct Entries<'a> {
     ends: &'a [u8],
     /// Where the entry before ended, in the same group.
     end: Option<u64>,
+    /// Entries of this group so far.
+    in_group: u32,
     left: u32,
 }
 
 impl<'a> Entries<'a> {
     /// The entries of one group, or of a record without groups.
     pub(crate) fn of_group(group: &'a Bytes, count: u32) -> Self {
-        Entries { source: group, reader: Reader::new(group), ends: &[], end: None, left: count }
+        Entries { source: group, reader: Reader::new(group), ends: &[], end: None, in_group: 0, left: count }
     }
 
     fn read(&mut self) -> Result<StoredEntry, Malformed> {
-        if let Some(group) = groups::groups(self.ends).next() {
-            match self.reader.at().cmp(&group.end) {
-                Ordering::Less => {}
-                Ordering::Equal => {
-                    self.ends = &self.ends[GROUP_BYTES..];
-                    self.end = None;
-                }
-                Ordering::Greater => return Err(Malformed),
+        if self.in_group == ENTRIES_PER_GROUP
+            && let Some(group) = groups::groups(self.ends).next()
+        {
+            if self.reader.at() != group.end {
+                return Err(Malformed);
             }
+            self.ends = &self.ends[GROUP_BYTES..];
+            self.end = None;
+            self.in_group = 0;
         }
+        self.in_group = self.in_group.saturating_add(1);
         let first_or_gap = self.reader.varint()?;
         let key_at = self.end.unwrap_or(0).checked_add(first_or_gap).ok_or(Malformed)?;
         let flags = self.reader.u8()?;
@@ -363,7 +366,10 @@ impl<'a> Entries<'a> {
         let value_len = self.reader.varint_u32()?;
         let form = match flags & ENTRY_IS_COMPRESSED {
             0 => ValueForm::Plain,
-            _ => ValueForm::read(&mut self.reader)?,
+            _ => match ValueForm::read(&mut self.reader)? {
+                ValueForm::Plain => return Err(Malformed),
+                form => form,
+            },
         };
         let value_hash = Digest(self.reader.array()?);
         self.end = Some(value_at.checked_add(u64::from(value_len)).ok_or(Malformed)?);

@@ -16,7 +16,7 @@ const MAGIC: [u8; 8] = *b"ALHFSCK\0";
 
 /// How far a check came: whole segments, and the state behind the last of their frames.
 #[derive(Debug)]
-pub(super) struct Position {
+pub(crate) struct Position {
     /// Digests of the segments done.
     pub digests: Vec<Digest>,
     /// State and sizes of the derived logs there, which were found equal.
@@ -49,12 +49,8 @@ impl PositionFile {
     }
 
     pub(super) fn write(&self, database: DatabaseId, digests: &[Digest], checkpoint: &[u8]) -> Result<()> {
-        let mut out = Vec::new();
-        out.put_varint(digests.len() as u64);
-        digests.iter().for_each(|digest| out.put_bytes(&digest.0));
-        out.put_bytes(checkpoint);
         debug_assert_eq!(checkpoint[..16], database.0);
-        smallfile::write_atomic(&*self.vfs, &self.path, MAGIC, &out)
+        smallfile::write_atomic(&*self.vfs, &self.path, MAGIC, &encode(digests, checkpoint))
     }
 
     pub(super) fn remove(&self) -> Result<()> {
@@ -65,7 +61,15 @@ impl PositionFile {
     }
 }
 
-fn decode(reader: &mut Reader<'_>) -> std::result::Result<Position, Malformed> {
+pub(crate) fn encode(digests: &[Digest], checkpoint: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.put_varint(digests.len() as u64);
+    digests.iter().for_each(|digest| out.put_bytes(&digest.0));
+    out.put_bytes(checkpoint);
+    out
+}
+
+pub(crate) fn decode(reader: &mut Reader<'_>) -> std::result::Result<Position, Malformed> {
     let count = reader.count(32)?;
     let digests = (0..count).map(|_| reader.array().map(Digest)).collect::<std::result::Result<_, _>>()?;
     let checkpoint = Checkpoint::decode(reader.take(reader.left())?)?;
