@@ -385,7 +385,6 @@ impl Group {
             gate,
             failure.clone(),
             seals_due.clone(),
-            tuning.memory.clone(),
         );
         // What a stop left: a full part that was not written, a merge, an index that is lost.
         state_machine.look_for_index_work();

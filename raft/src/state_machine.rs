@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::database::Database;
-use alhambra_storage::memory::MemoryBudget;
 use alhambra_storage::segment::Position;
 use alhambra_storage::vfs::Vfs;
 use futures::{Stream, StreamExt};
@@ -51,7 +50,6 @@ struct Shared {
     index_work_queued: AtomicBool,
     seals_due: Arc<Notify>,
     seals_told: AtomicU64,
-    memory: Arc<MemoryBudget>,
     current: Mutex<Option<Arc<DatabaseSource>>>,
 }
 
@@ -65,7 +63,6 @@ impl StateMachine {
         gate: Arc<RwLock<()>>,
         failure: FailureCell,
         seals_due: Arc<Notify>,
-        memory: Arc<MemoryBudget>,
     ) -> Self {
         let applied = watch::Sender::new(applied_of(&database));
         let checkpoint_queued = AtomicBool::new(false);
@@ -82,7 +79,6 @@ impl StateMachine {
             index_work_queued: AtomicBool::new(false),
             seals_due,
             seals_told: AtomicU64::new(0),
-            memory,
             current,
         }))
     }
@@ -269,8 +265,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(entry) = entries.next().await {
             self.apply_one(entry?)?;
             // Whoever fills the memory up waits until some of it is given back, and no thread with it.
-            if self.0.memory.is_exceeded() {
-                let memory = self.0.memory.clone();
+            if self.0.database.memory().is_exceeded() {
+                let memory = self.0.database.memory().clone();
                 self.0.strands.background.run(move || memory.relieve_one()).await?;
             }
         }

@@ -218,7 +218,6 @@ impl StoreBuilder<TypeConfig, Log, Machine> for Builder {
             gate(),
             failure(),
             Arc::new(Notify::new()),
-            Arc::default(),
         );
         Ok(((), log, Machine { machine, database }))
     }

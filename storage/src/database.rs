@@ -192,6 +192,11 @@ impl Database {
         more
     }
 
+    /// The memory that it shares with other databases.
+    pub fn memory(&self) -> &Arc<MemoryBudget> {
+        self.account.budget()
+    }
+
     /// Bytes of memory that this database could give back, as it said last.
     pub fn held_bytes(&self) -> u64 {
         self.account.held()
