@@ -5,6 +5,8 @@
 //! own defaults otherwise, and work in the background with threads of their own. Reading begins when both have written out and
 //! merged what they had.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
