@@ -92,15 +92,22 @@ pub enum EnvelopeError {
 
 type Result<T> = std::result::Result<T, EnvelopeError>;
 
-fn config() -> Configuration<bincode::config::BigEndian, bincode::config::Varint, Limit<BODY_BYTES_MAX>> {
-    bincode::config::standard().with_big_endian().with_limit::<BODY_BYTES_MAX>()
+/// Bodies up to here may claim [`SMALL_CLAIM_BYTES_MAX`] of memory while they are decoded, longer ones as much as any body: the
+/// length of a text is believed before its bytes are there, and a forged one must not cost more than a few messages would.
+const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
+/// See [`SMALL_BODY_BYTES_MAX`]. A number takes a byte or more and claims eight.
+const SMALL_CLAIM_BYTES_MAX: usize = 1 << 20;
+
+fn config<const MOST: usize>() -> Configuration<bincode::config::BigEndian, bincode::config::Varint, Limit<MOST>> {
+    bincode::config::standard().with_big_endian().with_limit::<MOST>()
 }
 
 /// A format byte and the value.
 fn put<T: Serialize>(value: &T) -> BytesMut {
     let mut out = BytesMut::with_capacity(64).writer();
     out.get_mut().put_u8(FORMAT);
-    bincode::serde::encode_into_std_write(value, &mut out, config()).expect("plain values are written to memory");
+    bincode::serde::encode_into_std_write(value, &mut out, config::<BODY_BYTES_MAX>())
+        .expect("plain values are written to memory");
     out.into_inner()
 }
 
@@ -111,7 +118,12 @@ fn take<T: DeserializeOwned>(body: &Bytes) -> Result<(T, Bytes)> {
         Some(&FORMAT) => {}
         Some(&other) => return Err(EnvelopeError::Format(other)),
     }
-    let (value, len) = bincode::serde::decode_from_slice(&body[1..], config()).map_err(|error| match error {
+    let decoded = if body.len() <= SMALL_BODY_BYTES_MAX {
+        bincode::serde::decode_from_slice(&body[1..], config::<SMALL_CLAIM_BYTES_MAX>())
+    } else {
+        bincode::serde::decode_from_slice(&body[1..], config::<BODY_BYTES_MAX>())
+    };
+    let (value, len) = decoded.map_err(|error| match error {
         bincode::error::DecodeError::UnexpectedEnd { .. } => EnvelopeError::Short,
         _ => EnvelopeError::Invalid,
     })?;

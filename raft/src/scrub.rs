@@ -3,7 +3,7 @@
 //!
 //! Whose bytes count is not for one replica to say. Where the digest that a replica remembers of a segment is the sealed one,
 //! rot in its file is only its own: it fetches the segment. Where they differ, either may be wrong, so all members are
-//! asked, and what more than half of the voters remember counts ([`majority`]); a leader that learns that the seal is the
+//! asked, and what more than half of the voters remember counts (`majority`); a leader that learns that the seal is the
 //! wrong one proposes a corrected one. Nothing takes a segment's place that does not hash to what was agreed on, so neither
 //! a rotten leader nor a rotten sender does harm.
 

@@ -384,7 +384,7 @@ impl Database {
     /// The same, for pieces that come one by one.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when it is not closed; IO.
+    /// [`crate::Error::NoSuchSegment`] when it is not closed; IO.
     pub fn begin_segment_repair(&self, segment: u64, agreed: Digest) -> Result<SegmentRepair> {
         repair::begin(self, segment, agreed)
     }
@@ -409,7 +409,7 @@ impl Database {
     /// Bytes of the frames of a closed segment for a replica that repairs its own, as they stand in the file.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when it is not closed or ends before; IO.
+    /// [`crate::Error::NoSuchSegment`] when it is not closed or ends before; IO.
     pub fn read_segment(&self, segment: u64, offset: u64, len: usize) -> Result<Bytes> {
         self.core().ledger.read_raw(segment, offset, len)
     }

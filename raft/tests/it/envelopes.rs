@@ -31,16 +31,16 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn vote(term: u64, node: u64, committed: bool) -> RaftVote {
+pub fn vote(term: u64, node: u64, committed: bool) -> RaftVote {
     RaftVote::from_leader_id(LeaderId { term, voted_for: node }, committed)
 }
 
-fn members() -> RaftMembership {
+pub fn members() -> RaftMembership {
     let nodes: BTreeMap<u64, BasicNode> = [(1, BasicNode::new("a:1")), (2, BasicNode::new("b:1"))].into();
     RaftMembership::new(vec![[1, 2].into()], nodes).unwrap()
 }
 
-fn append() -> AppendEntriesRequest<TypeConfig> {
+pub fn append() -> AppendEntriesRequest<TypeConfig> {
     let entry = |index, payload| RaftEntry { log_id: to_raft_log_id(LogId::new(3, index)), payload };
     AppendEntriesRequest {
         vote: vote(3, 2, true),
@@ -54,7 +54,7 @@ fn append() -> AppendEntriesRequest<TypeConfig> {
     }
 }
 
-fn install() -> Install {
+pub fn install() -> Install {
     Install {
         vote: vote(300, 2, true),
         meta: SnapshotMeta {
@@ -66,7 +66,7 @@ fn install() -> Install {
     }
 }
 
-fn proposal() -> TxProposal {
+pub fn proposal() -> TxProposal {
     let mut reads = Reads::new(TxId(2));
     reads.key(b"\0k");
     reads.prefix(b"\x02R.");

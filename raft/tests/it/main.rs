@@ -7,6 +7,7 @@ mod disks;
 mod envelopes;
 mod faults;
 mod forming;
+mod fuzz;
 mod links;
 mod memory;
 mod nodes;
