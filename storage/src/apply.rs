@@ -1,12 +1,9 @@
 //! Applying commands: pure preparation of transaction records, then the derived logs and the index, in order.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
 use alhambra_ledger::digest::Digest;
 use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::header::{TxHeader, TxMetadata};
-use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex, TxId};
+use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use bytes::Bytes;
 
 use crate::ahtlog::Frontier;
@@ -27,7 +24,6 @@ use crate::release;
 use crate::requests::{Kept, Requests, Seen};
 use crate::segment::{FrameKind, Position};
 use crate::txlog::{EntryToStore, encode_record};
-use crate::vfs::Vfs;
 
 /// What became of one proposal; the same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,15 +275,8 @@ pub(crate) struct Applier {
     nodes: Vec<u8>,
     /// A value in plain, while it is hashed.
     plain: Vec<u8>,
-    parked: Option<Parked>,
-}
-
-/// Where the outcomes of requests are while nobody applies.
-#[derive(Debug)]
-struct Parked {
-    vfs: Arc<dyn Vfs>,
-    dir: PathBuf,
-    database: DatabaseId,
+    /// The outcomes of requests are in the checkpoint only, which is of this very state.
+    parked: bool,
 }
 
 /// How much was applied since the last checkpoint began.
@@ -308,7 +297,7 @@ pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
     let (outcomes, tx) = {
         let mut applier = db.applier.lock();
         // Under the lock: an install replaces both.
-        applier.unpark(|applied| rebuild::outcomes(db, applied))?;
+        applier.unpark(db)?;
         db.account.warm();
         let outcomes = applier.apply(&db.core(), entry)?;
         db.note_memory(applier.state_bytes());
@@ -338,7 +327,7 @@ impl Applier {
             record: Vec::new(),
             nodes: Vec::new(),
             plain: Vec::new(),
-            parked: None,
+            parked: false,
         }
     }
 
@@ -349,31 +338,37 @@ impl Applier {
 
     /// Whether there are outcomes that a checkpoint could keep.
     pub(crate) fn is_parkable(&self) -> bool {
-        !self.failed && self.parked.is_none() && self.state.applied.is_some() && self.state_bytes() > 0
+        !self.failed && !self.parked && self.state.applied.is_some() && self.state_bytes() > 0
     }
 
-    /// Leaves the outcomes of requests to the checkpoint in `dir`, which must be of this very state.
-    pub(crate) fn park(&mut self, vfs: &Arc<dyn Vfs>, dir: &Path, database: DatabaseId) {
+    /// Leaves the outcomes of requests to the checkpoint, which must be of this very state.
+    pub(crate) fn park(&mut self) {
         self.state.requests = Requests::new(REQUEST_OUTCOMES_KEPT);
-        self.parked = Some(Parked { vfs: Arc::clone(vfs), dir: dir.to_path_buf(), database });
+        self.parked = true;
         (self.record, self.nodes, self.plain) = Default::default();
     }
 
-    /// Brings back what [`Applier::park`] left to the checkpoint. Before anything looks at the state. When the checkpoint has
-    /// rotted meanwhile, `again` derives the outcomes from the log, up to the entry that is given to it.
-    pub(crate) fn unpark(&mut self, again: impl FnOnce(LogIndex) -> Result<Requests>) -> Result<()> {
-        let (Some(parked), Some(applied)) = (&self.parked, self.state.applied) else { return Ok(()) };
-        let found = match checkpoint::read(&*parked.vfs, &parked.dir, Some(parked.database)) {
+    /// Brings back what [`Applier::park`] left to the checkpoint of `db`, before anything looks at the state. When that has
+    /// rotted meanwhile, the outcomes are derived from the log again.
+    pub(crate) fn unpark(&mut self, db: &Database) -> Result<()> {
+        let (true, Some(applied)) = (self.parked, self.state.applied) else { return Ok(()) };
+        let found = match checkpoint::read(&*db.vfs, &db.dir, Some(db.spec.id)) {
             Ok(Some(found)) if found.state.applied == self.state.applied => found.state.requests,
             Ok(_) | Err(Error::Corrupted { .. }) => {
                 tracing::error!("the checkpoint is damaged, deriving the outcomes of requests again from the ledger");
-                again(applied.index)?
+                rebuild::outcomes(db, applied.index)?
             }
             Err(error) => return Err(error),
         };
-        self.state.requests = found;
-        self.parked = None;
+        self.unpark_as(found);
         Ok(())
+    }
+
+    /// As [`Applier::unpark`], for whoever has derived the outcomes already. Nothing when they are here.
+    pub(crate) fn unpark_as(&mut self, outcomes: Requests) {
+        if std::mem::take(&mut self.parked) {
+            self.state.requests = outcomes;
+        }
     }
 
     /// After an error nobody knows how far the derived logs came: this replica has to reopen.

@@ -19,7 +19,6 @@ use crate::database::Database;
 use crate::error::{Damage, Error, Result};
 use crate::format::derived::SMALL_FILE_HEAD_BYTES;
 use crate::limits::REQUEST_OUTCOMES_KEPT;
-use crate::rebuild;
 use crate::requests::Requests;
 use crate::seal::Trail;
 use crate::segment::Position;
@@ -102,8 +101,8 @@ impl Checkpoint {
     pub(crate) fn encode(database: ids::DatabaseId, state: &State, sizes: &LogSizes) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         out.put_bytes(&database.0);
-        put_log_id(&mut out, state.applied);
-        put_log_id(&mut out, state.membership.as_ref().map(|(id, _)| *id));
+        out.put_log_id_or_none(state.applied);
+        out.put_log_id_or_none(state.membership.as_ref().map(|(id, _)| *id));
         out.put_prefixed(state.membership.as_ref().map_or(&[], |(_, bytes)| bytes));
         out.put_u64(state.tx.0);
         out.put_bytes(&state.alh.0);
@@ -124,8 +123,8 @@ impl Checkpoint {
     pub(crate) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let database = ids::DatabaseId(reader.array()?);
-        let applied = read_log_id(&mut reader)?;
-        let membership_id = read_log_id(&mut reader)?;
+        let applied = reader.log_id_or_none()?;
+        let membership_id = reader.log_id_or_none()?;
         let membership = Bytes::copy_from_slice(reader.prefixed()?);
         if membership_id.is_none() && !membership.is_empty() {
             return Err(Malformed);
@@ -158,23 +157,6 @@ impl Checkpoint {
     }
 }
 
-fn put_log_id(out: &mut Vec<u8>, id: Option<LogId>) {
-    out.put_u8(u8::from(id.is_some()));
-    let id = id.unwrap_or_default();
-    out.put_u64(id.term.0);
-    out.put_u64(id.index.0);
-}
-
-fn read_log_id(reader: &mut Reader<'_>) -> std::result::Result<Option<LogId>, Malformed> {
-    let is_some = reader.u8()?;
-    let id = LogId::new(reader.u64()?, reader.u64()?);
-    match is_some {
-        0 if id == LogId::default() => Ok(None),
-        1 => Ok(Some(id)),
-        _ => Err(Malformed),
-    }
-}
-
 /// Takes a checkpoint of `db`; answers its bytes.
 pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
     let _one_at_a_time = db.exclusive.lock();
@@ -197,7 +179,7 @@ fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     let (applied, bytes) = {
         let mut applier = db.applier.lock();
         applier.must_be_sound()?;
-        applier.unpark(|applied| rebuild::outcomes(db, applied))?;
+        applier.unpark(db)?;
         db.note_memory(applier.state_bytes());
         applier.since = Since::default();
         (applier.state.applied, Checkpoint::encode(db.spec.id, &applier.state, &core.sizes()))

@@ -353,26 +353,36 @@ impl ChunkLog {
         if let Some(file) = self.files.read().get(&number) {
             return Ok(Arc::clone(file));
         }
-        let path = self.chunk_path(number);
         let mode = match self.access {
             Access::Write => OpenMode::ReadWrite,
             Access::Read => OpenMode::Read,
         };
-        let file = match self.vfs.open(&path, mode) {
-            Ok(file) => file,
+        let file = self.open_chunk(number, mode)?;
+        self.check_header(number, &*file)?;
+        let file: Arc<dyn File> = Arc::from(file);
+        Ok(Arc::clone(self.files.write().entry(number).or_insert(file)))
+    }
+
+    /// A chunk's file, which must be there.
+    fn open_chunk(&self, number: u64, mode: OpenMode) -> Result<Box<dyn File>> {
+        let path = self.chunk_path(number);
+        match self.vfs.open(&path, mode) {
+            Ok(file) => Ok(file),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
+                Err(self.corrupted(number * self.chunk_bytes, Damage::Missing))
             }
-            Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
-        };
+            Err(e) => Err(Error::io(FileOp::Open, &path, e)),
+        }
+    }
+
+    fn check_header(&self, number: u64, file: &dyn File) -> Result<()> {
+        let path = self.chunk_path(number);
         let header = match file.read_at(0, CHUNK_HEADER_BYTES as usize) {
             Ok(header) => header,
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
             Err(e) => return Err(Error::io(FileOp::Read, &path, e)),
         };
-        self.header(number).check(&header, &path).inspect_err(|_| self.suspect.store(true, Ordering::Relaxed))?;
-        let file: Arc<dyn File> = Arc::from(file);
-        Ok(Arc::clone(self.files.write().entry(number).or_insert(file)))
+        self.header(number).check(&header, &path).inspect_err(|_| self.suspect.store(true, Ordering::Relaxed))
     }
 
     pub(crate) fn chunk_path(&self, number: u64) -> PathBuf {
@@ -410,20 +420,11 @@ impl ChunkLog {
         let chunks = Self::files(self.chunk_bytes, self.written());
         let mut bytes = 0;
         for (number, (_, len)) in (0u64..).zip(chunks) {
-            let path = self.chunk_path(number);
-            let file = match self.vfs.open(&path, OpenMode::Read) {
-                Ok(file) => file,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
-                }
-                Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
-            };
-            if file.len().map_err(|e| Error::io(FileOp::Length, &path, e))? < len {
+            let file = self.open_chunk(number, OpenMode::Read)?;
+            if file.len().map_err(|e| Error::io(FileOp::Length, &self.chunk_path(number), e))? < len {
                 return Err(self.corrupted(number * self.chunk_bytes, Damage::Missing));
             }
-            let header = file.read_at(0, CHUNK_HEADER_BYTES as usize);
-            let header = header.map_err(|e| Error::io(FileOp::Read, &path, e))?;
-            self.header(number).check(&header, &path)?;
+            self.check_header(number, &*file)?;
             bytes += CHUNK_HEADER_BYTES;
         }
         Ok(bytes)

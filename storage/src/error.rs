@@ -372,6 +372,25 @@ impl Error {
         matches!(self, Self::NoSpace { op, .. } if !matches!(op, FileOp::Sync | FileOp::SyncDir))
     }
 
+    /// The damaged file, when the error is about one.
+    pub fn damaged_path(&self) -> Option<&Path> {
+        match self {
+            Self::Corrupted { path, .. }
+            | Self::ForeignDatabase { path, .. }
+            | Self::UnsupportedVersion { path, .. }
+            | Self::SegmentSizeMismatch { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// First byte of the damaged structure in that file.
+    pub const fn damaged_offset(&self) -> Option<u64> {
+        match self {
+            Self::Corrupted { offset, .. } => Some(*offset),
+            _ => None,
+        }
+    }
+
     /// Wraps a refusal of the operating system.
     pub fn io(op: FileOp, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();

@@ -43,20 +43,12 @@ pub struct Finding {
 impl Finding {
     /// The file.
     pub fn path(&self) -> Option<&Path> {
-        match &self.error {
-            Error::Corrupted { path, .. }
-            | Error::ForeignDatabase { path, .. }
-            | Error::SegmentSizeMismatch { path, .. } => Some(path),
-            _ => None,
-        }
+        self.error.damaged_path()
     }
 
     /// First byte of the damaged structure in the file.
     pub fn offset(&self) -> Option<u64> {
-        match &self.error {
-            Error::Corrupted { offset, .. } => Some(*offset),
-            _ => None,
-        }
+        self.error.damaged_offset()
     }
 }
 

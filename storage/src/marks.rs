@@ -46,10 +46,7 @@ impl Values {
         let mut out = Vec::with_capacity(67);
         out.put_bytes(&database.0);
         for mark in [self.flushed, self.committed, self.purged] {
-            out.put_u8(u8::from(mark.is_some()));
-            let id = mark.unwrap_or_default();
-            out.put_u64(id.term.0);
-            out.put_u64(id.index.0);
+            out.put_log_id_or_none(mark);
         }
         out
     }
@@ -57,16 +54,11 @@ impl Values {
     fn decode(bytes: &[u8]) -> std::result::Result<(DatabaseId, Self), Malformed> {
         let mut reader = Reader::new(bytes);
         let database = DatabaseId(reader.array()?);
-        let mut mark = || {
-            let is_some = reader.u8()?;
-            let id = LogId::new(reader.u64()?, reader.u64()?);
-            match is_some {
-                0 if id == LogId::default() => Ok(None),
-                1 => Ok(Some(id)),
-                _ => Err(Malformed),
-            }
+        let values = Self {
+            flushed: reader.log_id_or_none()?,
+            committed: reader.log_id_or_none()?,
+            purged: reader.log_id_or_none()?,
         };
-        let values = Self { flushed: mark()?, committed: mark()?, purged: mark()? };
         reader.finish()?;
         Ok((database, values))
     }

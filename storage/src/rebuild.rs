@@ -92,7 +92,7 @@ fn rebuild(db: &Database, live: &Arc<Core>, dir: &Path) -> Result<u64> {
     if let Some(applied) = own.state.applied {
         recover::replay(&again, &mut applier, applied.index)?;
     }
-    own.unpark(|_| Ok(applier.state.requests.clone()))?;
+    own.unpark_as(applier.state.requests.clone());
     db.note_memory(own.state_bytes());
     let encode = |state, sizes| Checkpoint::encode(db.spec.id, state, &sizes);
     if encode(&own.state, live.sizes()) != encode(&applier.state, again.sizes()) {

@@ -21,7 +21,7 @@ pub(crate) fn run(db: &Database, release: Release) -> Result<()> {
     let mut applier = db.applier.lock();
     // An entry that was applied since needs the outcomes again at once.
     if release == Release::All && applier.is_parkable() && *db.core().checkpointed.read() == applier.state.applied {
-        applier.park(&db.vfs, &db.dir, db.spec.id);
+        applier.park();
     }
     // Under the lock, so that nobody's newer figure is overwritten.
     db.note_memory(applier.state_bytes());

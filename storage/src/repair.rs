@@ -22,7 +22,7 @@ use crate::rebuild;
 use crate::scrub::{self, Damaged};
 use crate::segment::upkeep::Staged;
 use crate::segment::walk::{Step, Walk};
-use crate::segment::{NAME_DIGITS, SEGMENT_SUFFIX};
+use crate::segment::{SEGMENT_SUFFIX, file_name};
 use crate::vfs::{OpenMode, Vfs};
 
 /// Where whole segments can be had.
@@ -51,7 +51,7 @@ impl FolderSource {
 
 impl SegmentSource for FolderSource {
     fn fetch(&self, segment: u64, _expected: &Digest, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let path = self.dir.join(format!("ledger/{segment:0NAME_DIGITS$}{SEGMENT_SUFFIX}"));
+        let path = self.dir.join("ledger").join(file_name(segment, SEGMENT_SUFFIX));
         let file = match self.vfs.open(&path, OpenMode::Read) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -156,13 +156,10 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
         Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
     };
     let end = SEGMENT_HEADER_BYTES + view.flushed_bytes;
-    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-    if len < end || (view.digest.is_some() && len != end) {
-        return rotten(len.min(end), Damage::Length);
-    }
-    let head = file.read_at(0, SEGMENT_HEADER_BYTES as usize).map_err(|e| Error::io(FileOp::Read, &path, e))?;
-    if head != core.ledger.header_of(&view.info) {
-        return rotten(0, Damage::Field);
+    match core.ledger.check_head(&view.info, &*file, end) {
+        Ok(()) => {}
+        Err(error @ Error::Corrupted { .. }) => return Ok(Verdict::Rotten { error, own: view.digest }),
+        Err(error) => return Err(error),
     }
     let mut walk = Walk::new(&*file, &path, view.info.first_log_id, end);
     let mut hasher = Hasher::new();

@@ -54,21 +54,12 @@ pub struct Found {
 impl Found {
     /// The file, when it is one.
     pub fn path(&self) -> Option<&Path> {
-        match &self.error {
-            Error::Corrupted { path, .. }
-            | Error::ForeignDatabase { path, .. }
-            | Error::UnsupportedVersion { path, .. }
-            | Error::SegmentSizeMismatch { path, .. } => Some(path),
-            _ => None,
-        }
+        self.error.damaged_path()
     }
 
     /// First byte of the damaged structure in the file.
     pub fn offset(&self) -> Option<u64> {
-        match &self.error {
-            Error::Corrupted { offset, .. } => Some(*offset),
-            _ => None,
-        }
+        self.error.damaged_offset()
     }
 }
 

@@ -57,7 +57,7 @@ const NEW_SEGMENT_SUFFIX: &str = ".new";
 const FETCHED_SEGMENT_SUFFIX: &str = ".fetched";
 
 /// Digits of a segment number in a file name.
-pub(crate) const NAME_DIGITS: usize = 10;
+const NAME_DIGITS: usize = 10;
 
 /// Logical ledger offset: bytes of frames before it, over all segments; headers and padding do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,7 +153,7 @@ struct Layout {
 
 impl Layout {
     fn path(&self, number: u64, suffix: &str) -> PathBuf {
-        self.dir.join(format!("{number:0NAME_DIGITS$}{suffix}"))
+        self.dir.join(file_name(number, suffix))
     }
 
     fn segment_path(&self, number: u64) -> PathBuf {
@@ -192,6 +192,11 @@ impl Layout {
         self.suspects.lock().insert(number);
         Error::Corrupted { path: self.segment_path(number), segment: Some(number), offset, damage }
     }
+}
+
+/// The name of a file of a segment; [`parse_name`] reads it.
+pub(crate) fn file_name(number: u64, suffix: &str) -> String {
+    format!("{number:0NAME_DIGITS$}{suffix}")
 }
 
 /// The number in a file name with this suffix.
@@ -470,11 +475,6 @@ impl Ledger {
         let state = self.state.lock();
         let segment = state.segments.get(usize::try_from(number).ok()?)?;
         Some((segment.info(), segment.digest))
-    }
-
-    /// The header that the segment's file has.
-    pub(crate) fn header_of(&self, info: &SegmentInfo) -> Vec<u8> {
-        self.layout.header_of(info)
     }
 
     /// Path of a segment's file, there or not. Its frames start behind `format::SEGMENT_HEADER_BYTES`.

@@ -132,11 +132,22 @@ impl TwinFile {
 
     /// Writes new content, unsynced.
     pub(crate) fn write(&mut self, content: &[u8]) -> Result<()> {
-        let counter = self.counter + 1;
-        let framed = seal_small(self.magic, &[&counter.to_be_bytes(), content].concat());
+        let framed = self.frame(content);
+        self.put(&framed)
+    }
+
+    /// The next version of the content.
+    fn frame(&self, content: &[u8]) -> Vec<u8> {
+        let framed = seal_small(self.magic, &[&(self.counter + 1).to_be_bytes(), content].concat());
         assert!(framed.len() as u64 <= PLACE_BYTES, "marks are a fixed handful of numbers");
+        framed
+    }
+
+    /// Writes the next version to the place that is its turn.
+    fn put(&mut self, framed: &[u8]) -> Result<()> {
+        let counter = self.counter + 1;
         let at = (counter % 2) * PLACE_BYTES;
-        self.file.write_at(at, &framed).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+        self.file.write_at(at, framed).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
         // Only now: a write that failed is repeated in the same place, never in that of the last whole version.
         self.counter = counter;
         Ok(())
@@ -163,12 +174,10 @@ impl TwinFile {
         self.file.set_len(2 * PLACE_BYTES).map_err(|e| Error::io(FileOp::SetLength, path, e))?;
         vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))?;
         for _ in 0..2 {
-            let counter = self.counter + 1;
-            let mut framed = seal_small(self.magic, &[&counter.to_be_bytes(), content].concat());
+            let mut framed = self.frame(content);
+            // What rotted behind it goes too.
             framed.resize(PLACE_BYTES as usize, 0);
-            let at = (counter % 2) * PLACE_BYTES;
-            self.file.write_at(at, &framed).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
-            self.counter = counter;
+            self.put(&framed)?;
             self.sync()?;
         }
         Ok(())

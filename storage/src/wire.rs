@@ -4,6 +4,8 @@
 //! variable-length integer is that of RFC 9000 section 16 (the top two bits of the first byte give the length 1, 2, 4 or
 //! 8; the rest is big endian) and must be in its shortest form, so that equal content has equal bytes.
 
+use alhambra_ledger::ids::LogId;
+
 /// Largest number a variable-length integer holds: 62 bits.
 pub(crate) const VARINT_MAX: u64 = (1 << 62) - 1;
 
@@ -28,6 +30,8 @@ pub(crate) trait Put {
     fn put_bytes(&mut self, value: &[u8]);
     /// A length as variable-length integer, then the bytes.
     fn put_prefixed(&mut self, value: &[u8]);
+    /// Whether there is one, then term and index; zeros for none.
+    fn put_log_id_or_none(&mut self, value: Option<LogId>);
 }
 
 impl Put for Vec<u8> {
@@ -61,6 +65,12 @@ impl Put for Vec<u8> {
     fn put_prefixed(&mut self, value: &[u8]) {
         self.put_varint(value.len() as u64);
         self.extend_from_slice(value);
+    }
+    fn put_log_id_or_none(&mut self, value: Option<LogId>) {
+        self.put_u8(u8::from(value.is_some()));
+        let id = value.unwrap_or_default();
+        self.put_u64(id.term.0);
+        self.put_u64(id.index.0);
     }
 }
 
@@ -144,6 +154,17 @@ impl<'a> Reader<'a> {
     pub(crate) fn count(&mut self, each_min: usize) -> Result<usize, Malformed> {
         let count = usize::try_from(self.varint()?).map_err(|_| Malformed)?;
         if count > self.left() / each_min.max(1) { Err(Malformed) } else { Ok(count) }
+    }
+
+    /// See [`Put::put_log_id_or_none`].
+    pub(crate) fn log_id_or_none(&mut self) -> Result<Option<LogId>, Malformed> {
+        let is_some = self.u8()?;
+        let id = LogId::new(self.u64()?, self.u64()?);
+        match is_some {
+            0 if id == LogId::default() => Ok(None),
+            1 => Ok(Some(id)),
+            _ => Err(Malformed),
+        }
     }
 
     pub(crate) fn prefixed(&mut self) -> Result<&'a [u8], Malformed> {

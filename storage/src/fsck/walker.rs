@@ -22,7 +22,7 @@ use crate::limits::COPY_BYTES;
 use crate::marks::{Marks, MarksOnDisk, Vote};
 use crate::seal::SealLog;
 use crate::segment::walk::{Step, Walk};
-use crate::segment::{FrameKind, NAME_DIGITS, Position, SEGMENT_SUFFIX, SIDECAR_SUFFIX, parse_name};
+use crate::segment::{FrameKind, Position, SEGMENT_SUFFIX, SIDECAR_SUFFIX, file_name, parse_name};
 use crate::vfs::{File, FileKind, OpenMode, Vfs};
 
 /// Frames between two calls of the progress callback, at most so many bytes.
@@ -171,7 +171,7 @@ impl Walker {
     }
 
     fn segment_path(&self, number: u64) -> PathBuf {
-        self.ledger.join(format!("{number:0NAME_DIGITS$}{SEGMENT_SUFFIX}"))
+        self.ledger.join(file_name(number, SEGMENT_SUFFIX))
     }
 
     pub(super) fn run(mut self, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Checked> {
@@ -370,7 +370,7 @@ impl Walker {
         digest: Digest,
         offsets: &[u64],
     ) -> Result<()> {
-        let path = self.ledger.join(format!("{:0NAME_DIGITS$}{SIDECAR_SUFFIX}", segment.number));
+        let path = self.ledger.join(file_name(segment.number, SIDECAR_SUFFIX));
         let file = match self.vfs.open(&path, OpenMode::Read) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -10,9 +10,8 @@ use crate::core::Core;
 use crate::database::Database;
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
-use crate::segment::SegmentInfo;
 use crate::segment::walk::{Step, Walk};
-use crate::vfs::{File, OpenMode};
+use crate::vfs::OpenMode;
 
 /// How far the scrub is in a segment.
 #[derive(Debug)]
@@ -56,7 +55,7 @@ pub(super) fn advance(
     let corrupted =
         |offset, damage| Error::Corrupted { path: path.clone(), segment: Some(info.number), offset, damage };
     let opened = match db.vfs.open(&path, OpenMode::Read) {
-        Ok(file) => check_head(core, &info, &*file, end, &corrupted).map(|()| file),
+        Ok(file) => core.ledger.check_head(&info, &*file, end).map(|()| file),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(corrupted(0, Damage::Missing)),
         Err(e) => Err(Error::io(FileOp::Open, &path, e)),
     };
@@ -113,22 +112,4 @@ pub(super) fn advance(
         note(step, Damaged::Padding(info.number), zeros)?;
     }
     Ok(Some(next))
-}
-
-/// The header is a function of what is known of the segment, so all of its bits are.
-fn check_head(
-    core: &Core,
-    info: &SegmentInfo,
-    file: &dyn File,
-    end: u64,
-    corrupted: &dyn Fn(u64, Damage) -> Error,
-) -> Result<()> {
-    let path = core.ledger.segment_path(info.number);
-    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-    if len < end || (info.closed && len != end) {
-        return Err(corrupted(len.min(end), Damage::Length));
-    }
-    let want = core.ledger.header_of(info);
-    let found = file.read_at(0, want.len()).map_err(|e| Error::io(FileOp::Read, &path, e))?;
-    if found == want { Ok(()) } else { Err(corrupted(0, Damage::Field)) }
 }

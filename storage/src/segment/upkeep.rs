@@ -124,6 +124,24 @@ impl Ledger {
         }
     }
 
+    /// Checks length and header of a segment's file, whose frames end at byte `end`. The header is a function of what is known
+    /// of the segment, so all of its bits are.
+    pub(crate) fn check_head(&self, info: &SegmentInfo, file: &dyn File, end: u64) -> Result<()> {
+        let path = self.layout.segment_path(info.number);
+        let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+        let damage = if len < end || (info.closed && len != end) {
+            Some((len.min(end), Damage::Length))
+        } else {
+            let want = self.layout.header_of(info);
+            let found = file.read_at(0, want.len()).map_err(|e| Error::io(FileOp::Read, &path, e))?;
+            (found != want).then_some((0, Damage::Field))
+        };
+        match damage {
+            None => Ok(()),
+            Some((offset, damage)) => Err(Error::Corrupted { path, segment: Some(info.number), offset, damage }),
+        }
+    }
+
     /// A file for the frames of a closed segment, to take its place once they are all there.
     ///
     /// # Errors
