@@ -7,7 +7,7 @@ mod machine;
 mod stats;
 mod storage;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 
 /// Flags of `alhambra bench`.
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,11 @@ enum What {
     Index(index::Args),
     /// Commits to a new database in this process and compares with the limits of the machine.
     Storage(storage::Args),
+}
+
+/// A measurement that did not come to its end.
+fn failed(error: &storage::workload::Failed, what_to_do: &str) -> Failure {
+    Failure::new(Kind::Failed, format!("the benchmark failed: {error}"), what_to_do)
 }
 
 /// Runs the benchmark that was asked for.

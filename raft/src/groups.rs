@@ -35,9 +35,7 @@ use crate::link::{Hello, Limits, Links, Serving, serve};
 use crate::meta::{DEFAULT_DATABASE, DatabaseRecord, Meta, NewDatabase, SYSTEM_DATABASE, User};
 use crate::network::Network;
 use crate::server::Server;
-
-/// Giving memory back waits for the disk, so it is nobody else's strand.
-const STRAND_MEMORY: u64 = u64::MAX - 2;
+use crate::strand::of_node;
 
 /// Groups that are opened at the same time.
 const OPENING_MAX: usize = 4;
@@ -431,7 +429,7 @@ impl Groups {
             // One database at a time, so that others of the strand's thread come in between.
             while memory.is_tight() {
                 let memory = memory.clone();
-                match self.env.blocking(STRAND_MEMORY, move || memory.relieve_one()).await {
+                match self.env.blocking(of_node::MEMORY, move || memory.relieve_one()).await {
                     Some(true) => {}
                     // Nobody has anything to give, or cannot: the next entry that is applied asks again.
                     Some(false) => break,

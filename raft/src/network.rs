@@ -86,12 +86,23 @@ impl Network {
         &self.disks
     }
 
+    /// Asks a node something on behalf of a group and waits for the answer.
+    async fn ask(
+        &self,
+        node: u64,
+        group: GroupId,
+        (lane, kind): (Lane, u32),
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, LinkError> {
+        self.links.call(node, Request { lane, group, kind, session: 0, body }, deadline).await
+    }
+
     /// Tells a node about the disk of this one and keeps what it answers about its own.
     pub async fn exchange_disk(&self, node: u64, own: DiskReport, deadline: Instant) {
         let body = envelope::encode_disk(&own);
-        let request = Request { lane: Lane::Small, group: GroupId(0), kind: kind::DISK, session: 0, body };
         // A node that does not answer is not heard, which is all there is to do.
-        if let Ok(answer) = self.links.call(node, request, deadline).await
+        if let Ok(answer) = self.ask(node, GroupId(0), (Lane::Small, kind::DISK), body, deadline).await
             && let Ok(Some(report)) = envelope::decode_disk_reply(&answer)
         {
             self.disks.note(node, report);
@@ -110,9 +121,7 @@ impl Network {
 
     /// Asks a node for a part of a file of the snapshot that it sends.
     pub async fn fetch(&self, from: u64, group: GroupId, fetch: &Fetch, deadline: Instant) -> Result<Bytes, LinkError> {
-        let body = envelope::encode_fetch(fetch);
-        let request = Request { lane: Lane::Bulk, group, kind: kind::FETCH, session: 0, body };
-        self.links.call(from, request, deadline).await
+        self.ask(from, group, (Lane::Bulk, kind::FETCH), envelope::encode_fetch(fetch), deadline).await
     }
 
     fn next_number(&self) -> u64 {
@@ -382,8 +391,8 @@ impl Forward for Network {
         Box::pin(async move {
             let body = envelope::encode_propose(proposal);
             let lane = if body.len() < SMALL_BODY_BYTES_MAX { Lane::Small } else { Lane::Bulk };
-            let request = Request { lane, group, kind: kind::PROPOSE, session: 0, body };
-            let answer = self.links.call(leader, request, deadline).await.map_err(|error| forward_error(&error))?;
+            let answer = self.ask(leader, group, (lane, kind::PROPOSE), body, deadline).await;
+            let answer = answer.map_err(|error| forward_error(&error))?;
             match envelope::decode_propose_reply(&answer) {
                 Ok(answer) => answer.map_err(ForwardError::Remote),
                 Err(_) => Err(ForwardError::AnswerLost),
@@ -398,8 +407,8 @@ impl Forward for Network {
         deadline: Instant,
     ) -> BoxFuture<'_, Result<ReadIndex, ForwardError<ReadError>>> {
         Box::pin(async move {
-            let request = Request { lane: Lane::Small, group, kind: kind::READ_INDEX, session: 0, body: Bytes::new() };
-            let answer = self.links.call(leader, request, deadline).await.map_err(|error| forward_error(&error))?;
+            let answer = self.ask(leader, group, (Lane::Small, kind::READ_INDEX), Bytes::new(), deadline).await;
+            let answer = answer.map_err(|error| forward_error(&error))?;
             match envelope::decode_read_index_reply(&answer) {
                 Ok(answer) => answer.map_err(ForwardError::Remote),
                 Err(_) => Err(ForwardError::AnswerLost),
@@ -416,8 +425,7 @@ impl Forward for Network {
     ) -> BoxFuture<'_, Option<SegmentVote>> {
         Box::pin(async move {
             let body = envelope::encode_segment_ask(segment);
-            let request = Request { lane: Lane::Small, group, kind: kind::SEGMENT_VOTE, session: 0, body };
-            let answer = self.links.call(node, request, deadline).await.ok()?;
+            let answer = self.ask(node, group, (Lane::Small, kind::SEGMENT_VOTE), body, deadline).await.ok()?;
             envelope::decode_segment_vote(&answer).ok().flatten()
         })
     }
@@ -431,8 +439,7 @@ impl Forward for Network {
     ) -> BoxFuture<'_, Option<Bytes>> {
         Box::pin(async move {
             let body = envelope::encode_segment_part(&part);
-            let request = Request { lane: Lane::Bulk, group, kind: kind::SEGMENT_PART, session: 0, body };
-            self.links.call(node, request, deadline).await.ok()
+            self.ask(node, group, (Lane::Bulk, kind::SEGMENT_PART), body, deadline).await.ok()
         })
     }
 

@@ -23,6 +23,7 @@ use crate::hosting::Hosting;
 use crate::link::{FORMAT, Handler, Hello, Incoming, Refusal};
 use crate::network::Network;
 use crate::snapshot::{SnapshotFile, SnapshotSink};
+use crate::strand::of_node;
 
 /// How much of a file is asked for at once.
 const FETCH_BYTES: u64 = 1 << 20;
@@ -30,8 +31,6 @@ const FETCH_BYTES: u64 = 1 << 20;
 const FETCHES_IN_FLIGHT: usize = 4;
 /// A part that has not come after this long is given up, and the snapshot with it.
 const FETCH_WAIT: Duration = Duration::from_secs(15);
-/// Reading and writing files of snapshots has strands of its own, so that no group's log waits for it.
-const STRAND_SNAPSHOT: u64 = 1 << 63;
 
 /// Answers peers. Lives as long as the listener; groups and network come when the cluster is formed.
 pub(crate) struct Server {
@@ -184,7 +183,11 @@ impl Server {
         let network = self.network.read().clone().ok_or(Refusal::Stopped)?;
         let source = network.transfer(fetch.transfer).ok_or(Refusal::Gone)?;
         let read = move || source.read(&fetch.name, fetch.offset, fetch.len as usize);
-        self.env.blocking(STRAND_SNAPSHOT, read).await.ok_or(Refusal::Stopped)?.map_err(|error| refuse_snapshot(&error))
+        self.env
+            .blocking(of_node::SNAPSHOT, read)
+            .await
+            .ok_or(Refusal::Stopped)?
+            .map_err(|error| refuse_snapshot(&error))
     }
 
     /// Pulls the files of a snapshot from its sender and installs it.
@@ -273,7 +276,7 @@ impl Server {
         id: GroupId,
         work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let done = self.env.blocking(STRAND_SNAPSHOT | id.get(), work).await.ok_or(Refusal::Stopped)?;
+        let done = self.env.blocking(of_node::SNAPSHOT | id.get(), work).await.ok_or(Refusal::Stopped)?;
         done.map_err(|error| refuse_snapshot(&error))
     }
 }

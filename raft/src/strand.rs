@@ -9,6 +9,18 @@ use tokio::sync::{oneshot, watch};
 
 use crate::env::Executor;
 
+/// Strands of a node, by number, which no group's are: together here, because a number used twice makes one wait for the other.
+pub(crate) mod of_node {
+    /// Identity and promise.
+    pub(crate) const FILES: u64 = u64::MAX;
+    /// Looking after the disk: whoever waits for a slow one must not hold this up.
+    pub(crate) const DISK: u64 = u64::MAX - 1;
+    /// Giving memory back, which waits for the disk.
+    pub(crate) const MEMORY: u64 = u64::MAX - 2;
+    /// Files of snapshots that are sent; those that come for a group use this one with the group's id in it.
+    pub(crate) const SNAPSHOT: u64 = 1 << 63;
+}
+
 /// One strand of the executor.
 #[derive(Clone, Debug)]
 pub(crate) struct Strand {

@@ -6,8 +6,9 @@
 //!     '--- another leads -----> one hop (Forward) -----> serve_propose() there, never forwarded again
 //! ```
 //!
-//! No timers: a batch leaves at once when none is on its way, and takes with it whatever waits or is about to. While one is written and
-//! replicated the next one gathers; it leaves before the other is back only when it has grown to `pipeline_bytes`.
+//! No timers: a batch leaves at once when none is on its way, and takes with it whatever waits or is about to. While one
+//! is written and replicated the next one gathers; it leaves before the other is back only when it has grown to
+//! `pipeline_bytes`.
 //!
 //! User writes are refused here, and not at apply, when disks are low or a quota is used up: free space and time are no
 //! replicated state. So a quota may be passed by what is on its way when leaders change, and never by more.

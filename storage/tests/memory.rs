@@ -3,18 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use alhambra_ledger::ids::{DatabaseId, TxId};
 use alhambra_ledger::kv::set_key;
 use alhambra_storage::command::{ProposalEntry, RequestId, Settings, TxProposal};
+use alhambra_storage::vfs::Vfs;
+use alhambra_storage::vfs::faulty::FaultyVfs;
 use alhambra_storage::vfs::os::OsVfs;
 use alhambra_storage::vfs::pooled::PooledVfs;
-use alhambra_storage::vfs::{File, FileKind, LockGuard, OpenMode, Vfs};
 use alhambra_storage::{Database, DatabaseSpec, MemoryBudget, Options};
-use bytes::Bytes;
 
 const DATABASES: u32 = 1000;
 const BUDGET_BYTES: u64 = 64 << 20;
@@ -22,64 +21,6 @@ const OPEN_FILES_MAX: usize = 200;
 const TS: i64 = 1_700_000_000;
 /// What the process may have beyond the budget, bytes: the databases themselves, the allocator's holes, this test.
 const SLACK_BYTES: u64 = 64 << 20;
-
-/// The real disk without waiting for it: thousands of syncs would make minutes of this test, and nothing crashes here.
-#[derive(Debug)]
-struct NeverSynced(OsVfs);
-
-#[derive(Debug)]
-struct Unsynced(Box<dyn File>);
-
-impl Vfs for NeverSynced {
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(Unsynced(self.0.open(path, mode)?)))
-    }
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
-    }
-    fn read_dir(&self, path: &Path) -> io::Result<Vec<(String, FileKind)>> {
-        self.0.read_dir(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
-    }
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_dir_all(path)
-    }
-    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.0.exists(path)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        self.0.lock(path)
-    }
-    fn free_space(&self, dir: &Path) -> io::Result<u64> {
-        self.0.free_space(dir)
-    }
-}
-
-impl File for Unsynced {
-    fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        self.0.read_at(offset, len)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, data)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Memory that this process has, bytes.
 fn resident_bytes() -> u64 {
@@ -113,7 +54,10 @@ fn write(database: &Database, number: u32, round: u32) {
 #[test]
 fn a_thousand_open_databases_stay_within_the_budget_and_the_files() {
     let dir = tempfile::tempdir().unwrap();
-    let pooled = Arc::new(PooledVfs::new(Arc::new(NeverSynced(OsVfs::new())), OPEN_FILES_MAX));
+    // Thousands of syncs would make minutes of this test, and nothing crashes here.
+    let unsynced = FaultyVfs::new(Arc::new(OsVfs::new()));
+    unsynced.set_syncs_lie(true);
+    let pooled = Arc::new(PooledVfs::new(Arc::new(unsynced), OPEN_FILES_MAX));
     let vfs: Arc<dyn Vfs> = pooled.clone();
     let budget = Arc::new(MemoryBudget::new(BUDGET_BYTES));
     let options = Options::new(Arc::clone(&budget));

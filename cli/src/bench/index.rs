@@ -21,9 +21,10 @@ use bytes::Bytes;
 use fjall::Readable;
 use serde::Serialize;
 
+use crate::bench::failed;
 use crate::bench::machine::Machine;
 use crate::bench::storage::workload::{Failed, disk_bytes, fill};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::output::{Table, print_json, print_raw};
 
 const KEY_BYTES: usize = 32;
@@ -182,13 +183,8 @@ struct Report {
 
 /// Runs both and prints the report.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let report = measure(args).map_err(|error| {
-        Failure::new(
-            Kind::Failed,
-            format!("the benchmark failed: {error}"),
-            "give --dir a folder on a disk with room for both, about 200 bytes per key",
-        )
-    })?;
+    let what_to_do = "give --dir a folder on a disk with room for both, about 200 bytes per key";
+    let report = measure(args).map_err(|error| failed(&error, what_to_do))?;
     if args.json { print_json(&report) } else { print_raw(report.table()) }
 }
 

@@ -12,8 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use self::workload::{Failed, Plan};
+use crate::bench::failed;
 use crate::bench::machine::Machine;
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::output::{Table, print_json, print_raw};
 
 pub(super) mod workload;
@@ -94,13 +95,7 @@ struct Report {
 
 /// Runs the workload and prints the report.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let report = measure(args).map_err(|error| {
-        Failure::new(
-            Kind::Failed,
-            format!("the benchmark failed: {error}"),
-            "give --dir an empty folder on a disk with room",
-        )
-    })?;
+    let report = measure(args).map_err(|error| failed(&error, "give --dir an empty folder on a disk with room"))?;
     if args.json { print_json(&report) } else { print_raw(report.table()) }
 }
 

@@ -21,6 +21,7 @@ use super::machine::{Answer, Durable, Effect, Machine, Proposal, View, ViewState
 use super::{FORMAT, FormError, Identity, Plan, new_cluster_id, store};
 use crate::env::Env;
 use crate::link::{Limits, dial};
+use crate::strand::of_node;
 
 /// How often a node that forms looks around.
 const TICK: Duration = Duration::from_millis(200);
@@ -28,8 +29,6 @@ const TICK: Duration = Duration::from_millis(200);
 const TICK_WAITING: Duration = Duration::from_secs(1);
 /// A node that does not answer within this does not count for now.
 const ANSWER_WAIT: Duration = Duration::from_millis(600);
-/// Files of the data folder itself.
-const STRAND_NODE: u64 = u64::MAX;
 
 /// One node while it forms, and the voice of its identity ever after.
 pub struct Former {
@@ -226,7 +225,7 @@ impl Former {
             match effect {
                 Effect::Save(durable) => {
                     let (vfs, dir, saved) = (self.env.vfs.clone(), self.dir.clone(), durable.clone());
-                    let done = self.env.blocking(STRAND_NODE, move || store::save(&*vfs, &dir, &saved)).await;
+                    let done = self.env.blocking(of_node::FILES, move || store::save(&*vfs, &dir, &saved)).await;
                     let done = done.unwrap_or_else(|| {
                         let source = std::io::Error::other("the executor has stopped");
                         Err(FormError::Io { path: self.dir.clone(), source })

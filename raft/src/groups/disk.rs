@@ -13,11 +13,10 @@ use super::Groups;
 use crate::disk::{DiskLimits, DiskReport};
 use crate::forming::Identity;
 use crate::network::Network;
+use crate::strand::of_node;
 
 /// How often the disk is looked at and the peers are told.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// A strand of its own: whoever waits for a slow disk must not hold this up.
-const STRAND_DISK: u64 = u64::MAX - 1;
 /// The reserve is written in pieces of this size, bytes.
 const PIECE_BYTES: u64 = 64 << 10;
 /// Name of the reserve file in the data folder.
@@ -43,7 +42,7 @@ impl Groups {
                 }
                 if changed.unwrap_or(false) { vfs.free_space(&dir) } else { Ok(free_bytes) }
             };
-            match self.env.blocking(STRAND_DISK, look).await {
+            match self.env.blocking(of_node::DISK, look).await {
                 Some(Ok(free_bytes)) => {
                     let report = DiskReport::after(last, free_bytes, limits);
                     if report.low != last.is_some_and(|last| last.low) {
