@@ -112,6 +112,10 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
             format!("database {:?}: {what}", target.database),
             "name another with --database; `alhambra status` shows which there are",
         ),
+        Error::Refused { status, .. } if status.code() == tonic::Code::ResourceExhausted => Failure::failed(
+            what,
+            "nothing is wrong with the call: wait, or make room as the message says, and repeat it",
+        ),
         Error::Refused { .. } => Failure::failed(what, "change the call as the message says"),
         Error::Tampered { .. } => Failure::new(
             Kind::Tampered,
@@ -129,5 +133,23 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::Malformed { .. } | Error::BadSessionId | Error::BadPublicKey { .. } => {
             Failure::failed(what, "check that the endpoint is a server of this protocol")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_server_is_not_the_fault_of_the_call() {
+        let target =
+            Target { endpoints: vec!["a:1".into()], username: "u".into(), password: "p".into(), database: "d".into() };
+        let advice = |status: tonic::Status| {
+            explain(&Error::Refused { call: "set", status: Box::new(status) }, &target, None).to_string()
+        };
+        let full = advice(tonic::Status::resource_exhausted("the disk of node 1 has 16 MiB left"));
+        assert!(full.contains("16 MiB left") && full.contains("nothing is wrong with the call"), "{full}");
+        let wrong = advice(tonic::Status::invalid_argument("max key length exceeded"));
+        assert!(wrong.contains("change the call"), "{wrong}");
     }
 }
