@@ -102,6 +102,14 @@ pub enum Error {
     /// Stored bytes are not what was written.
     #[error("stored data of this replica is corrupted and is not served; its log names the file")]
     Corrupted(#[source] alhambra_storage::Error),
+    /// The value was pruned by retention, a history limit or an erasure.
+    #[error("the value of entry {entry} of transaction {tx} was pruned; its hash and proofs are still there")]
+    ValuePruned {
+        /// The transaction.
+        tx: TxId,
+        /// 0-based entry of it.
+        entry: u32,
+    },
     /// The disk of this node failed.
     #[error("the storage of this node failed and is opened again when it answers; its log says how; try another node")]
     Storage(#[source] alhambra_storage::Error),
@@ -178,6 +186,7 @@ impl From<alhambra_storage::Error> for Error {
             Storage::NoSuchTx { tx, last } => Self::BeyondLedger { asked: tx, latest: last },
             Storage::Corrupted { .. } | Storage::SegmentMissing { .. } => Self::Corrupted(error),
             Storage::IndexRebuilding { .. } => Self::Starting { what: "the index of the database" },
+            Storage::ValuePruned { tx, entry } => Self::ValuePruned { tx, entry },
             other => Self::Storage(other),
         }
     }
@@ -235,6 +244,7 @@ impl From<Error> for Status {
             Error::Propose { error } => code_of_propose(error),
             Error::Read(error) => code_of_read(error),
             Error::Meta(error) => code_of_meta(error),
+            Error::ValuePruned { .. } => Code::KeyNotFound,
             Error::Corrupted(_) | Error::Format(_) => Code::Corrupted,
             Error::Storage(_) | Error::Internal(_) => Code::Internal,
         };

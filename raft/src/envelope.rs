@@ -7,10 +7,10 @@
 use alhambra_ledger::Digest;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
-use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Command, TxProposal};
 use alhambra_storage::segment::{Frame, FrameKind};
+use alhambra_storage::{SegmentVersion, SegmentVote};
 use bincode::config::{Configuration, Limit};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::EntryPayload;
@@ -493,19 +493,28 @@ pub fn decode_segment_ask(body: &Bytes) -> Result<u64> {
 
 #[derive(Serialize, Deserialize)]
 struct WireSegmentVote {
+    generation: u32,
     digest: [u8; 32],
+    bytes: u64,
     whole: bool,
 }
 
 /// What a node holds of a segment.
 pub fn encode_segment_vote(vote: Option<&SegmentVote>) -> Bytes {
-    put(&vote.map(|vote| WireSegmentVote { digest: vote.digest.0, whole: vote.whole })).freeze()
+    let wire = |&SegmentVote { version: SegmentVersion { generation, digest }, bytes, whole }: &SegmentVote| {
+        WireSegmentVote { generation, digest: digest.0, bytes, whole }
+    };
+    put(&vote.map(wire)).freeze()
 }
 
 /// See [`encode_segment_vote`].
 pub fn decode_segment_vote(body: &Bytes) -> Result<Option<SegmentVote>> {
     let vote: Option<WireSegmentVote> = take_all(body)?;
-    Ok(vote.map(|WireSegmentVote { digest, whole }| SegmentVote { digest: Digest(digest), whole }))
+    Ok(vote.map(|WireSegmentVote { generation, digest, bytes, whole }| SegmentVote {
+        version: SegmentVersion { generation, digest: Digest(digest) },
+        bytes,
+        whole,
+    }))
 }
 
 /// Asks for bytes of a closed segment.
@@ -565,6 +574,7 @@ enum WireRejection {
     ValueForm,
     Conflict { range: Option<u32> },
     SnapshotAhead,
+    NothingToPrune,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -602,6 +612,7 @@ pub fn encode_propose_reply(reply: &std::result::Result<Written, ProposeError>) 
             Rejection::ValueForm => WireRejection::ValueForm,
             Rejection::Conflict { range } => WireRejection::Conflict { range: *range },
             Rejection::SnapshotAhead => WireRejection::SnapshotAhead,
+            Rejection::NothingToPrune => WireRejection::NothingToPrune,
         })),
         Err(error) => Err(match error {
             ProposeError::NotLeader { leader } => WireProposeError::NotLeader { leader: *leader },
@@ -651,6 +662,7 @@ pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Written,
             WireRejection::ValueForm => Rejection::ValueForm,
             WireRejection::Conflict { range } => Rejection::Conflict { range },
             WireRejection::SnapshotAhead => Rejection::SnapshotAhead,
+            WireRejection::NothingToPrune => Rejection::NothingToPrune,
         })),
         Err(error) => Err(match error {
             WireProposeError::NotLeader { leader } => ProposeError::NotLeader { leader },

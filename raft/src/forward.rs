@@ -60,12 +60,14 @@ pub enum ForwardError<E> {
     Remote(E),
 }
 
-/// Bytes of the frames of a closed segment.
+/// Bytes of a closed segment, without its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentPart {
     /// Number of the segment.
     pub segment: u64,
-    /// First byte, counted from the first frame.
+    /// Of which generation: one that has lost more values since is another file.
+    pub generation: u32,
+    /// First byte, counted from behind the header.
     pub offset: u64,
     /// How many; at most [`SEGMENT_PART_BYTES_MAX`].
     pub len: u32,

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
 use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::{Command, Settings, TxProposal};
+use alhambra_storage::command::{Command, Prune, Settings, TxProposal};
 use alhambra_storage::database::{Database, DatabaseSpec, Options};
 use alhambra_storage::memory::MemoryBudget;
 use bytes::Bytes;
@@ -257,7 +257,7 @@ pub(crate) struct Replica {
     pub(crate) strands: Strands,
     pub(crate) seals_due: Arc<Notify>,
     pub(crate) scrub: Scrub,
-    failure: FailureCell,
+    pub(crate) failure: FailureCell,
     log_store: LogStore,
     stopping: AtomicBool,
     /// Held while a snapshot is received and installed: a second one would clear away what the first is taken from.
@@ -425,6 +425,7 @@ impl Group {
             tokio::spawn(replica.clone().run_duties()),
             tokio::spawn(replica.clone().run_scrub()),
             tokio::spawn(replica.log_store.clone().run_space()),
+            tokio::spawn(replica.clone().run_pruner()),
         ];
         Ok(Arc::new(Self { replica, tasks: Mutex::new(tasks) }))
     }
@@ -535,6 +536,29 @@ impl Group {
     /// As [`Group::propose`], with the header of the transaction. The leader has applied it; this replica may not have yet.
     pub async fn write(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, ProposeError> {
         self.replica.propose(proposal, deadline).await
+    }
+
+    /// Orders values to be forgotten; in force on every replica that has applied it. Leader only: never forwarded. The time
+    /// of a truncation is stamped here. Given again after [`ProposeError::OutcomeUnknown`] it does nothing twice if the
+    /// marker of a truncation has a request id; the others may be given again as they are.
+    ///
+    /// # Errors
+    /// [`ProposeError::OutcomeUnknown`] when it may be in the log; any other: it is not.
+    pub async fn prune(&self, prune: Prune, deadline: Instant) -> Result<Outcome, ProposeError> {
+        self.replica.prune(prune, deadline).await
+    }
+
+    /// Replaces the settings of the database; in force on every replica from its place in the log on. Leader only: never
+    /// forwarded. May be given again.
+    ///
+    /// # Errors
+    /// [`ProposeError::OutcomeUnknown`] when it may be in the log; any other: it is not.
+    ///
+    /// # Panics
+    /// When the settings are not valid ([`Settings::is_valid`]): no replica could apply them.
+    pub async fn configure(&self, settings: Settings, deadline: Instant) -> Result<(), ProposeError> {
+        assert!(settings.is_valid(), "settings are checked where they come in");
+        self.replica.administer(&Command::Configure(settings), deadline).await.map(drop)
     }
 
     /// Waits until a read of this level may begin here. Ends by the deadline.

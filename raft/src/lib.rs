@@ -35,6 +35,7 @@ pub mod log_store;
 mod membership;
 pub mod meta;
 pub mod network;
+mod prune;
 mod read;
 pub mod scrub;
 mod server;

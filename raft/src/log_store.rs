@@ -142,7 +142,10 @@ impl LogStore {
         let read = move || shared.database.ledger().read(LogIndex(from), LogIndex(to), bytes_max);
         let frames = if from + WARM_ENTRIES >= end { read() } else { self.0.strands.reads.run(read).await? };
         let frames = frames.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
-        frames.into_iter().map(entry_of_frame).collect()
+        // Purged while this was read: the segment may have lost values, so it is not what was appended.
+        let purged = self.0.database.purge_mark().map(|id| id.index);
+        let kept = frames.into_iter().skip_while(|(_, frame)| Some(frame.log_id.index) <= purged);
+        kept.map(entry_of_frame).collect()
     }
 
     async fn read_all(&self, from: u64, to: u64) -> io::Result<Vec<RaftEntry>> {

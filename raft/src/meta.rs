@@ -377,6 +377,7 @@ impl Meta {
             }
             Outcome::Rejected(Rejection::Precondition { .. }) => Ok(Written::Refused),
             Outcome::Rejected(rejection) => Err(MetaError::Rejected { rejection }),
+            Outcome::Pruned { .. } => Err(MetaError::Rejected { rejection: Rejection::NothingToPrune }),
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::Digest;
-use alhambra_storage::{Damaged, SegmentRepair, SegmentVote};
+use alhambra_storage::{Damaged, SegmentRepair, SegmentVersion, SegmentVote};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -115,14 +115,34 @@ impl Scrub {
     }
 }
 
-/// The digest that more than half of the voters remember, at least two of them: a replica alone is no witness against its
-/// own seal. Who does not answer counts against everybody.
-fn majority(voters: &BTreeSet<u64>, votes: &BTreeMap<u64, SegmentVote>) -> Option<Digest> {
-    let mut counts: BTreeMap<[u8; 32], usize> = BTreeMap::new();
+/// The version that more than half of the voters remember, at least two of them: a replica alone is no witness against its
+/// own seal. Who does not answer counts against everybody; so does who has lost more values of it, or fewer, until all have
+/// lost the same.
+fn majority(voters: &BTreeSet<u64>, votes: &BTreeMap<u64, SegmentVote>) -> Option<SegmentVersion> {
+    let mut counts: BTreeMap<SegmentVersion, usize> = BTreeMap::new();
     for (_, vote) in votes.iter().filter(|(node, _)| voters.contains(node)) {
-        *counts.entry(vote.digest.0).or_default() += 1;
+        *counts.entry(vote.version).or_default() += 1;
     }
-    counts.into_iter().find(|(_, count)| *count >= 2 && count * 2 > voters.len()).map(|(digest, _)| Digest(digest))
+    counts.into_iter().find(|(_, count)| *count >= 2 && count * 2 > voters.len()).map(|(version, _)| version)
+}
+
+/// Which version of a segment is to be here; none when nobody can say.
+fn agreed(
+    own: &SegmentVote,
+    sealed: Option<Digest>,
+    voters: &BTreeSet<u64>,
+    votes: &BTreeMap<u64, SegmentVote>,
+) -> Option<SegmentVersion> {
+    // Memory and seal are two witnesses. Where they differ, or nothing is sealed, the voters are asked.
+    let certain = sealed == Some(own.version.digest);
+    let available = own.whole || votes.values().any(|vote| vote.whole && vote.version == own.version);
+    if certain && available {
+        return Some(own.version);
+    }
+    // The others may have written it again without pruned values: then the own version is nowhere to be had. One of which
+    // values are gone here never becomes one that has them.
+    let known = majority(voters, votes).filter(|version| version.generation >= own.version.generation);
+    known.filter(|version| !certain || version.generation > own.version.generation)
 }
 
 impl Replica {
@@ -216,7 +236,7 @@ impl Replica {
         let database = self.database.clone();
         let own = self.strands.scrub.run(move || {
             let vote = database.segment_vote(segment)?;
-            Ok(vote.map(|vote| (vote, database.agreed_digest(segment))))
+            Ok(vote.map(|vote| (vote, database.agreed_digest(segment, vote.version.generation))))
         });
         let own: alhambra_storage::Result<_> = own.await.map_err(drop)?;
         // It has no digest before it is closed, so there is nothing to compare with what others have.
@@ -225,21 +245,19 @@ impl Replica {
         let voters: BTreeSet<u64> = membership.membership().voter_ids().collect();
         let mut votes = self.ask_members(segment, membership.membership().nodes().map(|(id, _)| *id)).await;
         votes.insert(self.node_id, own);
-        // Memory and seal are two witnesses. Where they differ, or nothing is sealed, the voters are asked.
-        let agreed = if sealed == Some(own.digest) { sealed } else { majority(&voters, &votes) };
-        let Some(agreed) = agreed else {
+        let Some(agreed) = agreed(&own, sealed, &voters, &votes) else {
             tracing::error!(group = %self.group, segment, ?votes, "no majority of the voters agrees on a segment");
             return Ok(false);
         };
-        let mut settled = own.whole && own.digest == agreed;
+        let mut settled = own.whole && own.version == agreed;
         if settled {
             let database = self.database.clone();
             let done = self.strands.scrub.run(move || database.settle_segment(segment, agreed)).await;
             settled = done.map_err(drop)?.is_ok();
         } else {
-            let holds = |vote: &SegmentVote| vote.whole && vote.digest == agreed;
-            for (node, _) in votes.iter().filter(|(node, vote)| **node != self.node_id && holds(vote)) {
-                if self.fetch_segment(*node, segment, agreed).await? {
+            let holds = |vote: &SegmentVote| vote.whole && vote.version == agreed;
+            for (node, vote) in votes.iter().filter(|(node, vote)| **node != self.node_id && holds(vote)) {
+                if self.fetch_segment(*node, segment, vote).await? {
                     settled = true;
                     break;
                 }
@@ -263,9 +281,10 @@ impl Replica {
         futures::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// Replaces a segment by that of a node, if that has the digest; whether it had.
-    async fn fetch_segment(&self, node: u64, segment: u64, agreed: Digest) -> Result<bool, ()> {
+    /// Replaces a segment by that of a node, if that is what its vote says; whether it was.
+    async fn fetch_segment(&self, node: u64, segment: u64, vote: &SegmentVote) -> Result<bool, ()> {
         let database = self.database.clone();
+        let agreed = vote.version;
         let begun = self.strands.scrub.run(move || database.begin_segment_repair(segment, agreed)).await;
         let mut repair = match begun.map_err(drop)? {
             Ok(repair) => repair,
@@ -275,10 +294,10 @@ impl Replica {
             }
         };
         let mut offset = 0;
-        while offset < repair.frame_bytes() {
-            let left = repair.frame_bytes() - offset;
+        while offset < vote.bytes {
+            let left = vote.bytes - offset;
             let len = u32::try_from(left).map_or(SEGMENT_PART_BYTES_MAX, |left| left.min(SEGMENT_PART_BYTES_MAX));
-            let part = SegmentPart { segment, offset, len };
+            let part = SegmentPart { segment, generation: agreed.generation, offset, len };
             let bytes = self.forward.segment_part(self.group, node, part, Instant::now() + PART_WAIT).await;
             let came = bytes.filter(|bytes| bytes.len() == len as usize);
             let written;
@@ -327,7 +346,8 @@ impl Replica {
             return None;
         }
         let database = self.database.clone();
-        let read = move || database.read_segment(part.segment, part.offset, part.len as usize);
+        let SegmentPart { segment, generation, offset, len } = part;
+        let read = move || database.read_segment(segment, generation, offset, len as usize);
         self.strands.scrub.run(read).await.ok()?.ok()
     }
 }
@@ -352,11 +372,47 @@ mod tests {
             // Members without a vote do not count.
             ("aabbbb", 3, Some('a')),
         ];
-        let digest = |of: char| Digest([u8::try_from(of).expect("ascii"); 32]);
         for (digests, voters, counts) in cases {
-            let vote = |of: char| SegmentVote { digest: digest(of), whole: true };
-            let votes = (1..).zip(digests.chars()).filter(|(_, of)| *of != '-').map(|(node, of)| (node, vote(of)));
-            assert_eq!(majority(&(1..=voters).collect(), &votes.collect()), counts.map(digest), "{digests}");
+            let votes = (1..).zip(digests.chars()).filter(|(_, of)| *of != '-').map(|(node, of)| (node, vote(0, of)));
+            let counts = counts.map(|of| vote(0, of).version);
+            assert_eq!(majority(&(1..=voters).collect(), &votes.collect()), counts, "{digests}");
+        }
+    }
+
+    fn vote(generation: u32, of: char) -> SegmentVote {
+        let digest = Digest([u8::try_from(of).expect("ascii"); 32]);
+        SegmentVote { version: SegmentVersion { generation, digest }, bytes: 1, whole: true }
+    }
+
+    #[test]
+    fn a_version_is_taken_that_two_witnesses_know_or_a_majority_has_lost_as_much_of() {
+        let rotten = |vote: SegmentVote| SegmentVote { whole: false, ..vote };
+        let (a, b, p, q) = (vote(0, 'a'), vote(0, 'b'), vote(3, 'p'), vote(3, 'q'));
+        // Own vote, what is sealed of the own generation, the two others, what is to be here.
+        let cases = [
+            (a, Some(a), [a, a], Some(a)),
+            // Rot here alone: one other is enough, since memory and seal say the same.
+            (rotten(a), Some(a), [a, b], Some(a)),
+            // Nobody has it.
+            (rotten(a), Some(a), [rotten(a), b], None),
+            // The others have pruned it, both or one of them.
+            (rotten(a), Some(a), [p, p], Some(p)),
+            (rotten(a), Some(a), [p, a], Some(a)),
+            (rotten(a), Some(a), [p, q], None),
+            // Memory and seal differ.
+            (a, Some(b), [b, b], Some(b)),
+            (a, Some(b), [a, b], Some(a)),
+            (rotten(a), Some(b), [p, p], Some(p)),
+            (a, None, [a, b], Some(a)),
+            // Pruned here and disputed: those that have lost nothing are no help.
+            (p, Some(q), [a, a], None),
+            (p, Some(q), [q, q], Some(q)),
+            (p, Some(q), [p, a], Some(p)),
+        ];
+        for (number, (own, sealed, others, wanted)) in cases.into_iter().enumerate() {
+            let votes = BTreeMap::from([(1, own), (2, others[0]), (3, others[1])]);
+            let found = agreed(&own, sealed.map(|vote| vote.version.digest), &(1..=3).collect(), &votes);
+            assert_eq!(found, wanted.map(|vote| vote.version), "case {number}");
         }
     }
 

@@ -104,6 +104,11 @@ impl DatabaseSource {
         Ok(Self { database, manifest, encoded })
     }
 
+    /// Whether the files are still those that the manifest names: pruning replaces sealed segments.
+    pub(crate) fn still_holds(&self) -> bool {
+        self.database.holds(&self.manifest)
+    }
+
     /// The entry it stands at.
     pub(crate) fn last_log_id(&self) -> Option<LogId> {
         self.manifest.log_id

@@ -93,6 +93,11 @@ impl StateMachine {
         self.0.current.lock().clone()
     }
 
+    /// Whether somebody is being sent the current snapshot.
+    pub(crate) fn is_snapshot_in_use(&self) -> bool {
+        self.0.current.lock().as_ref().is_some_and(|source| Arc::strong_count(source) > 1)
+    }
+
     /// Applies one entry, lets readers see it, then answers.
     fn apply_one(&self, (entry, responder): EntryResponder<TypeConfig>) -> io::Result<()> {
         let shared = &*self.0;
@@ -307,7 +312,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
         let Some(mut source) = self.current_snapshot() else { return Ok(None) };
         // It is read when it is sent: a follower that was away for long gets a newer one.
-        if self.closed_since(source.last_log_id()) {
+        // Its files may have lost values since.
+        if self.closed_since(source.last_log_id()) || !source.still_holds() {
             source = self.take_snapshot().await?;
         }
         Ok(Some(Snapshot { meta: meta_of(&source)?, snapshot: SnapshotData::Here(source) }))

@@ -360,7 +360,7 @@ impl Proposer {
     }
 
     /// Unix seconds, never below an earlier answer of this node.
-    fn stamp(&self, now_unix_ms: i64) -> i64 {
+    pub(crate) fn stamp(&self, now_unix_ms: i64) -> i64 {
         let now = now_unix_ms.div_euclid(1000);
         self.last_ts.fetch_max(now, Ordering::Relaxed).max(now)
     }
@@ -417,6 +417,42 @@ impl Replica {
         match self.write(command.encode(), Some(done)).await {
             Ok(()) => receiver.await.unwrap_or(false),
             Err(Stopped) => false,
+        }
+    }
+
+    /// Commits a command of an administrator on the leader, and answers what apply says to it.
+    pub(crate) async fn administer(&self, command: &Command, deadline: Instant) -> Result<Vec<Outcome>, ProposeError> {
+        if self.is_stopped() {
+            return Err(ProposeError::Stopped);
+        }
+        let leader = self.leader();
+        if leader != Some(self.node_id) {
+            return Err(ProposeError::NotLeader { leader });
+        }
+        let command = command.encode();
+        let (len_bytes, len_bytes_max) = (command.len() as u64, self.proposer.proposal_bytes_max);
+        if len_bytes > len_bytes_max {
+            return Err(ProposeError::TooLarge { len_bytes, len_bytes_max });
+        }
+        let (answer, receiver) = oneshot::channel();
+        let done = Completion::new(move |result: ClientWriteResult<TypeConfig>| {
+            // Who asked may have gone away.
+            let _ = answer.send(result);
+        });
+        let written = async {
+            self.ensure_genesis().await?;
+            self.write(command, Some(done)).await
+        };
+        written.await.map_err(|Stopped| ProposeError::Stopped)?;
+        match timeout_at(deadline, receiver).await {
+            Ok(Ok(Ok(done))) => Ok(done.data),
+            Ok(Ok(Err(error))) => Err(match missed_by_core(error) {
+                Missed::NotLeader(leader) => ProposeError::NotLeader { leader },
+                Missed::LeaseExpired => ProposeError::NoQuorum,
+                _ => ProposeError::OutcomeUnknown,
+            }),
+            // The core stopped, or the time is over: it may be in the log.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
         }
     }
 
@@ -501,6 +537,7 @@ impl Replica {
     async fn propose_here(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, Missed> {
         match self.outcome_here(proposal, deadline).await? {
             Outcome::Rejected(rejection) => Ok(Written::Rejected(rejection)),
+            Outcome::Pruned { .. } => unreachable!("apply answers a proposal as a proposal"),
             Outcome::Committed { tx, .. } => match self.database.header(tx) {
                 Ok(header) => Ok(Written::Committed(header)),
                 Err(error) => {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::ahtlog::Frontier;
 use crate::checkpoint::{self, State};
-use crate::command::{self, Located, LocatedBatch, LocatedEntry, LocatedProposal, Settings};
+use crate::command::{self, Citation, Located, LocatedBatch, LocatedEntry, LocatedProposal, LocatedTarget, Settings};
 use crate::commitlog::CommitRecord;
 use crate::core::Core;
 use crate::database::{Database, Options};
@@ -19,6 +19,7 @@ use crate::indexing;
 use crate::limits::{MEMORY_RELEASE_BYTES_MIN, REQUEST_OUTCOMES_KEPT};
 use crate::memory::Release;
 use crate::precondition::{self, Conditions};
+use crate::prune::Pruned;
 use crate::rebuild;
 use crate::release;
 use crate::requests::{Kept, Requests, Seen};
@@ -37,6 +38,11 @@ pub enum Outcome {
     },
     /// Nothing was written.
     Rejected(Rejection),
+    /// A prune that writes no transaction is in force.
+    Pruned {
+        /// Its number, from 1.
+        number: u32,
+    },
 }
 
 /// Why a proposal was refused at apply. Deterministic: a function of the log alone.
@@ -77,6 +83,8 @@ pub enum Rejection {
     },
     /// The read set is of a snapshot that this position of the log has not come to.
     SnapshotAhead,
+    /// What is to be pruned does not exist, has no value or is pruned already, or there are too many prunes.
+    NothingToPrune,
 }
 
 /// What a transaction is chained to: the newest one before it.
@@ -88,6 +96,15 @@ pub struct Tail {
     pub alh: Digest,
     /// Root of the main tree over all transactions up to it; zero bytes when there is none.
     pub root: Digest,
+}
+
+/// What is known of a proposal's hashes before it is applied.
+#[derive(Clone, Copy, Debug)]
+struct Hashing<'a> {
+    /// Worked out ahead, under settings that may not be in force any more.
+    digested: Option<&'a Digested>,
+    /// Of values that are gone; empty when none is.
+    kept: &'a [Option<Digest>],
 }
 
 /// What goes into a transaction.
@@ -439,6 +456,7 @@ impl Applier {
                     core.seals.apply(seal, &mut self.state.trail);
                 }
             }
+            Located::Prune(order, target) => return Ok(vec![self.prune(core, entry, order, target)?]),
             Located::Batch(batch) => {
                 self.state.clock = self.state.clock.max(batch.ts);
                 let mut outcomes = Vec::with_capacity(batch.proposals.len());
@@ -478,7 +496,9 @@ impl Applier {
             }
         }
         let tx_before = self.state.tx;
-        let decided = match self.decide(core, &settings, entry, batch, proposal, digested) {
+        let kept = self.kept_hashes(core, entry, batch.entries_of(proposal))?;
+        let hashing = Hashing { digested, kept: &kept };
+        let decided = match self.decide(core, &settings, entry, batch, proposal, &hashing) {
             Ok(prepared) => Ok(prepared),
             Err(Refusal::Rejected(rejection)) => Err(rejection),
             Err(Refusal::Fatal(error)) => return Err(error),
@@ -500,6 +520,96 @@ impl Applier {
         })
     }
 
+    /// Hashes of values that are gone, when the ledger is applied again; empty when none is.
+    fn kept_hashes(
+        &self,
+        core: &Core,
+        entry: &Applying<'_>,
+        entries: &[LocatedEntry<'_>],
+    ) -> Result<Vec<Option<Digest>>> {
+        if !entries.iter().any(|entry| entry.pruned) {
+            return Ok(Vec::new());
+        }
+        let payload_at = entry.position.0 + FRAME_HEAD_BYTES as u64;
+        (entries.iter())
+            .map(|entry| match entry.pruned {
+                true => core.ledger.pruned_hash(Position(payload_at + u64::from(entry.value_at))),
+                false => Ok(None),
+            })
+            .collect()
+    }
+
+    /// Puts a prune in force, for all readers from here on. Its bytes go later, see [`crate::prune`].
+    fn prune(
+        &mut self,
+        core: &Core,
+        entry: &Applying<'_>,
+        order: Option<Citation>,
+        target: LocatedTarget<'_>,
+    ) -> Result<Outcome> {
+        if self.state.settings.is_none() {
+            return Ok(self.refuse(entry, Rejection::NotInitialised));
+        }
+        let as_of = self.state.tx;
+        let rules = core.prunes.rules();
+        let pruned = match target {
+            LocatedTarget::Before { tx, batch } => return self.truncate(core, entry, order, tx, &batch),
+            LocatedTarget::Versions { prefix, keep } => {
+                Pruned::Versions { prefix: Bytes::copy_from_slice(prefix), keep }
+            }
+            LocatedTarget::Value { tx, entry: number } => {
+                let exists = (TxId(1)..=as_of).contains(&tx) && {
+                    let (record, _) = core.record(tx)?;
+                    let stored = record.entries().nth(number as usize).transpose();
+                    stored.map_err(|bad| core.bad_record(tx, bad))?.is_some_and(|stored| stored.value_len > 0)
+                };
+                if !exists {
+                    return Ok(self.refuse(entry, Rejection::NothingToPrune));
+                }
+                Pruned::Value { tx, entry: number }
+            }
+        };
+        if !rules.takes(&pruned) {
+            return Ok(self.refuse(entry, Rejection::NothingToPrune));
+        }
+        Ok(Outcome::Pruned { number: core.prunes.append(as_of, order, pruned) })
+    }
+
+    /// Retention: the marker transaction, and with it the prune. A retry of the marker is answered and prunes nothing.
+    fn truncate(
+        &mut self,
+        core: &Core,
+        entry: &Applying<'_>,
+        order: Option<Citation>,
+        tx: TxId,
+        batch: &LocatedBatch<'_>,
+    ) -> Result<Outcome> {
+        self.state.clock = self.state.clock.max(batch.ts);
+        let [marker] = &batch.proposals[..] else {
+            return Ok(self.refuse(entry, Rejection::NothingToPrune));
+        };
+        let as_of = self.state.tx;
+        let retried =
+            marker.request.is_some_and(|request| matches!(self.state.requests.look_up(&request), Seen::Before(_)));
+        let marked = TxMetadata::from_bytes(marker.metadata).ok().and_then(|metadata| metadata.truncated_up_to);
+        let pruned = Pruned::Before(tx);
+        if !retried && (tx > as_of || marked != Some(tx) || !core.prunes.rules().takes(&pruned)) {
+            return Ok(self.refuse(entry, Rejection::NothingToPrune));
+        }
+        let outcome = self.proposal(core, entry, batch, marker, None)?;
+        match outcome {
+            Outcome::Committed { tx: marker, .. } if marker > as_of => drop(core.prunes.append(as_of, order, pruned)),
+            Outcome::Rejected(_) => self.state.trail.rejected(entry.log_id.index, 0),
+            _ => {}
+        }
+        Ok(outcome)
+    }
+
+    fn refuse(&mut self, entry: &Applying<'_>, why: Rejection) -> Outcome {
+        self.state.trail.rejected(entry.log_id.index, 0);
+        Outcome::Rejected(why)
+    }
+
     /// Limits first, then conditions; leaves the record in `self.record`.
     fn decide(
         &mut self,
@@ -508,14 +618,14 @@ impl Applier {
         entry: &Applying<'_>,
         batch: &LocatedBatch<'_>,
         proposal: &LocatedProposal<'_>,
-        digested: Option<&Digested>,
+        hashing: &Hashing<'_>,
     ) -> std::result::Result<Prepared, Refusal> {
         let now = self.state.clock;
         let entries = batch.entries_of(proposal);
         let mut own = None;
-        let digested = match digested.filter(|digested| digested.is_of(settings)) {
+        let digested = match hashing.digested.filter(|digested| hashing.kept.is_empty() && digested.is_of(settings)) {
             Some(digested) => digested,
-            None => own.insert(Digested::new(settings, proposal.metadata, entries, &mut self.plain)),
+            None => own.insert(Digested::new(settings, proposal.metadata, entries, hashing.kept, &mut self.plain)),
         };
         let (metadata, hashes) = digested.verdict()?;
         let conditions = Conditions {
@@ -576,6 +686,7 @@ mod tests {
                     metadata: &[],
                     value: &[],
                     form: ValueForm::Plain,
+                    pruned: false,
                     value_at: 0,
                 })
                 .collect();
@@ -615,6 +726,7 @@ mod tests {
             metadata: &[],
             value: &[],
             form: ValueForm::Plain,
+            pruned: false,
             value_at: 0,
         };
         let mut entries: Vec<_> = keys.into_iter().map(|key| entry(key.leak())).collect();

@@ -87,6 +87,7 @@ pub(crate) struct LogSizes {
     pub commit: u64,
     pub aht: u64,
     pub seal: u64,
+    pub prune: u64,
 }
 
 /// A state with the sizes that belong to it.
@@ -112,7 +113,7 @@ impl Checkpoint {
             settings.encode_into(&mut out);
         }
         out.put_u64(state.end.0);
-        for size in [sizes.chunk, sizes.tx, sizes.commit, sizes.aht, sizes.seal] {
+        for size in [sizes.chunk, sizes.tx, sizes.commit, sizes.aht, sizes.seal, sizes.prune] {
             out.put_u64(size);
         }
         state.trail.encode_into(&mut out);
@@ -144,6 +145,7 @@ impl Checkpoint {
             commit: reader.u64()?,
             aht: reader.u64()?,
             seal: reader.u64()?,
+            prune: reader.u64()?,
         };
         if sizes.chunk == 0 {
             return Err(Malformed);
@@ -187,7 +189,7 @@ fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     if core.ledger.flushed().map(|id| id.index) < applied.map(|id| id.index) {
         core.ledger.flush()?;
     }
-    for log in [&core.tx, &core.commit, &core.aht, &core.seals.log] {
+    for log in [&core.tx, &core.commit, &core.aht, &core.seals.log, &core.prunes.log] {
         log.sync()?;
     }
     let marks = {

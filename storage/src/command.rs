@@ -7,14 +7,18 @@ use bytes::Bytes;
 
 mod codec;
 mod kv;
+mod prune;
 pub(crate) mod read_set;
+mod value_form;
 
 pub(crate) use codec::encode_batch;
 pub use codec::{
     COMMAND_VERSION, DecodeError, Located, LocatedBatch, LocatedEntry, LocatedPrecondition, LocatedProposal,
     decode_located,
 };
+pub use prune::{Citation, LocatedTarget, Prune, PruneTarget};
 pub use read_set::{LocatedReadSet, ReadRange, ReadSet};
+pub(crate) use value_form::VALUE_IS_PRUNED;
 
 /// Names one intention of one client, so that a retry is recognised: the first outcome is answered again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,6 +161,8 @@ pub enum Command {
     },
     /// Digest of a full and committed segment, as the leader has it.
     Seal(Seal),
+    /// Forgets values.
+    Prune(Prune),
 }
 
 /// Digest of a closed segment.
@@ -164,9 +170,10 @@ pub enum Command {
 pub struct Seal {
     /// Segment number, from 0.
     pub segment: u64,
-    /// 0 for the segment as it was written; one more for each rewrite (pruning).
+    /// 0 for the segment as it was written, else the number of the newest prune of which it has lost a value.
     pub generation: u32,
-    /// SHA-256 over the frames of the segment, in order, without header and padding.
+    /// SHA-256 over the frames of the segment, in order, without header and padding; of a pruned one over everything
+    /// behind the header of its file.
     pub digest: [u8; 32],
     /// Newest transaction whose proposal stands in this or an earlier segment.
     pub last_tx: TxId,

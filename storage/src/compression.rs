@@ -44,23 +44,40 @@ fn compress(compression: Compression, value: &[u8]) -> Option<Bytes> {
     saves.then(|| Bytes::from(compressed.into_boxed_slice()))
 }
 
+/// SHA-256 of the plain value of an entry that has its bytes; `None` when they do not decompress.
+pub(crate) fn hash_of(entry: &LocatedEntry<'_>) -> Option<Digest> {
+    let mut plain = Vec::new();
+    value_hashes(std::slice::from_ref(entry), &[None], &mut plain).ok()?.pop()
+}
+
 /// SHA-256 of each plain value, in order. `plain` is a buffer that is kept from call to call.
+///
+/// `kept` has the hashes of values that were pruned; it may be shorter than `entries`.
 ///
 /// # Errors
 /// [`Rejection::ValueForm`] when a value does not decompress to exactly the length that its entry claims, or is not shorter
 /// than that. Nothing is allocated for a length that the stored bytes cannot have. Limits are checked before.
 pub(crate) fn value_hashes(
     entries: &[LocatedEntry<'_>],
+    kept: &[Option<Digest>],
     plain: &mut Vec<u8>,
 ) -> std::result::Result<Vec<Digest>, Rejection> {
     let mut malformed = false;
-    let hashes = digest::sha256_each(entries.len(), |number, message| match entries[number].form {
+    let mut hashes = digest::sha256_each(entries.len(), |number, message| match entries[number].form {
+        _ if entries[number].pruned => {}
         ValueForm::Plain => message.extend_from_slice(entries[number].value),
         ValueForm::Lz4 { plain_len } => match decompress_lz4(entries[number].value, plain_len, plain) {
             Some(()) => message.extend_from_slice(plain),
             None => malformed = true,
         },
     });
+    for (number, _) in entries.iter().enumerate().filter(|(_, entry)| entry.pruned) {
+        match kept.get(number).copied().flatten() {
+            Some(hash) => hashes[number] = hash,
+            // A proposal cannot take back a value that it never gave.
+            None => malformed = true,
+        }
+    }
     if malformed { Err(Rejection::ValueForm) } else { Ok(hashes) }
 }
 

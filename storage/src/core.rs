@@ -8,7 +8,7 @@ use std::sync::Arc;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, TxId};
 use alhambra_ledger::{Digest, digest};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Applied, LogSizes, State};
 use crate::chunklog::ChunkLog;
@@ -20,6 +20,7 @@ use crate::format::derived::LogKind;
 use crate::index::Index;
 use crate::indexing;
 use crate::limits::RECENT_HEADERS;
+use crate::prune::{PruneLog, Pruner};
 use crate::seal::SealLog;
 use crate::segment::{Ledger, LedgerSpec};
 use crate::txlog::{BadRecord, RECORD_TAIL_BYTES, Record};
@@ -34,6 +35,8 @@ pub(crate) struct Core {
     pub commit: ChunkLog,
     pub aht: ChunkLog,
     pub seals: SealLog,
+    pub prunes: PruneLog,
+    pub pruner: Mutex<Pruner>,
     pub index: Index,
     /// Headers of the newest transactions, in order, without gap; what a verified write asks for next.
     recent: RwLock<VecDeque<TxHeader>>,
@@ -68,6 +71,8 @@ impl Core {
             commit: log("commit", LogKind::Commit, sizes.commit)?,
             aht: log("aht", LogKind::Aht, sizes.aht)?,
             seals: SealLog::open(log("seal", LogKind::Seal, sizes.seal)?)?,
+            prunes: PruneLog::open(log("prune", LogKind::Prune, sizes.prune)?)?,
+            pruner: Mutex::default(),
             index: indexing::open(vfs, &dir.join("index"), spec.id, &options.index)?,
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
@@ -93,6 +98,8 @@ impl Core {
             commit: log("commit", LogKind::Commit, sizes.commit),
             aht: log("aht", LogKind::Aht, sizes.aht),
             seals: SealLog::open(log("seal", LogKind::Seal, sizes.seal))?,
+            prunes: PruneLog::open(log("prune", LogKind::Prune, sizes.prune))?,
+            pruner: Mutex::default(),
             index: indexing::in_memory(spec.id)?,
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
@@ -107,12 +114,13 @@ impl Core {
             commit: self.commit.end(),
             aht: self.aht.end(),
             seal: self.seals.log.end(),
+            prune: self.prunes.log.end(),
         }
     }
 
     /// The logs that are derived from the segments.
-    pub(crate) fn derived_logs(&self) -> [&ChunkLog; 4] {
-        [&self.tx, &self.commit, &self.aht, &self.seals.log]
+    pub(crate) fn derived_logs(&self) -> [&ChunkLog; 5] {
+        [&self.tx, &self.commit, &self.aht, &self.seals.log, &self.prunes.log]
     }
 
     /// Makes everything applied so far visible to readers that start now.
@@ -143,7 +151,7 @@ impl Core {
 
     /// Writes out what waits in memory, when it is much.
     pub(crate) fn spill(&self) -> Result<()> {
-        [&self.tx, &self.commit, &self.aht, &self.seals.log].into_iter().try_for_each(ChunkLog::spill)
+        self.derived_logs().into_iter().try_for_each(ChunkLog::spill)
     }
 
     /// What is held in memory and could be given back, bytes.

@@ -33,7 +33,7 @@ use crate::recover;
 use crate::release;
 use crate::repair::{self, Mended, SegmentRepair, SegmentSource, SegmentVote};
 use crate::scrub::{self, Damaged, ScrubStep, Scrubber};
-use crate::seal::{self, Health};
+use crate::seal::{self, Health, SegmentVersion};
 use crate::segment::{FrameKind, Ledger, LedgerOptions, LedgerReport, Position};
 use crate::transfer::{self, FileRange, Manifest};
 use crate::txlog::{EntryRecord, TxRecord};
@@ -107,7 +107,7 @@ pub struct Database {
     pub(crate) waiting: Waiting,
     pub(crate) digests: transfer::ChunkDigests,
     pub(crate) scrubber: Mutex<Scrubber>,
-    /// Held while something is repaired.
+    /// Held while something is repaired, pruned or installed. Taken before all the others.
     pub(crate) mending: Mutex<()>,
     pub(crate) account: Account,
     /// Bytes of the replicated state, as the applier said last.
@@ -246,9 +246,11 @@ impl Database {
         self.marks.lock().committed()
     }
 
-    /// Log entries up to here are answered as purged; their bytes stay.
+    /// Log entries up to here are answered as purged; their bytes stay, but for values that were pruned. A segment that has
+    /// lost values is always below it, whatever a crash has left of the mark.
     pub fn purge_mark(&self) -> Option<LogId> {
-        self.marks.lock().purged()
+        let pruned = self.ledger().pruned_through();
+        self.marks.lock().purged().max(pruned)
     }
 
     /// Moves the purge mark forward, unsynced.
@@ -376,8 +378,9 @@ impl Database {
         repair::mend(self, source)
     }
 
-    /// Replaces a closed segment by one from `source` whose frames hash to `agreed`: what a majority of the replicas holds.
-    pub fn repair_segment(&self, segment: u64, agreed: Digest, source: &dyn SegmentSource) -> Result<()> {
+    /// Replaces a closed segment by one from `source` of the version in `agreed`: what a majority of the replicas holds. The
+    /// generation is that of the own segment or a later one.
+    pub fn repair_segment(&self, segment: u64, agreed: SegmentVersion, source: &dyn SegmentSource) -> Result<()> {
         repair::segment(self, segment, agreed, source)
     }
 
@@ -385,7 +388,7 @@ impl Database {
     ///
     /// # Errors
     /// [`crate::Error::NoSuchSegment`] when it is not closed; IO.
-    pub fn begin_segment_repair(&self, segment: u64, agreed: Digest) -> Result<SegmentRepair> {
+    pub fn begin_segment_repair(&self, segment: u64, agreed: SegmentVersion) -> Result<SegmentRepair> {
         repair::begin(self, segment, agreed)
     }
 
@@ -396,27 +399,33 @@ impl Database {
 
     /// A majority of the replicas holds `agreed`: it counts from now on, whatever the seal says, and
     /// [`Database::pending_seals`] asks for another seal.
-    pub fn settle_segment(&self, segment: u64, agreed: Digest) -> Result<()> {
+    pub fn settle_segment(&self, segment: u64, agreed: SegmentVersion) -> Result<()> {
         repair::settle(self, segment, agreed)
     }
 
-    /// The digest that counts of a segment: that of its seal, or what a majority was found to hold; `None` when it is not
-    /// sealed.
-    pub fn agreed_digest(&self, segment: u64) -> Option<Digest> {
-        self.core().seals.digest(segment)
+    /// The digest that counts of a segment in this generation: that of its seal, or what a majority was found to hold; `None`
+    /// when another generation was sealed last, or none.
+    pub fn agreed_digest(&self, segment: u64, generation: u32) -> Option<Digest> {
+        self.core().seals.digest(segment, generation)
     }
 
-    /// Bytes of the frames of a closed segment for a replica that repairs its own, as they stand in the file.
+    /// Bytes of what stands behind the header of a closed segment, as they stand in the file, for a replica that repairs its
+    /// own.
     ///
     /// # Errors
     /// [`crate::Error::NoSuchSegment`] when it is not closed or ends before; IO.
-    pub fn read_segment(&self, segment: u64, offset: u64, len: usize) -> Result<Bytes> {
-        self.core().ledger.read_raw(segment, offset, len)
+    pub fn read_segment(&self, segment: u64, generation: u32, offset: u64, len: usize) -> Result<Bytes> {
+        self.core().ledger.read_raw(segment, generation, offset, len)
     }
 
     /// What another replica needs to become this one at the applied entry; takes a checkpoint first.
     pub fn manifest(&self) -> Result<Manifest> {
         transfer::manifest(self)
+    }
+
+    /// Whether the files that an own manifest names are still here as it names them: a segment may have been pruned since.
+    pub fn holds(&self, manifest: &Manifest) -> bool {
+        transfer::holds(self, manifest)
     }
 
     /// What of a manifest this replica does not have yet.
@@ -435,11 +444,11 @@ impl Database {
         transfer::install(self, manifest, staging)
     }
 
-    /// Bytes of frames and derived logs.
+    /// Bytes of segments and derived logs.
     pub fn size_bytes(&self) -> u64 {
         let core = self.core();
         let sizes = core.sizes();
-        core.ledger.end().0 + sizes.tx + sizes.commit + sizes.aht + sizes.seal
+        core.ledger.stored_bytes() + sizes.tx + sizes.commit + sizes.aht + sizes.seal + sizes.prune
     }
 
     pub(crate) fn core(&self) -> Arc<Core> {

@@ -25,9 +25,15 @@ pub struct Hashes {
 }
 
 impl Hashes {
-    /// Hashes entries that [`check_limits`] has passed. `plain` is a buffer that is kept from call to call.
-    pub fn new(version: u16, entries: &[LocatedEntry<'_>], plain: &mut Vec<u8>) -> Result<Self, Rejection> {
-        let values = compression::value_hashes(entries, plain)?;
+    /// Hashes entries that [`check_limits`] has passed. `pruned` has the hashes of values that are gone, and is empty when
+    /// none is. `plain` is a buffer that is kept from call to call.
+    pub fn new(
+        version: u16,
+        entries: &[LocatedEntry<'_>],
+        pruned: &[Option<Digest>],
+        plain: &mut Vec<u8>,
+    ) -> Result<Self, Rejection> {
+        let values = compression::value_hashes(entries, pruned, plain)?;
         let mut kept = Vec::new();
         let eh = match entries {
             [] => Ok(digest::EMPTY),
@@ -50,10 +56,16 @@ pub struct Digested {
 }
 
 impl Digested {
-    /// For a proposal as it stands in a command.
-    pub(crate) fn new(settings: &Settings, metadata: &[u8], entries: &[LocatedEntry<'_>], plain: &mut Vec<u8>) -> Self {
+    /// For a proposal as it stands in a command. `pruned` as [`Hashes::new`] takes it.
+    pub(crate) fn new(
+        settings: &Settings,
+        metadata: &[u8],
+        entries: &[LocatedEntry<'_>],
+        pruned: &[Option<Digest>],
+        plain: &mut Vec<u8>,
+    ) -> Self {
         let verdict = check_limits(settings, metadata, entries)
-            .and_then(|metadata| Ok((metadata, Hashes::new(settings.header_version, entries, plain)?)));
+            .and_then(|metadata| Ok((metadata, Hashes::new(settings.header_version, entries, pruned, plain)?)));
         Self { settings: settings.clone(), verdict }
     }
 
@@ -67,10 +79,11 @@ impl Digested {
                 metadata: &entry.metadata,
                 value: &entry.value,
                 form: entry.form,
+                pruned: false,
                 value_at: 0,
             })
             .collect();
-        Self::new(settings, &proposal.metadata, &entries, &mut Vec::new())
+        Self::new(settings, &proposal.metadata, &entries, &[], &mut Vec::new())
     }
 
     /// For all proposals of an encoded batch, in order; empty for any other command and for what is no command.
@@ -78,7 +91,7 @@ impl Digested {
         let Ok(Located::Batch(batch)) = command::decode_located(payload) else { return Vec::new() };
         let mut plain = Vec::new();
         (batch.proposals.iter())
-            .map(|proposal| Self::new(settings, proposal.metadata, batch.entries_of(proposal), &mut plain))
+            .map(|proposal| Self::new(settings, proposal.metadata, batch.entries_of(proposal), &[], &mut plain))
             .collect()
     }
 

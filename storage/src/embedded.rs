@@ -7,7 +7,7 @@ use alhambra_ledger::ids::{LogId, LogIndex, Term};
 use bytes::Bytes;
 
 use crate::apply::Outcome;
-use crate::command::{Command, Settings, TxProposal};
+use crate::command::{Citation, Command, Prune, PruneTarget, Settings, TxProposal};
 use crate::database::{Database, DatabaseSpec, Options};
 use crate::error::{Error, Result};
 use crate::recover;
@@ -50,7 +50,6 @@ impl Database {
             proposals.iter_mut().for_each(|proposal| proposal.compress(&settings));
         }
         let outcomes = self.commit_command(&Command::Batch { ts, proposals })?;
-        self.ledger().settle()?;
         match self.follow_up() {
             // The transactions are committed all the same; the next call tries again.
             Err(Error::NoSpace { .. }) | Ok(()) => Ok(outcomes),
@@ -60,9 +59,7 @@ impl Database {
 
     /// Seals and checkpoints that are due.
     fn follow_up(&self) -> Result<()> {
-        for seal in self.pending_seals()? {
-            self.commit_command(&Command::Seal(seal))?;
-        }
+        self.seal_closed()?;
         if self.checkpoint_due() {
             self.checkpoint()?;
         }
@@ -71,6 +68,18 @@ impl Database {
             self.index_work()?;
         }
         Ok(())
+    }
+
+    /// Orders values to be forgotten: in force when this returns. [`Database::prune_step`] gets rid of the bytes; nobody but
+    /// this process needs log entries as they were appended, so every sealed segment may go (`LogIndex(u64::MAX)`).
+    pub fn prune(&self, order: Option<Citation>, target: PruneTarget) -> Result<Outcome> {
+        Ok(self.commit_command(&Command::Prune(Prune { order, target }))?.remove(0))
+    }
+
+    /// Seals the segments that are closed, those included that were pruned. [`Database::commit`] does so as well.
+    pub fn seal_closed(&self) -> Result<()> {
+        self.ledger().settle()?;
+        self.pending_seals()?.into_iter().try_for_each(|seal| self.commit_command(&Command::Seal(seal)).map(drop))
     }
 
     fn commit_command(&self, command: &Command) -> Result<Vec<Outcome>> {

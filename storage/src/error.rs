@@ -227,6 +227,14 @@ pub enum Error {
         /// Newest applied transaction.
         last: TxId,
     },
+    /// The value was pruned; its hash, and every proof, is still there.
+    #[error("value of entry {entry} of transaction {tx} was pruned")]
+    ValuePruned {
+        /// The transaction.
+        tx: TxId,
+        /// 0-based entry of it.
+        entry: u32,
+    },
     /// The transaction has fewer entries.
     #[error("transaction {tx} has no entry {entry}")]
     NoSuchTxEntry {
@@ -340,6 +348,8 @@ impl Error {
             | Self::NoDatabase { .. }
             | Self::Unfinished { .. }
             | Self::IndexRebuilding { .. } => false,
+            // As far as this replica has applied.
+            Self::ValuePruned { .. } => false,
             // Files offered by another machine.
             Self::InstallBehind { .. } | Self::NotInManifest { .. } => false,
             // This machine's disk.

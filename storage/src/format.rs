@@ -23,10 +23,16 @@ pub const FRAME_HEAD_BYTES: usize = 25;
 pub const FRAME_PREFIX_BYTES: usize = 8;
 
 /// Bytes of the header at the start of a sidecar.
-pub const SIDECAR_HEADER_BYTES: u64 = 128;
+pub const SIDECAR_HEADER_BYTES: u64 = 132;
 
 /// Bytes of one offset in a sidecar.
 pub const SIDECAR_OFFSET_BYTES: u64 = 4;
+
+/// Bytes of a row in the table of a pruned segment: offset u32, length u32, hash.
+pub const HOLE_BYTES: u64 = 40;
+
+/// Bytes behind that table: number of rows u32, CRC-32C of both.
+pub const HOLES_END_BYTES: u64 = 8;
 
 /// First bytes of a segment file.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"ALHSEGMT";
@@ -45,7 +51,7 @@ pub const HASH_SHA256: u16 = 1;
 
 /// Where a fixed-size header ends its checksummed part.
 const SEGMENT_CRC_AT: usize = 252;
-const SIDECAR_CRC_AT: usize = 124;
+const SIDECAR_CRC_AT: usize = 128;
 
 /// Why a header is not usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +143,14 @@ pub struct SegmentHeader {
     pub first_log_id: LogId,
     /// Bytes of frames after which a segment is closed.
     pub segment_bytes: u64,
+    /// 0 as written; else the number of the newest prune of which the segment has lost a value.
+    pub generation: u32,
+    /// Values that are gone; 0 as written, like the next two.
+    pub hole_count: u32,
+    /// Bytes of the frames, what is gone included.
+    pub frame_bytes: u64,
+    /// Bytes of the frames that are in the file.
+    pub kept_bytes: u64,
 }
 
 impl SegmentHeader {
@@ -152,6 +166,10 @@ impl SegmentHeader {
         out.extend_from_slice(&self.first_offset.to_be_bytes());
         put_log_id(&mut out, self.first_log_id);
         out.extend_from_slice(&self.segment_bytes.to_be_bytes());
+        out.extend_from_slice(&self.generation.to_be_bytes());
+        out.extend_from_slice(&self.hole_count.to_be_bytes());
+        out.extend_from_slice(&self.frame_bytes.to_be_bytes());
+        out.extend_from_slice(&self.kept_bytes.to_be_bytes());
         seal_header(&mut out, SEGMENT_CRC_AT);
         out
     }
@@ -166,11 +184,32 @@ impl SegmentHeader {
             first_offset: fields.u64()?,
             first_log_id: fields.log_id()?,
             segment_bytes: fields.u64()?,
+            generation: fields.u32()?,
+            hole_count: fields.u32()?,
+            frame_bytes: fields.u64()?,
+            kept_bytes: fields.u64()?,
         };
+        let pruned = header.hole_count > 0
+            && header.kept_bytes < header.frame_bytes
+            && header.frame_bytes - header.kept_bytes >= u64::from(header.hole_count)
+            && header.frame_bytes <= u64::from(u32::MAX);
+        let plain = header.hole_count == 0 && header.kept_bytes == 0 && header.frame_bytes == 0;
+        if !(if header.generation == 0 { plain } else { pruned }) {
+            return Err(Damage::Field.into());
+        }
         if hash != HASH_SHA256 || reserved != 0 || fields.rest().iter().any(|byte| *byte != 0) {
             return Err(Damage::Field.into());
         }
         Ok(header)
+    }
+
+    /// Bytes behind the header in the file of a closed segment that has `frame_bytes` as long as it is not pruned.
+    pub const fn stored_bytes(&self, frame_bytes: u64) -> u64 {
+        if self.generation == 0 {
+            frame_bytes
+        } else {
+            self.kept_bytes + self.hole_count as u64 * HOLE_BYTES + HOLES_END_BYTES
+        }
     }
 }
 
@@ -191,8 +230,10 @@ pub struct SidecarHeader {
     pub frame_count: u32,
     /// Bytes of frames in the segment.
     pub frame_bytes: u64,
-    /// SHA-256 of the frames.
+    /// Of the segment.
     pub digest: Digest,
+    /// Generation of the segment that has this digest.
+    pub generation: u32,
     /// CRC-32C of the offsets that follow.
     pub offsets_crc: u32,
 }
@@ -212,6 +253,7 @@ impl SidecarHeader {
         put_log_id(&mut out, self.last_log_id);
         out.extend_from_slice(&self.frame_bytes.to_be_bytes());
         out.extend_from_slice(&self.digest.0);
+        out.extend_from_slice(&self.generation.to_be_bytes());
         out.extend_from_slice(&self.offsets_crc.to_be_bytes());
         seal_header(&mut out, SIDECAR_CRC_AT);
         out
@@ -231,6 +273,7 @@ impl SidecarHeader {
             frame_count,
             frame_bytes: fields.u64()?,
             digest: Digest(fields.take()?),
+            generation: fields.u32()?,
             offsets_crc: fields.u32()?,
         };
         if hash != HASH_SHA256 {

@@ -24,6 +24,7 @@ use crate::error::{Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
 use crate::format::derived::LogKind;
 use crate::seal::SealLog;
+use crate::segment::segment_generation;
 use crate::transfer::hash_range;
 use crate::vfs::{FileKind, OpenMode, Vfs};
 
@@ -152,12 +153,21 @@ pub struct SegmentVerdict {
     pub sealed: Digest,
     /// Digest of the bytes on disk; `None` when the file is missing or too short to have frames.
     pub found: Option<Digest>,
+    /// Generation in the seal.
+    pub sealed_generation: u32,
+    /// Generation that the file says it is.
+    pub found_generation: u32,
 }
 
 impl SegmentVerdict {
-    /// Whether the bytes on disk are the sealed ones.
+    /// Whether the bytes on disk are the sealed ones, or of a generation for which there is no seal (yet).
     pub fn is_sound(&self) -> bool {
-        self.found == Some(self.sealed)
+        self.found == Some(self.sealed) || (self.found.is_some() && self.is_of_another_generation())
+    }
+
+    /// Whether the file was pruned and that generation is not sealed yet, or the other way round: no digest to compare with.
+    pub fn is_of_another_generation(&self) -> bool {
+        self.found_generation != self.sealed_generation
     }
 }
 
@@ -197,25 +207,28 @@ pub fn seals(vfs: &Arc<dyn Vfs>, dir: &Path, mut progress: impl FnMut(u64, u64))
     let on_disk = names.iter().filter(|(name, kind)| *kind == FileKind::File && name.ends_with(".seg")).count();
     let total = sealed.len() as u64;
     let mut report = Report { unsealed: (on_disk as u64).saturating_sub(total), ..Report::default() };
-    for (done, (segment, sealed)) in (1u64..).zip(sealed) {
+    for (done, (segment, (sealed_generation, sealed))) in (1u64..).zip(sealed) {
         let path = ledger.join(format!("{segment:010}.seg"));
-        let found = digest_on_disk(&**vfs, &path)?;
-        report.segments.push(SegmentVerdict { segment, path, sealed, found });
+        let (found_generation, found) = digest_on_disk(&**vfs, segment, &path)?;
+        let verdict = SegmentVerdict { segment, path, sealed, found, sealed_generation, found_generation };
+        report.segments.push(verdict);
         progress(done, total);
     }
     Ok(report)
 }
 
-/// A closed segment's file ends with its last frame.
-fn digest_on_disk(vfs: &dyn Vfs, path: &Path) -> Result<Option<Digest>> {
+/// Generation and digest. A closed segment's file ends with its last frame, or with the table of what was pruned.
+fn digest_on_disk(vfs: &dyn Vfs, segment: u64, path: &Path) -> Result<(u32, Option<Digest>)> {
     let file = match vfs.open(path, OpenMode::Read) {
         Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((0, None)),
         Err(e) => return Err(Error::io(FileOp::Open, path, e)),
     };
     let len = file.len().map_err(|e| Error::io(FileOp::Length, path, e))?;
     if len <= SEGMENT_HEADER_BYTES {
-        return Ok(None);
+        return Ok((0, None));
     }
-    hash_range(vfs, path, SEGMENT_HEADER_BYTES, len).map(Some)
+    // A header that is damaged names no generation; the frames are compared with the seal all the same.
+    let generation = segment_generation(&*file, segment, path)?;
+    Ok((generation, Some(hash_range(vfs, path, SEGMENT_HEADER_BYTES, len)?)))
 }

@@ -186,7 +186,7 @@ fn fuzz_fsck_position() {
     };
     let corpus = vec![
         fsck::resume::encode(&[], &checkpoint),
-        fsck::resume::encode(&[Digest([1; 32]), Digest([2; 32])], &checkpoint),
+        fsck::resume::encode(&[(0, Digest([1; 32])), (3, Digest([2; 32]))], &checkpoint),
     ];
     Target { name: "fsck position", corpus, seal: &unsealed, memory: (4096, 32), decode: &decode }.run();
 }

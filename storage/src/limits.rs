@@ -105,6 +105,13 @@ pub const RECORD_FRONT_BYTES: u32 = 4 << 10;
 /// Bytes of keys and the values between them that are read in one go to prove one of the entries.
 pub const GROUP_READ_BYTES_MAX: u64 = 8 << 10;
 
+/// Prunes that a database takes in its life; they are kept in memory. Decides what is accepted, therefore part of the format.
+pub const PRUNES_MAX: u32 = 1 << 20;
+
+/// Different prefixes with a history limit, per database: each of them is compared with the key of every value that is read.
+/// Decides what is accepted, therefore part of the format.
+pub const HISTORY_LIMIT_PREFIXES_MAX: usize = 256;
+
 /// Headers of newest transactions kept in memory, per database.
 pub const RECENT_HEADERS: usize = 1024;
 

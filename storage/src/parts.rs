@@ -85,7 +85,7 @@ impl Core {
             htree::prove_kept(header.nentries, number, KEPT_LEVELS, &digests, |nodes| parts.kept_nodes(nodes))?;
         let within = (number - numbers.start) as usize;
         htree::verify(&inclusion, &digests[within], &header.eh).map_err(|_| self.bad_hash(tx))?;
-        let entry = group.swap_remove(within).with_key(keys.swap_remove(within));
+        let entry = group.swap_remove(within).named(tx, number, keys.swap_remove(within));
         Ok(ProvenEntry { header, entry, inclusion })
     }
 

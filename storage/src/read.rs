@@ -104,7 +104,7 @@ impl Core {
             let entry = entry?;
             let key = self.ledger.read_bytes(entry.key_at, entry.key_len as usize)?;
             digests.push(self.entry_digest(tx, record.head.version, &key, &entry)?);
-            entries.push(entry.with_key(key));
+            entries.push(entry.named(tx, entries.len() as u32, key));
         }
         if htree::root(&digests) != header.eh {
             return Err(self.bad_hash(tx));
@@ -117,15 +117,16 @@ impl Core {
         self.must_exist(tx)?;
         if let Some(parts) = self.parts(tx)? {
             let (numbers, mut group) = parts.group(number)?;
-            return Ok(group.swap_remove((number - numbers.start) as usize).with_key(key));
+            return Ok(group.swap_remove((number - numbers.start) as usize).named(tx, number, key));
         }
         let (record, _) = self.record(tx)?;
         let entry = self.entries(tx, &record)?.nth(number as usize);
         let entry = entry.unwrap_or(Err(Error::NoSuchTxEntry { tx, entry: number }))?;
-        Ok(entry.with_key(key))
+        Ok(entry.named(tx, number, key))
     }
 
-    /// The stored value of an entry; its SHA-256 is the stored one `S4`.
+    /// The value of an entry in plain; its SHA-256 is the stored one `S4`. [`Error::ValuePruned`] from the moment at which
+    /// a prune that names it is applied; a value of no bytes has nothing to lose.
     pub(crate) fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
         if entry.stored_len == 0 {
             return if entry.value_hash == digest::EMPTY {
@@ -134,9 +135,16 @@ impl Core {
                 Err(self.bad_value(entry.value_at))
             };
         }
+        let EntryRecord { tx, number, key, .. } = entry;
+        let pruned = Error::ValuePruned { tx: *tx, entry: *number };
+        if self.prunes.rules().name(*tx, *number, key, &self.index)? {
+            return Err(pruned);
+        }
         let stored = self.ledger.read_bytes(entry.value_at, entry.stored_len as usize)?;
         match compression::plain(entry.form, stored) {
             Some(value) if digest::sha256(&value) == entry.value_hash => Ok(value),
+            // The segment came as a file from a replica that has applied more of the log.
+            _ if self.ledger.pruned_hash(entry.value_at)? == Some(entry.value_hash) => Err(pruned),
             _ => Err(self.bad_value(entry.value_at)),
         }
     }

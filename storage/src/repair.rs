@@ -20,15 +20,18 @@ use crate::format::SEGMENT_HEADER_BYTES;
 use crate::limits::COPY_BYTES;
 use crate::rebuild;
 use crate::scrub::{self, Damaged};
+use crate::seal::SegmentVersion;
 use crate::segment::upkeep::Staged;
 use crate::segment::walk::{Step, Walk};
 use crate::segment::{SEGMENT_SUFFIX, file_name};
+use crate::transfer::hash_range;
 use crate::vfs::{OpenMode, Vfs};
 
 /// Where whole segments can be had.
 pub trait SegmentSource {
-    /// Hands the frames of a closed segment, without header, to `sink`, in order, in pieces. `expected` is their digest:
-    /// a source that knows better does not begin. Nothing of it is believed before the digest holds.
+    /// Hands what stands behind the header of a closed segment to `sink`, in order, in pieces. `expected` is the digest of that:
+    /// a source that knows better, or has the segment in another generation, does not begin. Nothing of it is believed
+    /// before the digest holds.
     ///
     /// # Errors
     /// [`Error::NoSuchSegment`] when it does not have it, those of `sink`, which it hands on; IO.
@@ -104,14 +107,18 @@ fn repair(db: &Database, what: Damaged, source: Option<&dyn SegmentSource>) -> R
         Damaged::Segment(number) => match examine(db, &core, number)? {
             Verdict::Sound => Ok(()),
             Verdict::Disputed { own, sealed } => Err(Error::SealDisputed { segment: number, own, sealed }),
-            Verdict::Rotten { error, own } => match (own, core.seals.digest(number), source) {
-                // Who proposed the seal may be the rotten one, so it alone is not believed.
-                (Some(own), Some(sealed), _) if own != sealed => {
-                    Err(Error::SealDisputed { segment: number, own, sealed })
+            Verdict::Rotten { error, own: Some(own) } => {
+                // Who proposed the seal may be the rotten one, so it alone is not believed. For the same reason a later
+                // generation is not taken because it is sealed.
+                match (core.seals.digest(number, own.generation), source) {
+                    (Some(sealed), _) if own.digest != sealed => {
+                        Err(Error::SealDisputed { segment: number, own: own.digest, sealed })
+                    }
+                    (_, Some(source)) => fetch(db, &core, number, own, source),
+                    (_, None) => Err(error),
                 }
-                (Some(own), _, Some(source)) => fetch(&core, number, own, source),
-                _ => Err(error),
-            },
+            }
+            Verdict::Rotten { error, own: None } => Err(error),
         },
         Damaged::Padding(number) => core.ledger.rewrite_zeros(number),
         Damaged::Sidecar(number) => core.ledger.rewrite_sidecar(number),
@@ -125,6 +132,7 @@ fn repair(db: &Database, what: Damaged, source: Option<&dyn SegmentSource>) -> R
         Damaged::Checkpoint => db.checkpoint(),
         Damaged::Marks => db.marks.lock().rewrite(&*db.vfs),
         Damaged::Vote => db.vote.rewrite(&db.vfs),
+        Damaged::PruneMark => db.rewrite_prune_mark(),
     }
 }
 
@@ -134,7 +142,7 @@ enum Verdict {
     /// Not what was written here; the digest of that, of a closed segment.
     Rotten {
         error: Error,
-        own: Option<Digest>,
+        own: Option<SegmentVersion>,
     },
     /// What was written here, and not what was sealed.
     Disputed {
@@ -148,47 +156,70 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
     let path = core.ledger.segment_path(number);
     let rotten = |offset, damage| {
         let error = Error::Corrupted { path: path.clone(), segment: Some(number), offset, damage };
-        Ok(Verdict::Rotten { error, own: view.digest })
+        Ok(Verdict::Rotten { error, own: view.version() })
     };
     let file = match db.vfs.open(&path, OpenMode::Read) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return rotten(0, Damage::Missing),
         Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
     };
-    let end = SEGMENT_HEADER_BYTES + view.flushed_bytes;
+    let end = view.end();
     match core.ledger.check_head(&view.info, &*file, end) {
         Ok(()) => {}
-        Err(error @ Error::Corrupted { .. }) => return Ok(Verdict::Rotten { error, own: view.digest }),
+        Err(error @ Error::Corrupted { .. }) => return Ok(Verdict::Rotten { error, own: view.version() }),
         Err(error) => return Err(error),
     }
-    let mut walk = Walk::new(&*file, &path, view.info.first_log_id, end);
-    let mut hasher = Hasher::new();
-    loop {
-        match walk.next()? {
-            Step::Frame { bytes, .. } => hasher.update(&bytes),
-            Step::End if walk.at() == end => break,
-            Step::End => return rotten(walk.at(), Damage::Missing),
-            Step::Bad(damage) => return rotten(walk.at(), damage),
+    let found = if view.info.generation == 0 {
+        let mut walk = Walk::new(&*file, &path, view.info.first_log_id, end);
+        let mut hasher = Hasher::new();
+        loop {
+            match walk.next()? {
+                Step::Frame { bytes, .. } => hasher.update(&bytes),
+                Step::End if walk.at() == end => break hasher.finish(),
+                Step::End => return rotten(walk.at(), Damage::Missing),
+                Step::Bad(damage) => return rotten(walk.at(), damage),
+            }
         }
+    } else {
+        hash_range(&*db.vfs, &path, SEGMENT_HEADER_BYTES, end)?
+    };
+    if core.ledger.view(number).is_none_or(|now| now.epoch != view.epoch) {
+        // Cut or written again meanwhile.
+        return examine(db, core, number);
     }
     let Some(own) = view.digest else { return Ok(Verdict::Sound) };
-    if hasher.finish() != own {
+    if found != own {
         return rotten(SEGMENT_HEADER_BYTES, Damage::Hash);
     }
-    match core.seals.digest(number) {
+    match core.seals.digest(number, view.info.generation) {
         Some(sealed) if sealed != own => Ok(Verdict::Disputed { own, sealed }),
         _ => Ok(Verdict::Sound),
     }
 }
 
-fn fetch(core: &Core, number: u64, expected: Digest, source: &dyn SegmentSource) -> Result<()> {
-    let mut staged = core.ledger.begin_repair(number)?;
-    source.fetch(number, &expected, &mut |piece| staged.write(piece))?;
-    put(core, &staged, number, expected)
+fn fetch(
+    db: &Database,
+    core: &Arc<Core>,
+    number: u64,
+    version: SegmentVersion,
+    source: &dyn SegmentSource,
+) -> Result<()> {
+    let mut staged = core.ledger.begin_repair(number, version)?;
+    source.fetch(number, &version.digest, &mut |piece| staged.write(piece))?;
+    put(db, core, &staged, number, version)
 }
 
-fn put(core: &Core, staged: &Staged, number: u64, agreed: Digest) -> Result<()> {
-    core.ledger.replace(staged, agreed)?;
+fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: SegmentVersion) -> Result<()> {
+    let info = core.ledger.view(number).ok_or(Error::NoSuchSegment { number })?.info;
+    let newer = agreed.generation > info.generation;
+    if newer && db.checkpoint_position() < Some(info.last_log_id) {
+        // Entries of a pruned segment count as purged, so nothing is to be applied from it any more.
+        db.checkpoint()?;
+    }
+    core.ledger.replace(staged)?;
+    if newer {
+        core.seals.rewritten(number);
+    }
     core.seals.settle(number, agreed);
     core.seals.compare(&core.ledger)
 }
@@ -200,16 +231,11 @@ pub struct SegmentRepair {
     core: Arc<Core>,
     staged: Staged,
     segment: u64,
-    agreed: Digest,
+    agreed: SegmentVersion,
 }
 
 impl SegmentRepair {
-    /// How many bytes of frames have to come.
-    pub fn frame_bytes(&self) -> u64 {
-        self.staged.frame_bytes()
-    }
-
-    /// Takes the next bytes of the frames, without the header.
+    /// Takes the next bytes of what stands behind the header.
     ///
     /// # Errors
     /// [`Error::Corrupted`] when they are too many; IO.
@@ -223,24 +249,26 @@ impl SegmentRepair {
     /// [`Error::Corrupted`] when it does not: then nothing is changed. IO.
     pub fn finish(self, db: &Database) -> Result<()> {
         let _one_at_a_time = db.mending.lock();
-        put(&self.core, &self.staged, self.segment, self.agreed)?;
+        put(db, &self.core, &self.staged, self.segment, self.agreed)?;
         scrub::mended(db, Damaged::Segment(self.segment));
         Ok(())
     }
 }
 
 /// See [`Database::begin_segment_repair`].
-pub(crate) fn begin(db: &Database, segment: u64, agreed: Digest) -> Result<SegmentRepair> {
+pub(crate) fn begin(db: &Database, segment: u64, agreed: SegmentVersion) -> Result<SegmentRepair> {
     let core = db.core();
-    let staged = core.ledger.begin_repair(segment)?;
+    let staged = core.ledger.begin_repair(segment, agreed)?;
     Ok(SegmentRepair { core, staged, segment, agreed })
 }
 
 /// What a replica says about a closed segment of its own when others ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentVote {
-    /// As its frames were written here.
-    pub digest: Digest,
+    /// As it was written here.
+    pub version: SegmentVersion,
+    /// Bytes behind the header of its file.
+    pub bytes: u64,
     /// The bytes on disk are these: it can be fetched from here.
     pub whole: bool,
 }
@@ -248,13 +276,19 @@ pub struct SegmentVote {
 /// See [`Database::segment_vote`].
 pub(crate) fn vote(db: &Database, number: u64) -> Result<Option<SegmentVote>> {
     let core = db.core();
-    let Some(digest) = core.ledger.view(number).and_then(|view| view.digest) else { return Ok(None) };
-    let rotten = matches!(examine(db, &core, number)?, Verdict::Rotten { .. });
-    Ok(Some(SegmentVote { digest, whole: !rotten }))
+    loop {
+        let Some(view) = core.ledger.view(number) else { return Ok(None) };
+        let Some(version) = view.version() else { return Ok(None) };
+        let whole = !matches!(examine(db, &core, number)?, Verdict::Rotten { .. });
+        // Written again meanwhile: what was looked at may have been either.
+        if core.ledger.view(number).is_some_and(|now| now.info == view.info) {
+            return Ok(Some(SegmentVote { version, bytes: view.info.stored_bytes, whole }));
+        }
+    }
 }
 
 /// See [`Database::settle_segment`].
-pub(crate) fn settle(db: &Database, number: u64, agreed: Digest) -> Result<()> {
+pub(crate) fn settle(db: &Database, number: u64, agreed: SegmentVersion) -> Result<()> {
     let core = db.core();
     core.seals.settle(number, agreed);
     core.seals.compare(&core.ledger)?;
@@ -265,9 +299,9 @@ pub(crate) fn settle(db: &Database, number: u64, agreed: Digest) -> Result<()> {
 }
 
 /// See [`Database::repair_segment`].
-pub(crate) fn segment(db: &Database, number: u64, agreed: Digest, source: &dyn SegmentSource) -> Result<()> {
+pub(crate) fn segment(db: &Database, number: u64, agreed: SegmentVersion, source: &dyn SegmentSource) -> Result<()> {
     let _one_at_a_time = db.mending.lock();
-    fetch(&db.core(), number, agreed, source)?;
+    fetch(db, &db.core(), number, agreed, source)?;
     scrub::mended(db, Damaged::Segment(number));
     Ok(())
 }

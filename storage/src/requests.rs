@@ -146,6 +146,7 @@ fn rejection_code(rejection: &Rejection) -> (u8, u32) {
         Rejection::ValueForm => (12, 0),
         Rejection::Conflict { range } => (13, range.map_or(0, |range| range + 1)),
         Rejection::SnapshotAhead => (14, 0),
+        Rejection::NothingToPrune => (15, 0),
     }
 }
 
@@ -166,6 +167,7 @@ fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
         12 => Rejection::ValueForm,
         13 => Rejection::Conflict { range: index.checked_sub(1) },
         14 => Rejection::SnapshotAhead,
+        15 => Rejection::NothingToPrune,
         _ => return Err(Malformed),
     };
     // Most have no number: then it is 0.
@@ -222,11 +224,11 @@ mod tests {
         let mut again = Vec::new();
         read.encode_into(&mut again);
         assert_eq!(again, bytes);
-        for code in 1..=14 {
+        for code in 1..=15 {
             let rejection = rejection_of(code, 0).expect("known");
             assert_eq!(rejection_code(&rejection).0, code);
         }
-        assert_eq!(rejection_of(15, 0), Err(Malformed));
+        assert_eq!(rejection_of(16, 0), Err(Malformed));
         assert_eq!(rejection_of(6, 1), Err(Malformed), "a number where there is none");
     }
 }

@@ -30,7 +30,7 @@ pub enum Damaged {
     Padding(u64),
     /// A sidecar: made again from its segment.
     Sidecar(u64),
-    /// `tx/`, `commit/`, `aht/` or `seal/`: derived again from the segments.
+    /// `tx/`, `commit/`, `aht/`, `seal/` or `prune/`: derived again from the segments.
     Derived,
     /// The index: rebuilt from the derived logs and the segments.
     Index,
@@ -40,6 +40,8 @@ pub enum Damaged {
     Marks,
     /// The vote: written again from memory.
     Vote,
+    /// The mark of prunes that are done: written again from memory.
+    PruneMark,
 }
 
 /// One piece of damage that a scrub came upon.
@@ -189,6 +191,8 @@ fn advance(db: &Database, core: &Arc<Core>, stage: Stage, budget: u64, step: &mu
             }
             end => {
                 note(step, Damaged::Derived, end.map(drop))?;
+                let prunes = core.prunes.check().map(|bytes| step.bytes += bytes);
+                note(step, Damaged::Derived, prunes)?;
                 Stage::Chunks
             }
         },
@@ -231,6 +235,7 @@ fn small_files(db: &Database, core: &Core, step: &mut ScrubStep) -> Result<()> {
     let marks = db.marks.lock().check(&*db.vfs).map(|bytes| step.bytes += bytes);
     note(step, Damaged::Marks, marks)?;
     note(step, Damaged::Vote, db.vote.check(&db.vfs))?;
+    note(step, Damaged::PruneMark, db.check_prune_mark().map(drop))?;
     // A pass over nothing else still takes a step.
     step.bytes += 1;
     Ok(())
@@ -263,6 +268,7 @@ pub(crate) fn mended(db: &Database, what: Damaged) {
         | Damaged::Sidecar(_)
         | Damaged::Checkpoint
         | Damaged::Marks
-        | Damaged::Vote => {}
+        | Damaged::Vote
+        | Damaged::PruneMark => {}
     }
 }

@@ -18,9 +18,10 @@ use crate::chunklog::ChunkLog;
 use crate::command::Seal;
 use crate::database::Database;
 use crate::error::{Damage, Result};
-use crate::segment::Ledger;
+use crate::segment::{Ledger, SegmentInfo};
 use crate::wire::{Malformed, Put, Reader};
 
+pub use dispute::SegmentVersion;
 use dispute::Settled;
 
 /// Whether this replica's bytes are what the group agreed on.
@@ -149,6 +150,8 @@ struct Inner {
     mismatched: BTreeSet<u64>,
     /// What a majority holds of segments whose seal says something else: the seal is to be corrected.
     settled: BTreeMap<u64, Settled>,
+    /// Of another generation here than what may be sealed.
+    rewritten: BTreeSet<u64>,
 }
 
 impl SealLog {
@@ -207,9 +210,19 @@ impl SealLog {
     fn compare_one(&self, ledger: &Ledger, segment: u64) -> Result<()> {
         let own = own_digest(ledger, segment);
         let mut inner = self.inner.lock();
+        let Some(sealed) = inner.applied.get(&segment).copied() else { return Ok(()) };
         match own {
             Ok(None) => inner.uncompared.push(segment),
-            Ok(Some(own)) if inner.agreed(segment).is_some_and(|agreed| agreed.0 != own) => {
+            // Not written again yet: compared when it is, `rewritten` says so.
+            Ok(Some((generation, _))) if generation < sealed.generation => {
+                inner.mismatched.remove(&segment);
+            }
+            // Written again already: compared with the seal of that generation, when it comes.
+            Ok(Some((generation, _))) if generation > sealed.generation => {
+                inner.mismatched.remove(&segment);
+                inner.rewritten.insert(segment);
+            }
+            Ok(Some((generation, own))) if inner.agreed(segment, generation).is_some_and(|agreed| agreed.0 != own) => {
                 tracing::error!(segment, "digest of an own segment is not the sealed one");
                 inner.mismatched.insert(segment);
             }
@@ -224,6 +237,43 @@ impl SealLog {
         Ok(())
     }
 
+    /// Whether a seal of the segment is applied.
+    pub(crate) fn is_sealed(&self, segment: u64) -> bool {
+        self.inner.lock().applied.contains_key(&segment)
+    }
+
+    /// The segment has another generation than before; its digest is to be sealed and compared.
+    pub(crate) fn rewritten(&self, segment: u64) {
+        let mut inner = self.inner.lock();
+        inner.rewritten.insert(segment);
+        inner.uncompared.push(segment);
+    }
+
+    /// Segments of which a later generation is sealed than the one here.
+    pub(crate) fn ahead_of(&self, segments: &[SegmentInfo]) -> Vec<u64> {
+        let inner = self.inner.lock();
+        let own = |segment: &u64| segments.get(*segment as usize).map_or(0, |info| info.generation);
+        let ahead = inner.applied.iter().filter(|(segment, applied)| own(segment) < applied.generation);
+        ahead.map(|(segment, _)| *segment).collect()
+    }
+
+    /// Seals to propose of segments that were written again here; what they say besides the digest is what was sealed before.
+    fn pending_rewritten(&self, ledger: &Ledger) -> Result<Vec<Seal>> {
+        let rewritten: Vec<u64> = self.inner.lock().rewritten.iter().copied().collect();
+        let mut seals = Vec::new();
+        for segment in rewritten {
+            let (Some(sealed), Some((generation, digest))) = (self.get(segment)?, own_digest(ledger, segment)?) else {
+                continue;
+            };
+            if generation > sealed.generation {
+                seals.push(Seal { generation, digest, ..sealed });
+            } else {
+                self.inner.lock().rewritten.remove(&segment);
+            }
+        }
+        Ok(seals)
+    }
+
     pub(crate) fn health(&self) -> Health {
         match self.inner.lock().mismatched.first() {
             None => Health::Sound,
@@ -231,9 +281,10 @@ impl SealLog {
         }
     }
 
-    /// Sealed digests by segment.
-    pub(crate) fn digests(&self) -> BTreeMap<u64, Digest> {
-        self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, applied.digest)).collect()
+    /// Sealed generations and digests by segment.
+    pub(crate) fn digests(&self) -> BTreeMap<u64, (u32, Digest)> {
+        let of = |applied: &Applied| (applied.generation, applied.digest);
+        self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, of(applied))).collect()
     }
 
     /// Reads the record at `at` again; answers where the next one stands, `None` at the end.
@@ -253,13 +304,18 @@ impl SealLog {
     }
 }
 
-/// The digest that the ledger kept of a segment; `None` while not all of its frames are flushed.
-fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<[u8; 32]>> {
+/// The digest that the ledger kept of a segment, and of which generation it is; `None` while not all of its frames are
+/// flushed.
+fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<(u32, [u8; 32])>> {
     let segments = ledger.segments();
     let flushed = ledger.flushed();
     let whole = (segments.iter().find(|info| info.number == segment))
         .is_some_and(|info| info.closed && Some(info.last_log_id) <= flushed);
-    if whole { ledger.digest(segment).map(|digest| Some(digest.0)) } else { Ok(None) }
+    if whole {
+        ledger.generation_and_digest(segment).map(|(generation, digest)| Some((generation, digest.0)))
+    } else {
+        Ok(None)
+    }
 }
 
 /// See [`Database::pending_seals`].
@@ -270,10 +326,12 @@ pub(crate) fn pending(db: &Database) -> Result<Vec<Seal>> {
     };
     let mut seals = Vec::with_capacity(unsealed.len());
     for closed in unsealed {
-        let Some(digest) = own_digest(&core.ledger, closed.segment)? else { continue };
+        // Only sealed segments are written again.
+        let Some((0, digest)) = own_digest(&core.ledger, closed.segment)? else { continue };
         let Closed { segment, last_tx, alh, rejected } = closed;
         seals.push(Seal { segment, generation: 0, digest, last_tx, alh: alh.0, rejected });
     }
+    seals.extend(core.seals.pending_rewritten(&core.ledger)?);
     seals.extend(core.seals.corrections()?);
     Ok(seals)
 }

@@ -22,6 +22,7 @@
 //!
 //! Bytes: `docs/format.md`, sections "Segments" to "Recovery of the log".
 
+mod pruned;
 mod read;
 mod readers;
 mod recover;
@@ -45,6 +46,8 @@ use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::vfs::{OpenMode, Vfs};
 
+use pruned::PrunedFile;
+pub(crate) use pruned::{Hole, segment_generation, view as pruned_view};
 pub(crate) use scan::bytes_before_zeros;
 
 use readers::Readers;
@@ -139,6 +142,12 @@ pub struct SegmentInfo {
     pub frame_bytes: u64,
     /// A later segment exists on disk: no frame follows in this one.
     pub closed: bool,
+    /// 0 as written; else the number of the newest prune of which it has lost a value.
+    pub generation: u32,
+    /// Bytes behind the header of its file when it is closed: those of the frames, or fewer when it is pruned.
+    pub stored_bytes: u64,
+    /// Values that it has lost.
+    pub hole_count: u32,
 }
 
 /// Where the files are and whose they are.
@@ -172,16 +181,31 @@ impl Layout {
         self.path(number, SIDECAR_SUFFIX)
     }
 
-    /// A segment's header is a function of what is known of it.
-    fn header_of(&self, info: &SegmentInfo) -> Vec<u8> {
-        let header = SegmentHeader {
+    /// The header that a segment has as long as it has lost no value.
+    fn header_at_first(&self, info: &SegmentInfo) -> SegmentHeader {
+        SegmentHeader {
             database: self.spec.database,
             number: info.number,
             first_offset: info.first_offset.0,
             first_log_id: info.first_log_id,
             segment_bytes: self.spec.segment_bytes,
-        };
-        header.encode()
+            generation: 0,
+            hole_count: 0,
+            // Not known when the header is written.
+            frame_bytes: 0,
+            kept_bytes: 0,
+        }
+    }
+
+    /// A segment's header is a function of what is known of it.
+    fn header_of(&self, info: &SegmentInfo) -> Vec<u8> {
+        let SegmentInfo { generation, hole_count, frame_bytes, stored_bytes, .. } = *info;
+        let header = self.header_at_first(info);
+        if generation == 0 {
+            return header.encode();
+        }
+        let kept_bytes = pruned::kept_bytes(stored_bytes, hole_count);
+        SegmentHeader { generation, hole_count, frame_bytes, kept_bytes, ..header }.encode()
     }
 
     fn sync_dir(&self) -> Result<()> {
@@ -213,6 +237,8 @@ pub struct Ledger {
     state: Mutex<State>,
     writer: Mutex<Option<OpenSegment>>,
     readers: Readers,
+    /// The pruned segment of which a hash was asked for last: number, generation, file.
+    last_pruned: Mutex<Option<(u64, u32, PrunedFile)>>,
     /// Set by the first write or sync that fails, for ever: after it nobody knows what is on disk.
     poisoned: AtomicBool,
 }
@@ -243,6 +269,7 @@ impl Ledger {
             state: Mutex::new(state),
             writer: Mutex::new(recovered.open),
             readers: Readers::new(),
+            last_pruned: Mutex::new(None),
             poisoned: AtomicBool::new(false),
         };
         Ok((ledger, recovered.report))
@@ -255,6 +282,7 @@ impl Ledger {
             state: Mutex::new(State::new(spec.segment_bytes, 0, Vec::new())),
             writer: Mutex::new(None),
             readers: Readers::new(),
+            last_pruned: Mutex::new(None),
             poisoned: AtomicBool::new(false),
         }
     }
@@ -448,12 +476,36 @@ impl Ledger {
         Position(self.state.lock().end_offset())
     }
 
+    /// Bytes of all frames, but for values that are gone.
+    pub fn stored_bytes(&self) -> u64 {
+        self.state.lock().segments.iter().map(|segment| segment.info().stored_bytes).sum()
+    }
+
+    /// Log id of the last entry of the newest segment that has lost values: entries up to here may not be as they were
+    /// appended.
+    pub fn pruned_through(&self) -> Option<LogId> {
+        self.state.lock().pruned_through
+    }
+
     /// All segments, in order, those included whose frames are staged but have no file yet.
     pub fn segments(&self) -> Vec<SegmentInfo> {
         self.state.lock().segments.iter().map(state::Segment::info).collect()
     }
 
-    /// SHA-256 of the frames of a segment as they were appended. Of a closed segment it is remembered. Of the open one it
+    /// The digest of a segment and the generation that has it; see [`Ledger::digest`].
+    pub(crate) fn generation_and_digest(&self, number: u64) -> Result<(u32, Digest)> {
+        loop {
+            let generation = |ledger: &Self| ledger.segment(number).map_or(0, |(info, _)| info.generation);
+            let before = generation(self);
+            let digest = self.digest(number)?;
+            // Else it was written again in between.
+            if generation(self) == before {
+                return Ok((before, digest));
+            }
+        }
+    }
+
+    /// SHA-256 of the frames of a segment as they were appended; of a pruned one of everything behind its file's header. Of a closed segment it is remembered. Of the open one it
     /// covers what has been flushed, and may have to wait for a flush.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ use crate::format::SEGMENT_HEADER_BYTES;
 use crate::format::derived::{CHUNK_HEADER_BYTES, open_small, seal_small};
 use crate::limits::COPY_BYTES;
 use crate::marks::Marks;
+use crate::prune;
 use crate::recover;
 use crate::smallfile;
 use crate::vfs::{OpenMode, Vfs};
@@ -39,7 +40,7 @@ const INSTALL_MAGIC: [u8; 8] = *b"ALHINSTL";
 const INSTALL_NAME: &str = "install";
 
 /// Folders whose files a manifest names.
-const FOLDERS: [&str; 5] = ["ledger", "tx", "commit", "aht", "seal"];
+const FOLDERS: [&str; 6] = ["ledger", "tx", "commit", "aht", "seal", "prune"];
 
 /// One file of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,23 +195,26 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
     let (open_segment, open_bytes) = state.trail.open_segment();
     if state.applied.is_some() {
         for segment in core.ledger.segments().iter().filter(|segment| segment.number <= open_segment) {
-            let frame_bytes = if segment.number == open_segment { open_bytes } else { segment.frame_bytes };
-            let len = SEGMENT_HEADER_BYTES + frame_bytes;
             let file = core.ledger.segment_path(segment.number);
-            let head = read_at(&*db.vfs, &file, 0, SEGMENT_HEADER_BYTES as usize)?;
-            let digest = if segment.number < open_segment {
-                // As it was written, not as it is on this disk now: the receiver notices when the two differ.
-                core.ledger.digest(segment.number)?
+            let (len, head, digest) = if segment.number < open_segment {
+                closed_segment(db, &core, segment.number, &file)?
             } else {
-                hash_range(&*db.vfs, &file, SEGMENT_HEADER_BYTES, len)?
+                let len = SEGMENT_HEADER_BYTES + open_bytes;
+                let head = read_at(&*db.vfs, &file, 0, SEGMENT_HEADER_BYTES as usize)?;
+                (len, head, hash_range(&*db.vfs, &file, SEGMENT_HEADER_BYTES, len)?)
             };
             let path = relative(&db.dir, &file);
             files.push(ManifestFile { path, len, segment: Some(segment.number), head, digest });
         }
     }
     let chunk_bytes = db.options.derived_chunk_bytes;
-    let logs =
-        [(&core.tx, sizes.tx), (&core.commit, sizes.commit), (&core.aht, sizes.aht), (&core.seals.log, sizes.seal)];
+    let logs = [
+        (&core.tx, sizes.tx),
+        (&core.commit, sizes.commit),
+        (&core.aht, sizes.aht),
+        (&core.seals.log, sizes.seal),
+        (&core.prunes.log, sizes.prune),
+    ];
     for (log, size) in logs {
         for (path, len) in log.manifest_files(chunk_bytes, size) {
             let digest = chunk_digest(db, &path, len)?;
@@ -230,6 +234,20 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
     })
 }
 
+/// Length, header and digest of a closed segment, all of one generation.
+fn closed_segment(db: &Database, core: &Core, number: u64, file: &Path) -> Result<(u64, Bytes, Digest)> {
+    loop {
+        let info = || core.ledger.segments().get(number as usize).copied().ok_or(Error::NoSuchSegment { number });
+        let before = info()?;
+        let head = read_at(&*db.vfs, file, 0, SEGMENT_HEADER_BYTES as usize)?;
+        // As it was written, not as it is on this disk now: the receiver notices when the two differ.
+        let digest = core.ledger.digest(number)?;
+        if info()?.generation == before.generation {
+            return Ok((SEGMENT_HEADER_BYTES + before.stored_bytes, head, digest));
+        }
+    }
+}
+
 fn chunk_digest(db: &Database, path: &str, len: u64) -> Result<Digest> {
     let full = len == CHUNK_HEADER_BYTES + db.options.derived_chunk_bytes;
     if full && let Some(digest) = db.digests.0.lock().get(path) {
@@ -240,6 +258,22 @@ fn chunk_digest(db: &Database, path: &str, len: u64) -> Result<Digest> {
         db.digests.0.lock().insert(path.to_owned(), digest);
     }
     Ok(digest)
+}
+
+/// See [`Database::holds`].
+pub(crate) fn holds(db: &Database, manifest: &Manifest) -> bool {
+    let ledger = db.ledger();
+    let segments = ledger.segments();
+    let closed = |file: &&ManifestFile| {
+        file.segment.is_some_and(|number| segments.get(number as usize).is_some_and(|info| info.closed))
+    };
+    // The newest one of the manifest was open then: it is a prefix, and cannot have been pruned before it was closed.
+    manifest.files.iter().filter(closed).all(|file| {
+        let number = file.segment.unwrap_or_default();
+        let info = &segments[number as usize];
+        let was_open = SEGMENT_HEADER_BYTES + info.frame_bytes != file.len && info.generation == 0;
+        was_open || ledger.digest(number).is_ok_and(|digest| digest == file.digest)
+    })
 }
 
 /// See [`Database::missing`].
@@ -260,7 +294,7 @@ fn is_here(core: &Core, file: &ManifestFile) -> Result<bool> {
     let flushed = core.ledger.flushed();
     let same_length = core.ledger.segments().iter().any(|segment| {
         let whole = segment.closed && Some(segment.last_log_id) <= flushed;
-        segment.number == number && whole && SEGMENT_HEADER_BYTES + segment.frame_bytes == file.len
+        segment.number == number && whole && SEGMENT_HEADER_BYTES + segment.stored_bytes == file.len
     });
     Ok(same_length && core.ledger.digest(number)? == file.digest)
 }
@@ -276,6 +310,8 @@ pub(crate) fn read_file(db: &Database, range: &FileRange) -> Result<Bytes> {
 
 /// See [`Database::install`].
 pub(crate) fn install(db: &Database, manifest: &Manifest, staging: &Path) -> Result<()> {
+    // Nothing is repaired or pruned meanwhile: that replaces files as well.
+    let _alone = db.mending.lock();
     let _one_at_a_time = db.exclusive.lock();
     let old = db.core();
     let staged = verify(db, &old, manifest, staging)?;
@@ -383,6 +419,11 @@ pub(crate) fn finish_install(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec)
     }
     for folder in FOLDERS {
         remove_others(&**vfs, &dir.join(folder), folder, &manifest, &staged)?;
+    }
+    // It speaks of segments that may have been replaced by others.
+    let pruned = dir.join(prune::MARK_NAME);
+    if vfs.exists(&pruned).map_err(|e| Error::io(FileOp::Open, &pruned, e))? {
+        vfs.remove_file(&pruned).map_err(|e| Error::io(FileOp::Remove, &pruned, e))?;
     }
     Marks::open(&**vfs, dir, spec.id)?.installed(manifest.log_id)?;
     smallfile::write_atomic(&**vfs, &dir.join(CHECKPOINT_NAME), CHECKPOINT_MAGIC, &manifest.checkpoint)?;

@@ -55,6 +55,10 @@ impl TxRecord {
 /// One entry of a committed transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryRecord {
+    /// Its transaction.
+    pub tx: TxId,
+    /// 0-based place in it.
+    pub number: u32,
     /// Stored key.
     pub key: Bytes,
     /// Serialised entry metadata, empty for none; [`EntryRecord::kv_metadata`] reads it.
@@ -247,8 +251,10 @@ pub(crate) struct StoredEntry {
 }
 
 impl StoredEntry {
-    pub(crate) fn with_key(self, key: Bytes) -> EntryRecord {
+    pub(crate) fn named(self, tx: TxId, number: u32, key: Bytes) -> EntryRecord {
         EntryRecord {
+            tx,
+            number,
             key,
             metadata: self.metadata,
             value_len: self.form.plain_len(self.value_len),

@@ -158,7 +158,11 @@ fn must_be_live(metadata: &KvMetadata, now: i64) -> Result<()> {
 
 /// Whether an error only says that there is no value, so that a list leaves it out.
 pub(crate) fn is_absence(error: &Error) -> bool {
-    matches!(error, Error::Wire(error) if *error == text::KEY_NOT_FOUND || *error == text::EXPIRED_ENTRY)
+    match error {
+        Error::Wire(error) => *error == text::KEY_NOT_FOUND || *error == text::EXPIRED_ENTRY,
+        Error::ValuePruned { .. } => true,
+        _ => false,
+    }
 }
 
 /// A value as stored, before references are followed.
@@ -445,10 +449,9 @@ pub async fn scan(app: &App, cx: &Context, scan: Scan) -> Result<Vec<Entry>> {
             break;
         }
         let user_key = key.slice(1..);
-        let found = reader.version(&key, &version)?;
-        match reader.resolve(user_key, found) {
+        match reader.version(&key, &version).and_then(|found| reader.resolve(user_key, found)) {
             Ok(entry) => out.push(entry),
-            // A reference whose target is gone has used up its place.
+            // A reference whose target is gone, or a value that was pruned, has used up its place.
             Err(error) if is_absence(&error) => {}
             Err(error) => return Err(error),
         }
@@ -503,7 +506,11 @@ pub async fn history(app: &App, cx: &Context, history: History) -> Result<Vec<En
             Bytes::new()
         } else {
             // The first byte tells plain values from references; a deletion has not even that.
-            let stored = reader.version(&key, version)?.stored;
+            let stored = match reader.version(&key, version) {
+                // Its revision and transaction are still there for who asks for them.
+                Err(Error::ValuePruned { .. }) => continue,
+                found => found?.stored,
+            };
             if stored.is_empty() { stored } else { stored.slice(1..) }
         };
         out.push(Entry {
@@ -646,6 +653,7 @@ async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committed> {
         Rejection::ValueForm => Error::Internal("a value that this node compressed was refused"),
         Rejection::Conflict { .. } => text::READ_CONFLICT.into(),
         Rejection::SnapshotAhead => Error::Internal("a snapshot of this node is ahead of the ledger"),
+        Rejection::NothingToPrune => Error::Internal("a proposal was refused as a prune"),
         Rejection::RequestTooOld => alhambra_raft::error::ProposeError::OutcomeUnknown.into(),
     })
 }

@@ -21,7 +21,7 @@ async fn store(node: &NodeHandle, entries: Vec<(Vec<u8>, Vec<u8>)>) -> u64 {
     let proposal = TxProposal { entries: entries.into_iter().map(entry).collect(), ..TxProposal::default() };
     match group.propose(proposal, Instant::now() + PATIENCE).await.unwrap() {
         Outcome::Committed { tx, .. } => tx.get(),
-        Outcome::Rejected(rejection) => panic!("{rejection:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

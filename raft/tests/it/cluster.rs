@@ -659,6 +659,17 @@ impl Cluster {
         self.machines[&id].disk.remove_file(&Path::new("/data/db").join(path)).unwrap();
     }
 
+    /// The files of the node's ledger, by name.
+    pub fn ledger_files(&self, id: u64) -> Vec<(PathBuf, Vec<u8>)> {
+        let disk = &self.machines[&id].disk;
+        let dir = Path::new("/data/db/ledger");
+        let read = |name: String| {
+            let file = disk.open(&dir.join(&name), OpenMode::Read).unwrap();
+            (PathBuf::from(name), file.read_at(0, usize::try_from(file.len().unwrap()).unwrap()).unwrap().to_vec())
+        };
+        disk.read_dir(dir).unwrap().into_iter().map(|(name, _)| read(name)).collect()
+    }
+
     /// From now on the node's disk refuses every call.
     pub fn break_disk(&self, id: u64) {
         self.machines[&id].boot.as_ref().expect("the node is up").0.state.down.store(true, Ordering::Relaxed);
@@ -770,7 +781,7 @@ pub fn set(key: &str, value: &str) -> TxProposal {
 pub async fn put(group: &Group, key: &str, value: &str) -> Result<TxId, ProposeError> {
     match group.propose(set(key, value), after(10_000)).await? {
         Outcome::Committed { tx, .. } => Ok(tx),
-        Outcome::Rejected(why) => panic!("rejected: {why:?}"),
+        other => panic!("not committed: {other:?}"),
     }
 }
 

@@ -14,8 +14,8 @@ use alhambra_raft::error::{ProposeError, WriteLimit};
 use alhambra_raft::group::{Group, Health, Level, Tuning};
 use alhambra_raft::groups::{GroupReadiness, Groups, NodeSpec};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, NewDatabase, User};
-use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::Settings;
+use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::command::{Citation, Prune, PruneTarget, Settings};
 use alhambra_storage::vfs::faulty::FaultyVfs;
 use alhambra_storage::vfs::mem::MemVfs;
 use tokio::time::Instant;
@@ -132,7 +132,7 @@ impl Nodes {
         loop {
             match self.opened(node, name).await.propose(set(key, "v"), soon()).await {
                 Ok(Outcome::Committed { tx, .. }) => return tx,
-                Ok(Outcome::Rejected(why)) => panic!("rejected: {why:?}"),
+                Ok(other) => panic!("not committed: {other:?}"),
                 Err(ProposeError::OutcomeUnknown) => {}
                 Err(error) => panic!("{error}"),
             }
@@ -338,6 +338,70 @@ fn below_the_low_water_mark_user_writes_are_refused_until_there_is_room() {
         nodes.ready().await;
         let keys = ["before".to_owned(), "one is low".to_owned(), "resumed".to_owned()];
         nodes.assert_equal("orders", &keys).await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn space_that_a_prune_frees_lets_writes_resume() {
+    run(async {
+        const VALUE_BYTES: usize = 100_000;
+        let nodes = Nodes::three().await;
+        // Some segments of values that are to go.
+        let mut last = TxId(0);
+        for n in 0..45 {
+            let proposal = set(&format!("old{n}"), &"v".repeat(VALUE_BYTES));
+            match nodes.opened(0, "orders").await.propose(proposal, soon()).await {
+                Ok(Outcome::Committed { tx, .. }) => last = tx,
+                other => panic!("{other:?}"),
+            }
+        }
+        let disk = |node: usize| &nodes.0[node].disk;
+        for node in 0..3 {
+            disk(node).set_capacity(Some(disk(node).size_bytes() + LIMITS.low_bytes - 1));
+        }
+        let write = async || nodes.group(0, "orders").propose(set("resumed", "v"), soon()).await;
+        let deadline = soon();
+        while !matches!(write().await, Err(ProposeError::LimitExceeded(WriteLimit::DiskLow { .. }))) {
+            assert!(Instant::now() < deadline, "writes are not refused");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // They are refused for good: nothing but the prune changes that.
+        let before: Vec<u64> = (0..3).map(|node| disk(node).size_bytes()).collect();
+        let deadline = soon();
+        loop {
+            let leader = nodes.leader("orders").await;
+            let marker = PruneTarget::marker(None, last, Vec::new());
+            let target = PruneTarget::Before { tx: last, ts: 0, marker };
+            let order = Citation { tx: TxId(1), alh: [1; 32] };
+            match nodes.group(leader, "orders").prune(Prune { order: Some(order), target }, soon()).await {
+                Ok(Outcome::Committed { .. }) => break,
+                // It was taken the first time.
+                Ok(Outcome::Rejected(Rejection::NothingToPrune)) => break,
+                Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown) => {}
+                other => panic!("{other:?}"),
+            }
+            assert!(Instant::now() < deadline, "no leader takes the prune");
+        }
+        let deadline = soon();
+        while write().await.is_err() {
+            assert!(Instant::now() < deadline, "writes do not resume");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        until("space returns on every node", || {
+            (0..3).all(|node| disk(node).size_bytes() + 3 * 1_000_000 < before[node])
+        })
+        .await;
+        for node in 0..3 {
+            disk(node).set_capacity(None);
+            let database = nodes.opened(node, "orders").await.database().clone();
+            let entry = database.tx(TxId(last.0 - 1)).unwrap().entries.remove(0);
+            assert!(matches!(database.value(&entry), Err(alhambra_storage::Error::ValuePruned { .. })));
+            let entry = database.tx(last).unwrap().entries.remove(0);
+            assert_eq!(database.value(&entry).unwrap().len(), VALUE_BYTES + 1);
+        }
+        nodes.ready().await;
+        nodes.assert_equal("orders", &[]).await;
         nodes.stop().await;
     });
 }

@@ -13,10 +13,10 @@ use alhambra_raft::forward::{ReadIndex, SegmentPart, Written};
 use alhambra_raft::types::{
     CommandBytes, RaftEntry, RaftMembership, RaftStoredMembership, RaftVote, TypeConfig, to_raft_log_id,
 };
-use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, TxProposal};
 use alhambra_storage::reads::Reads;
+use alhambra_storage::{SegmentVersion, SegmentVote};
 use bytes::Bytes;
 use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, TransferLeaderError, TransferLeaderRequest, VoteRequest,
@@ -196,15 +196,16 @@ fn segments() {
     assert_eq!(hex(&bytes), "0107");
     assert_eq!(decode_segment_ask(&bytes).unwrap(), 7);
     refuses_damage(&bytes, decode_segment_ask);
-    let vote = SegmentVote { digest: Digest([0xab; 32]), whole: true };
+    let version = SegmentVersion { generation: 3, digest: Digest([0xab; 32]) };
+    let vote = SegmentVote { version, bytes: 1 << 20, whole: true };
     let bytes = encode_segment_vote(Some(&vote));
-    assert_eq!(hex(&bytes), "0101".to_owned() + &"ab".repeat(32) + "01");
+    assert_eq!(hex(&bytes), "010103".to_owned() + &"ab".repeat(32) + "fc0010000001");
     assert_eq!(decode_segment_vote(&bytes).unwrap(), Some(vote));
     refuses_damage(&bytes, decode_segment_vote);
     assert_eq!(decode_segment_vote(&encode_segment_vote(None)).unwrap(), None);
-    let part = SegmentPart { segment: 9, offset: 1 << 20, len: 5 };
+    let part = SegmentPart { segment: 9, generation: 3, offset: 1 << 20, len: 5 };
     let bytes = encode_segment_part(&part);
-    assert_eq!(hex(&bytes), "0109fc0010000005");
+    assert_eq!(hex(&bytes), "010903fc0010000005");
     assert_eq!(decode_segment_part(&bytes).unwrap(), part);
     refuses_damage(&bytes, decode_segment_part);
 }
@@ -244,6 +245,7 @@ fn forwards() {
         Rejection::ValueForm,
         Rejection::Conflict { range: Some(3) },
         Rejection::SnapshotAhead,
+        Rejection::NothingToPrune,
         Rejection::Conflict { range: None },
     ];
     let errors = [
@@ -265,9 +267,9 @@ fn forwards() {
         refuses_damage(&bytes, decode_propose_reply);
         // The number of a variant never changes.
         match n {
-            0..14 => assert_eq!(hex(&bytes[..4]), format!("010001{n:02x}")),
-            14 => assert_eq!(hex(&bytes), "0100010c00", "a conflict without range"),
-            15..25 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 15)),
+            0..15 => assert_eq!(hex(&bytes[..4]), format!("010001{n:02x}")),
+            15 => assert_eq!(hex(&bytes), "0100010c00", "a conflict without range"),
+            16..26 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 16)),
             _ => {}
         }
     }

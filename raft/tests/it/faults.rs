@@ -36,7 +36,7 @@ impl Load {
                         let key = format!("{tag}-{n}");
                         match group.propose(set(&key, "v"), after(3_000)).await {
                             Ok(Outcome::Committed { tx, .. }) => drop(acknowledged.lock().insert(key, tx)),
-                            Ok(Outcome::Rejected(why)) => panic!("rejected: {why:?}"),
+                            Ok(other) => panic!("not committed: {other:?}"),
                             Err(e) if e.may_be_applied() => unknown.lock().push(key),
                             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
                         }

@@ -11,6 +11,7 @@ mod fuzz;
 mod links;
 mod memory;
 mod nodes;
+mod pruning;
 mod quotas;
 mod replicas;
 mod scrub;

@@ -148,7 +148,7 @@ impl Nodes {
         let group = self.running[&node].group_by_name(database).unwrap();
         match group.propose(set(key, value), soon()).await.unwrap() {
             Outcome::Committed { tx, .. } => tx,
-            rejected @ Outcome::Rejected(_) => panic!("{rejected:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -8,9 +8,11 @@ use std::ops::Range;
 use alhambra_ledger::ids::{DatabaseId, TxId};
 use bytes::Bytes;
 
+use super::prune::{self, Citation, LocatedTarget};
+use super::value_form::{COMPRESSION_LZ4, COMPRESSION_NONE};
 use super::{
-    Command, Compression, LocatedReadSet, Precondition, ProposalEntry, ReadSet, RequestId, Seal, Settings, TxProposal,
-    ValueForm,
+    Command, Compression, LocatedReadSet, Precondition, ProposalEntry, Prune, PruneTarget, ReadSet, RequestId, Seal,
+    Settings, TxProposal, ValueForm,
 };
 use crate::wire::{Malformed, Put, Reader};
 
@@ -21,6 +23,7 @@ const KIND_GENESIS: u8 = 1;
 const KIND_CONFIGURE: u8 = 2;
 const KIND_BATCH: u8 = 3;
 const KIND_SEAL: u8 = 4;
+const KIND_PRUNE: u8 = 5;
 
 const PROPOSAL_HAS_REQUEST: u8 = 1;
 const PROPOSAL_HAS_METADATA: u8 = 2;
@@ -30,9 +33,6 @@ const PROPOSAL_FLAGS: u8 =
     PROPOSAL_HAS_REQUEST | PROPOSAL_HAS_METADATA | PROPOSAL_HAS_PRECONDITIONS | PROPOSAL_HAS_READ_SET;
 
 const ENTRY_HAS_METADATA: u8 = 1;
-
-const COMPRESSION_NONE: u8 = 0;
-const COMPRESSION_LZ4: u8 = 1;
 
 const MUST_EXIST: u8 = 1;
 const MUST_NOT_EXIST: u8 = 2;
@@ -70,6 +70,8 @@ pub struct LocatedEntry<'a> {
     pub value: &'a [u8],
     /// How the value's bytes stand here.
     pub form: ValueForm,
+    /// The bytes are gone: `value` is zeros.
+    pub pruned: bool,
     /// Offset of the value's first byte within the payload.
     pub value_at: u32,
 }
@@ -148,6 +150,8 @@ pub enum Located<'a> {
     Batch(LocatedBatch<'a>),
     /// See [`Command::Seal`].
     Seal(Seal),
+    /// See [`Command::Prune`].
+    Prune(Option<Citation>, LocatedTarget<'a>),
 }
 
 impl Command {
@@ -167,21 +171,25 @@ impl Command {
                 settings.encode_into(&mut out);
             }
             Self::Batch { ts, proposals } => {
-                put_batch_head(&mut out, *ts, proposals.len());
-                for proposal in proposals {
-                    proposal.encode_into(&mut out);
-                }
+                out.put_u8(KIND_BATCH);
+                put_batch(*ts, proposals, &mut out);
             }
             Self::Seal(seal) => {
                 out.put_u8(KIND_SEAL);
                 seal.encode_into(&mut out);
             }
+            Self::Prune(prune) => {
+                out.put_u8(KIND_PRUNE);
+                prune.encode_into(&mut out);
+            }
         }
         Bytes::from(out)
     }
 
-    /// Reads a command; keys, metadata and values are slices of `payload`, not copies.
+    /// Reads a command; keys, metadata and values are slices of `payload`, not copies. A command that has lost values to
+    /// a prune is not one that anybody could propose, so it is malformed here.
     pub fn decode(payload: &Bytes) -> Result<Self, DecodeError> {
+        let malformed = DecodeError::Malformed { at: payload.len() };
         Ok(match decode_located(payload)? {
             Located::Genesis { database, segment_bytes, settings } => {
                 Self::Genesis { database, segment_bytes, settings }
@@ -189,30 +197,20 @@ impl Command {
             Located::Configure(settings) => Self::Configure(settings),
             Located::Seal(seal) => Self::Seal(seal),
             Located::Batch(batch) => {
-                let own = |part: &[u8]| if part.is_empty() { Bytes::new() } else { payload.slice_ref(part) };
-                let proposals = batch.proposals.iter().map(|proposal| TxProposal {
-                    request: proposal.request,
-                    metadata: own(proposal.metadata),
-                    entries: (batch.entries_of(proposal).iter())
-                        .map(|e| ProposalEntry {
-                            key: own(e.key),
-                            metadata: own(e.metadata),
-                            value: own(e.value),
-                            form: e.form,
-                        })
-                        .collect(),
-                    preconditions: (batch.preconditions_of(proposal).iter())
-                        .map(|condition| match *condition {
-                            LocatedPrecondition::MustExist(key) => Precondition::MustExist(own(key)),
-                            LocatedPrecondition::MustNotExist(key) => Precondition::MustNotExist(own(key)),
-                            LocatedPrecondition::NotModifiedAfter { key, tx } => {
-                                Precondition::NotModifiedAfter { key: own(key), tx }
-                            }
-                        })
-                        .collect(),
-                    read_set: proposal.read_set.as_ref().map(|reads| reads.within(payload)),
-                });
-                Self::Batch { ts: batch.ts, proposals: proposals.collect() }
+                Self::Batch { ts: batch.ts, proposals: own_proposals(payload, &batch).ok_or(malformed)? }
+            }
+            Located::Prune(order, target) => {
+                let target = match target {
+                    LocatedTarget::Before { tx, batch } => {
+                        let marker = own_proposals(payload, &batch).ok_or(malformed)?.remove(0);
+                        PruneTarget::Before { tx, ts: batch.ts, marker }
+                    }
+                    LocatedTarget::Versions { prefix, keep } => {
+                        PruneTarget::Versions { prefix: own(payload, prefix), keep }
+                    }
+                    LocatedTarget::Value { tx, entry } => PruneTarget::Value { tx, entry },
+                };
+                Self::Prune(Prune { order, target })
             }
         })
     }
@@ -223,23 +221,54 @@ impl Command {
             Self::Genesis { .. } | Self::Configure(_) => 64,
             Self::Batch { proposals, .. } => 18 + proposals.iter().map(TxProposal::encoded_len_max).sum::<usize>(),
             Self::Seal(seal) => 128 + 16 * seal.rejected.len(),
+            Self::Prune(prune) => match &prune.target {
+                PruneTarget::Before { marker, .. } => 80 + marker.encoded_len_max(),
+                PruneTarget::Versions { prefix, .. } => 64 + prefix.len(),
+                PruneTarget::Value { .. } => 64,
+            },
         }
     }
 }
 
-fn put_batch_head(out: &mut Vec<u8>, ts: i64, proposals: usize) {
-    out.put_u8(KIND_BATCH);
-    out.put_i64(ts);
-    out.put_varint(proposals as u64);
-}
-
 /// A [`Command::Batch`] of proposals from [`TxProposal::encode`].
 pub(crate) fn encode_batch(ts: i64, proposals: &[&[u8]]) -> Bytes {
-    let mut out = Vec::with_capacity(18 + proposals.iter().map(|proposal| proposal.len()).sum::<usize>());
+    let mut out = Vec::with_capacity(19 + proposals.iter().map(|proposal| proposal.len()).sum::<usize>());
     out.put_u8(COMMAND_VERSION);
+    out.put_u8(KIND_BATCH);
     put_batch_head(&mut out, ts, proposals.len());
     proposals.iter().for_each(|proposal| out.put_bytes(proposal));
     Bytes::from(out)
+}
+
+/// A part of `payload` that shares its memory.
+fn own(payload: &Bytes, part: &[u8]) -> Bytes {
+    if part.is_empty() { Bytes::new() } else { payload.slice_ref(part) }
+}
+
+/// The proposals of a batch; `None` when one has lost a value.
+fn own_proposals(payload: &Bytes, batch: &LocatedBatch<'_>) -> Option<Vec<TxProposal>> {
+    if batch.entries.iter().any(|entry| entry.pruned) {
+        return None;
+    }
+    let own = |part: &[u8]| own(payload, part);
+    let proposals = batch.proposals.iter().map(|proposal| TxProposal {
+        request: proposal.request,
+        metadata: own(proposal.metadata),
+        entries: (batch.entries_of(proposal).iter())
+            .map(|e| ProposalEntry { key: own(e.key), metadata: own(e.metadata), value: own(e.value), form: e.form })
+            .collect(),
+        preconditions: (batch.preconditions_of(proposal).iter())
+            .map(|condition| match *condition {
+                LocatedPrecondition::MustExist(key) => Precondition::MustExist(own(key)),
+                LocatedPrecondition::MustNotExist(key) => Precondition::MustNotExist(own(key)),
+                LocatedPrecondition::NotModifiedAfter { key, tx } => {
+                    Precondition::NotModifiedAfter { key: own(key), tx }
+                }
+            })
+            .collect(),
+        read_set: proposal.read_set.as_ref().map(|reads| reads.within(payload)),
+    });
+    Some(proposals.collect())
 }
 
 /// Reads a command and tells where in `payload` each key and value stands.
@@ -266,11 +295,15 @@ fn read_command<'a>(reader: &mut Reader<'a>) -> Result<Located<'a>, Malformed> {
         KIND_CONFIGURE => Located::Configure(Settings::read(reader)?),
         KIND_BATCH => Located::Batch(read_batch(reader)?),
         KIND_SEAL => Located::Seal(Seal::read(reader)?),
+        KIND_PRUNE => {
+            let (order, target) = prune::read(reader)?;
+            Located::Prune(order, target)
+        }
         _ => return Err(Malformed),
     })
 }
 
-fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed> {
+pub(super) fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed> {
     /// Smallest proposal: flags and a count of entries.
     const PROPOSAL_BYTES_MIN: usize = 2;
     /// Smallest entry: flags, key length, compression, value length.
@@ -306,10 +339,10 @@ fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed
             let key = reader.prefixed()?;
             let key_at = position(reader.at() - key.len())?;
             let metadata = if flags & ENTRY_HAS_METADATA != 0 { reader.some_prefixed()? } else { &[] };
-            let form = ValueForm::read(reader)?;
+            let (form, pruned) = ValueForm::read_or_pruned(reader)?;
             let value = reader.prefixed()?;
             let value_at = position(reader.at() - value.len())?;
-            batch.entries.push(LocatedEntry { key, key_at, metadata, value, form, value_at });
+            batch.entries.push(LocatedEntry { key, key_at, metadata, value, form, pruned, value_at });
         }
         let first_precondition = batch.preconditions.len();
         if flags & PROPOSAL_HAS_PRECONDITIONS != 0 {
@@ -338,6 +371,19 @@ fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>, Malformed
         });
     }
     Ok(batch)
+}
+
+fn put_batch_head(out: &mut Vec<u8>, ts: i64, proposals: usize) {
+    out.put_i64(ts);
+    out.put_varint(proposals as u64);
+}
+
+/// Time and proposals of a batch.
+pub(super) fn put_batch(ts: i64, proposals: &[TxProposal], out: &mut Vec<u8>) {
+    put_batch_head(out, ts, proposals.len());
+    for proposal in proposals {
+        proposal.encode_into(out);
+    }
 }
 
 /// Offsets within a payload fit 32 bits: a frame's length does.
@@ -483,27 +529,6 @@ impl Settings {
         self.header_version <= 1
             && (1..=u32::from(u16::MAX)).contains(&self.key_len_max)
             && (1..=entries_max).contains(&self.tx_entries_max)
-    }
-}
-
-impl ValueForm {
-    /// The code of the form and, if it is not plain, the length in plain; the same in commands and in tx records.
-    pub(crate) fn encode_into(self, out: &mut Vec<u8>) {
-        match self {
-            Self::Plain => out.put_u8(COMPRESSION_NONE),
-            Self::Lz4 { plain_len } => {
-                out.put_u8(COMPRESSION_LZ4);
-                out.put_varint(u64::from(plain_len));
-            }
-        }
-    }
-
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        match reader.u8()? {
-            COMPRESSION_NONE => Ok(Self::Plain),
-            COMPRESSION_LZ4 => Ok(Self::Lz4 { plain_len: reader.varint_u32()? }),
-            _ => Err(Malformed),
-        }
     }
 }
 

@@ -41,6 +41,8 @@ pub enum LogKind {
     Aht = 3,
     /// `seal/`
     Seal = 4,
+    /// `prune/`
+    Prune = 5,
 }
 
 /// First bytes of a chunk file.

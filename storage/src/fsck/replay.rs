@@ -16,6 +16,7 @@ use crate::commitlog::CommitRecord;
 use crate::core::Core;
 use crate::database::DatabaseSpec;
 use crate::error::{Error, Result};
+use crate::format::SegmentHeader;
 use crate::format::derived::{COMMIT_RECORD_BYTES, DIGEST_BYTES, LogKind};
 use crate::indexing;
 use crate::segment::{Frame, Position};
@@ -64,6 +65,11 @@ impl Replay {
 
     pub(super) fn state(&self) -> &State {
         &self.applier.state
+    }
+
+    /// The next frames are of this segment, which has lost values.
+    pub(super) fn lend(&self, segment: &SegmentHeader) {
+        self.core.ledger.lend(segment);
     }
 
     /// State and sizes after the last frame, as a checkpoint holds them.
@@ -126,8 +132,10 @@ impl Replay {
         if let Err((at, error)) = core.commit.compare(self.sizes.commit) {
             found.push((Some(TxId(at / COMMIT_RECORD_BYTES + 1)), error));
         }
-        if let Err((_, error)) = core.seals.log.compare(self.sizes.seal) {
-            found.push((None, error));
+        for (log, size) in [(&core.seals.log, self.sizes.seal), (&core.prunes.log, self.sizes.prune)] {
+            if let Err((_, error)) = log.compare(size) {
+                found.push((None, error));
+            }
         }
         found.sort_by_key(|(tx, _)| tx.unwrap_or(TxId(u64::MAX)));
         let mut differences = Vec::with_capacity(found.len());

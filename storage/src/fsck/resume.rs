@@ -17,8 +17,8 @@ const MAGIC: [u8; 8] = *b"ALHFSCK\0";
 /// How far a check came: whole segments, and the state behind the last of their frames.
 #[derive(Debug)]
 pub(crate) struct Position {
-    /// Digests of the segments done.
-    pub digests: Vec<Digest>,
+    /// Generations and digests of the segments done.
+    pub digests: Vec<(u32, Digest)>,
     /// State and sizes of the derived logs there, which were found equal.
     pub checkpoint: Checkpoint,
 }
@@ -48,7 +48,7 @@ impl PositionFile {
         Ok(position.filter(|position| position.checkpoint.database == database))
     }
 
-    pub(super) fn write(&self, database: DatabaseId, digests: &[Digest], checkpoint: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, database: DatabaseId, digests: &[(u32, Digest)], checkpoint: &[u8]) -> Result<()> {
         debug_assert_eq!(checkpoint[..16], database.0);
         smallfile::write_atomic(&*self.vfs, &self.path, MAGIC, &encode(digests, checkpoint))
     }
@@ -61,17 +61,21 @@ impl PositionFile {
     }
 }
 
-pub(crate) fn encode(digests: &[Digest], checkpoint: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(digests: &[(u32, Digest)], checkpoint: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_varint(digests.len() as u64);
-    digests.iter().for_each(|digest| out.put_bytes(&digest.0));
+    for (generation, digest) in digests {
+        out.put_u32(*generation);
+        out.put_bytes(&digest.0);
+    }
     out.put_bytes(checkpoint);
     out
 }
 
 pub(crate) fn decode(reader: &mut Reader<'_>) -> std::result::Result<Position, Malformed> {
-    let count = reader.count(32)?;
-    let digests = (0..count).map(|_| reader.array().map(Digest)).collect::<std::result::Result<_, _>>()?;
+    let count = reader.count(36)?;
+    let digests = (0..count).map(|_| Ok((reader.u32()?, Digest(reader.array()?))));
+    let digests = digests.collect::<std::result::Result<_, Malformed>>()?;
     let checkpoint = Checkpoint::decode(reader.take(reader.left())?)?;
     Ok(Position { digests, checkpoint })
 }

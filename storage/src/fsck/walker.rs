@@ -22,18 +22,22 @@ use crate::limits::COPY_BYTES;
 use crate::marks::{Marks, MarksOnDisk, Vote};
 use crate::seal::SealLog;
 use crate::segment::walk::{Step, Walk};
-use crate::segment::{FrameKind, Position, SEGMENT_SUFFIX, SIDECAR_SUFFIX, file_name, parse_name};
+use crate::segment::{FrameKind, Position, SEGMENT_SUFFIX, SIDECAR_SUFFIX, file_name, parse_name, pruned_view};
+use crate::transfer::hash_range;
 use crate::vfs::{File, FileKind, OpenMode, Vfs};
 
 /// Frames between two calls of the progress callback, at most so many bytes.
 const PROGRESS_BYTES: u64 = COPY_BYTES as u64;
 
-/// One segment's file, opened.
+/// One segment's file, opened. Values that it has lost read as zeros.
 struct Segment {
     number: u64,
     path: PathBuf,
     file: Box<dyn File>,
+    /// Header and frames, what is gone included.
     len: u64,
+    /// On disk.
+    file_bytes: u64,
     header: SegmentHeader,
     closed: bool,
 }
@@ -55,8 +59,8 @@ pub(super) struct Walker {
     position: Option<PositionFile>,
     kept: Option<Kept>,
     replay: Option<Replay>,
-    /// Of the closed segments that are whole.
-    digests: BTreeMap<u64, Digest>,
+    /// Generations and digests of the closed segments that are whole.
+    digests: BTreeMap<u64, (u32, Digest)>,
     /// `None` at the start and behind damage.
     end: Option<End>,
     progress: Progress,
@@ -135,12 +139,12 @@ impl Walker {
             let path = self.segment_path(number);
             let file = self.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
             let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-            self.progress.bytes_total += len.saturating_sub(SEGMENT_HEADER_BYTES);
-            if spec.is_none()
-                && let Ok(header) = read_header(&*file, &path, number, len)?
-            {
-                spec = Some(DatabaseSpec { id: header.database, segment_bytes: header.segment_bytes });
-            }
+            let header = read_header(&*file, &path, number, len)?.ok();
+            let pruned = header.as_ref().filter(|header| header.generation > 0);
+            self.progress.bytes_total +=
+                pruned.map_or(len.saturating_sub(SEGMENT_HEADER_BYTES), |header| header.frame_bytes);
+            spec =
+                spec.or(header.map(|header| DatabaseSpec { id: header.database, segment_bytes: header.segment_bytes }));
         }
         if let Some(checkpoint) = &self.checkpoint {
             let segment_bytes = spec.map_or(crate::limits::SEGMENT_BYTES_DEFAULT, |spec| spec.segment_bytes);
@@ -208,11 +212,18 @@ impl Walker {
         let mut walk = Walk::new(&*segment.file, &segment.path, segment.header.first_log_id, segment.len);
         let mut hasher = Hasher::new();
         let mut offsets = Vec::new();
-        let done_before = self.kept.as_ref().is_some_and(|kept| number < kept.digests.len() as u64);
+        let generation = segment.header.generation;
+        let kept = self.kept.as_ref().and_then(|kept| kept.digests.get(number as usize)).copied();
+        let done_before = kept.is_some();
+        // It may have been pruned since.
+        let kept = kept.filter(|(then, _)| *then == generation).map(|(_, digest)| digest);
+        if let (Some(replay), true) = (&self.replay, generation > 0) {
+            replay.lend(&segment.header);
+        }
         let stopped_by = loop {
             match walk.next()? {
                 Step::Frame { at, frame, bytes } => {
-                    if !done_before {
+                    if kept.is_none() && generation == 0 {
                         hasher.update(&bytes);
                     }
                     offsets.push(at - SEGMENT_HEADER_BYTES);
@@ -231,12 +242,13 @@ impl Walker {
             }
         };
         let whole = self.segment_end(&segment, walk.at(), walk.last(), stopped_by)?;
-        let digest = match self.kept.as_ref().and_then(|kept| kept.digests.get(number as usize)) {
-            Some(kept) => *kept,
-            None => hasher.finish(),
+        let digest = match kept {
+            Some(kept) => kept,
+            None if generation == 0 => hasher.finish(),
+            None => hash_range(&*self.vfs, &segment.path, SEGMENT_HEADER_BYTES, segment.file_bytes)?,
         };
         if whole && closed {
-            self.digests.insert(number, digest);
+            self.digests.insert(number, (generation, digest));
         }
         self.end = match walk.last() {
             Some(last) if whole => {
@@ -284,7 +296,16 @@ impl Walker {
             self.bad_frame(corrupted(Damage::Chain), Some(header.first_log_id.index));
             return Ok(None);
         }
-        Ok(Some(Segment { number, path: path.clone(), file, len, header, closed }))
+        let file_bytes = len;
+        let (file, len) = match pruned_view(file, &header, &path) {
+            Ok(file) if header.generation > 0 => (file, SEGMENT_HEADER_BYTES + header.frame_bytes),
+            Ok(file) => (file, len),
+            Err(error) => {
+                self.bad_frame(damage_or(error)?, Some(header.first_log_id.index));
+                return Ok(None);
+            }
+        };
+        Ok(Some(Segment { number, path, file, len, file_bytes, header, closed }))
     }
 
     fn frame(&mut self, segment: &Segment, at: u64, position: Position, frame: &crate::segment::Frame) -> Result<()> {
@@ -395,7 +416,7 @@ impl Walker {
                         && header.first_log_id == segment.header.first_log_id
                         && Some(header.last_log_id) == last
                         && header.frame_bytes == end - SEGMENT_HEADER_BYTES
-                        && header.digest == digest
+                        && (header.generation, header.digest) == (segment.header.generation, digest)
                         && found.iter().map(|offset| u64::from(*offset)).eq(offsets.iter().copied())
                 })
             }
@@ -411,7 +432,7 @@ impl Walker {
         let (Some(position), Some(replay), Some(end)) = (&self.position, &self.replay, self.end) else {
             return Ok(());
         };
-        let digests: Vec<Digest> = self.digests.values().copied().collect();
+        let digests: Vec<_> = self.digests.values().copied().collect();
         let Some(database) = self.report.database else { return Ok(()) };
         if self.report.is_sound() && replay.state().applied == Some(end.last) {
             position.write(database, &digests, &replay.encode())?;
@@ -459,8 +480,12 @@ impl Walker {
                 return Ok(());
             }
         };
-        for (number, digest) in sealed {
-            let Some(found) = self.digests.get(&number).copied() else { continue };
+        for (number, (sealed_generation, digest)) in sealed {
+            let Some((generation, found)) = self.digests.get(&number).copied() else { continue };
+            if generation != sealed_generation {
+                // Pruned here and not sealed yet, or the other way round.
+                continue;
+            }
             self.report.sealed += 1;
             if found != digest {
                 let path = self.segment_path(number);

@@ -11,6 +11,7 @@ use super::state::{self, OnDisk, Stretch};
 use super::{Frame, Ledger, Position, SegmentInfo};
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::{self, SEGMENT_HEADER_BYTES};
+use crate::transfer::hash_range;
 
 /// How much is read at once where a whole segment is hashed, bytes.
 const HASH_READ_BYTES: u64 = 1 << 20;
@@ -178,7 +179,7 @@ impl Ledger {
         }
     }
 
-    /// SHA-256 of the flushed frames of a segment as they stand on disk now; checksums are not looked at.
+    /// Digest of a segment from what stands on disk now, up to what is flushed; checksums are not looked at.
     ///
     /// # Errors
     /// [`Error::NoSuchSegment`] when the segment has no file, [`Error::Corrupted`] when it is too short, IO.
@@ -199,6 +200,11 @@ impl Ledger {
     }
 
     fn hash_segment(&self, segment: &SegmentInfo, bytes: u64, epoch: u64) -> Result<Digest> {
+        if segment.generation > 0 {
+            let path = self.layout.segment_path(segment.number);
+            let end = SEGMENT_HEADER_BYTES + segment.stored_bytes;
+            return hash_range(&*self.layout.vfs, &path, SEGMENT_HEADER_BYTES, end);
+        }
         let mut hasher = Hasher::new();
         let mut at = 0;
         while at < bytes {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Layout, SegmentInfo, recover, scan};
+use super::{Layout, SegmentInfo, pruned, recover, scan};
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::{self, SEGMENT_HEADER_BYTES, SIDECAR_HEADER_BYTES, SidecarHeader};
 use crate::limits;
@@ -68,12 +68,23 @@ impl Readers {
         }
         let path = layout.segment_path(number);
         let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
-        let file: Arc<dyn File> = Arc::from(file);
+        // What the file is says itself: it may have been written again since the caller looked.
+        let viewed = pruned::read_header(&*file, number, &path)
+            .and_then(|header| Ok(Arc::from(pruned::view(file, &header, &path)?)));
+        let file: Arc<dyn File> = viewed.map_err(|error| match error {
+            Error::Corrupted { offset, damage, .. } => layout.corrupted(number, offset, damage),
+            other => other,
+        })?;
         let mut files = self.files.lock();
         files.put(number, epoch, Arc::clone(&file));
         let excess = files.0.len().saturating_sub(limits::READ_HANDLES_MAX);
         files.0.drain(..excess);
         Ok(file)
+    }
+
+    /// Another file has taken the place of the segment's.
+    pub fn forget_segment(&self, number: u64) {
+        self.files.lock().0.retain(|entry| entry.number != number);
     }
 
     /// Offsets of the frames of a closed segment: from memory, else from its sidecar, else from the segment itself.

@@ -12,10 +12,11 @@ use super::readers::read_sidecar_header;
 use super::scan::{self, Scan};
 use super::state::Segment;
 use super::writer::{OpenSegment, write_sidecar};
-use super::{Layout, LedgerReport, RecoveryFloor, SegmentInfo, parse_name};
+use super::{Layout, LedgerReport, RecoveryFloor, SegmentInfo, parse_name, pruned};
 use crate::error::{Damage, Error, FileOp, Result};
-use crate::format::{self, HeaderFault, SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
+use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
 use crate::limits;
+use crate::transfer::hash_range;
 use crate::vfs::{File, FileKind, OpenMode};
 
 /// How much of a tail is written again at once, bytes.
@@ -36,6 +37,7 @@ pub(super) fn describes(sidecar: &SidecarHeader, layout: &Layout, segment: &Segm
         && sidecar.first_log_id == segment.first_log_id
         && sidecar.last_log_id == segment.last_log_id
         && sidecar.frame_bytes == segment.frame_bytes
+        && sidecar.generation == segment.generation
 }
 
 pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered> {
@@ -105,20 +107,7 @@ fn sort_folder(layout: &Layout) -> Result<u64> {
 fn read_header(layout: &Layout, number: u64) -> Result<SegmentHeader> {
     let path = layout.segment_path(number);
     let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
-    let bytes = match file.read_at(0, usize::try_from(SEGMENT_HEADER_BYTES).expect("a small constant")) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-            return Err(layout.corrupted(number, 0, Damage::Missing));
-        }
-        Err(e) => return Err(Error::io(FileOp::Read, &path, e)),
-    };
-    let header = match SegmentHeader::decode(&bytes) {
-        Ok(header) => header,
-        Err(HeaderFault::Damaged(damage)) => return Err(layout.corrupted(number, 0, damage)),
-        Err(HeaderFault::Version(found)) => {
-            return Err(Error::UnsupportedVersion { path, found, supported: format::SEGMENT_VERSION });
-        }
-    };
+    let header = pruned::read_header(&*file, number, &path)?;
     if header.database != layout.spec.database {
         return Err(Error::ForeignDatabase { path, expected: layout.spec.database, found: header.database });
     }
@@ -157,15 +146,24 @@ fn closed_segment(
     let path = layout.segment_path(number);
     let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
     let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    let pruned = header.generation > 0;
+    let stored_bytes = file_bytes - SEGMENT_HEADER_BYTES;
+    let frame_bytes = if pruned { header.frame_bytes } else { stored_bytes };
+    if stored_bytes != header.stored_bytes(frame_bytes) {
+        return Err(layout.corrupted(number, file_bytes, Damage::Length));
+    }
     let mut segment = Segment {
         number,
         first_offset: header.first_offset,
         first_log_id: header.first_log_id,
         last_log_id: header.first_log_id,
-        frame_bytes: file_bytes - SEGMENT_HEADER_BYTES,
-        flushed_bytes: file_bytes - SEGMENT_HEADER_BYTES,
+        frame_bytes,
+        flushed_bytes: frame_bytes,
         offsets: None,
         digest: None,
+        generation: header.generation,
+        pruned_bytes: if pruned { stored_bytes } else { 0 },
+        hole_count: header.hole_count,
     };
     if let Some((_, sidecar)) = read_sidecar_header(layout, &layout.sidecar_path(number))? {
         segment.last_log_id = sidecar.last_log_id;
@@ -177,13 +175,15 @@ fn closed_segment(
             return Ok(segment);
         }
     }
-    let scan = scan::scan(&*file, &path, header.first_log_id, file_bytes)?;
+    let file = pruned::view(file, header, &path)?;
+    let scan = scan::scan(&*file, &path, header.first_log_id, SEGMENT_HEADER_BYTES + frame_bytes)?;
     let (Some(last_log_id), true) = (scan.last_log_id, scan.frame_bytes == segment.frame_bytes) else {
         let damage = scan.damage.unwrap_or(Damage::Missing);
         return Err(layout.corrupted(number, SEGMENT_HEADER_BYTES + scan.frame_bytes, damage));
     };
     segment.last_log_id = last_log_id;
-    let digest = scan.hasher.finish();
+    let digest =
+        if pruned { hash_range(&*layout.vfs, &path, SEGMENT_HEADER_BYTES, file_bytes)? } else { scan.hasher.finish() };
     segment.digest = Some(digest);
     write_sidecar(layout, &segment.info(), &scan.offsets, digest)?;
     report.sidecars_rebuilt += 1;
@@ -224,6 +224,9 @@ fn open_newest(
         flushed_bytes: scan.frame_bytes,
         offsets: Some(scan.offsets),
         digest: None,
+        generation: 0,
+        pruned_bytes: 0,
+        hole_count: 0,
     };
     let open = OpenSegment {
         number,

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::{Frame, Position, SegmentInfo};
 use crate::error::{Error, Result};
-use crate::format::{self, FRAME_HEAD_BYTES};
+use crate::format::{self, FRAME_HEAD_BYTES, SegmentHeader};
 use crate::limits;
 
 /// One segment, from the moment its first frame is staged.
@@ -32,9 +32,31 @@ pub(super) struct Segment {
     pub offsets: Option<Vec<u32>>,
     /// Of a closed segment.
     pub digest: Option<Digest>,
+    /// See [`SegmentInfo::generation`].
+    pub generation: u32,
+    /// Bytes behind the header of a pruned segment's file, and how many values it has lost.
+    pub pruned_bytes: u64,
+    pub hole_count: u32,
 }
 
 impl Segment {
+    /// A closed one, as far as its header describes it.
+    pub fn pruned(header: &SegmentHeader) -> Self {
+        Self {
+            number: header.number,
+            first_offset: header.first_offset,
+            first_log_id: header.first_log_id,
+            last_log_id: header.first_log_id,
+            frame_bytes: header.frame_bytes,
+            flushed_bytes: header.frame_bytes,
+            offsets: None,
+            digest: None,
+            generation: header.generation,
+            pruned_bytes: header.stored_bytes(0),
+            hole_count: header.hole_count,
+        }
+    }
+
     pub fn end_offset(&self) -> u64 {
         self.first_offset + self.frame_bytes
     }
@@ -47,6 +69,9 @@ impl Segment {
             last_log_id: self.last_log_id,
             frame_bytes: self.frame_bytes,
             closed: self.digest.is_some(),
+            generation: self.generation,
+            stored_bytes: if self.generation == 0 { self.frame_bytes } else { self.pruned_bytes },
+            hole_count: self.hole_count,
         }
     }
 }
@@ -96,9 +121,11 @@ pub(super) struct State {
     /// `segments[n]` has number n.
     pub segments: Vec<Segment>,
     pub flushed: Option<LogId>,
-    /// One more for each cut that reached the disk. Who read from disk without the lock and finds another epoch
+    /// One more for each cut that reached the disk, and for each file that took the place of another. Who read from disk without the lock and finds another epoch
     /// afterwards has to start again.
     pub cut_epoch: u64,
+    /// Of the last frame of the newest segment that was pruned.
+    pub pruned_through: Option<LogId>,
     tail: VecDeque<TailFrame>,
     tail_bytes: u64,
     tail_bytes_max: u64,
@@ -109,7 +136,17 @@ impl State {
     pub fn new(segment_bytes: u64, tail_bytes_max: usize, segments: Vec<Segment>) -> Self {
         let flushed = segments.last().map(|segment| segment.last_log_id);
         let tail_bytes_max = tail_bytes_max as u64;
-        Self { segment_bytes, segments, flushed, cut_epoch: 0, tail: VecDeque::new(), tail_bytes: 0, tail_bytes_max }
+        let pruned_through = segments.iter().rev().find(|s| s.generation > 0).map(|s| s.last_log_id);
+        Self {
+            segment_bytes,
+            segments,
+            flushed,
+            cut_epoch: 0,
+            pruned_through,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            tail_bytes_max,
+        }
     }
 
     pub fn first_index(&self) -> Option<LogIndex> {
@@ -160,6 +197,9 @@ impl State {
                 flushed_bytes: 0,
                 offsets: Some(Vec::new()),
                 digest: None,
+                generation: 0,
+                pruned_bytes: 0,
+                hole_count: 0,
             });
         }
         let segment = self.segments.last_mut().expect("a segment was added when there was none");
@@ -190,6 +230,30 @@ impl State {
                 Batch { segment: segment.info(), start: segment.flushed_bytes, frames }
             })
             .collect()
+    }
+
+    /// A closed segment has another file now; what memory holds of it as it was appended goes as well. Whoever reads the
+    /// old file throws its result away.
+    pub fn set_rewritten(
+        &mut self,
+        number: u64,
+        header: &SegmentHeader,
+        pruned_bytes: u64,
+        digest: Digest,
+    ) -> SegmentInfo {
+        self.cut_epoch += 1;
+        let segment = self.segment_mut(number);
+        segment.generation = header.generation;
+        segment.pruned_bytes = pruned_bytes;
+        segment.hole_count = header.hole_count;
+        segment.digest = Some(digest);
+        let info = segment.info();
+        self.pruned_through = self.pruned_through.max(Some(info.last_log_id));
+        while self.tail.front().is_some_and(|cached| cached.frame.log_id.index <= info.last_log_id.index) {
+            let cached = self.tail.pop_front().expect("looked at just now");
+            self.tail_bytes -= cached.bytes();
+        }
+        info
     }
 
     /// These frames are durable.

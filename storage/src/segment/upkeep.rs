@@ -1,7 +1,7 @@
 //! What scrubbing and repair need of a ledger that is open: looking at a segment's files as they are now, and putting whole
 //! ones in the place of damaged ones.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::digest::Digest;
@@ -9,20 +9,35 @@ use bytes::Bytes;
 
 use super::readers::{read_sidecar, read_sidecar_header};
 use super::writer::write_sidecar;
-use super::{Layout, Ledger, SegmentInfo, scan};
+use super::{Layout, Ledger, SegmentInfo, pruned, scan};
 use crate::error::{Damage, Error, FileOp, Result};
-use crate::format::SEGMENT_HEADER_BYTES;
+use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::seal::SegmentVersion;
+use crate::transfer::hash_range;
 use crate::vfs::{File, OpenMode, Vfs};
 
 /// One segment that has a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
     pub info: SegmentInfo,
-    /// Of its frames; these bytes change only by a cut or a repair, which begin another epoch.
+    /// Of its frames; what is on disk of them changes only by a cut, a repair or a prune, which begin another epoch.
     pub flushed_bytes: u64,
     pub epoch: u64,
     /// Of a closed segment, as it was written.
     pub digest: Option<Digest>,
+}
+
+impl View {
+    /// Byte of the file up to which it belongs to the segment.
+    pub(crate) fn end(&self) -> u64 {
+        let behind = if self.info.generation == 0 { self.flushed_bytes } else { self.info.stored_bytes };
+        SEGMENT_HEADER_BYTES + behind
+    }
+
+    /// Of a closed segment.
+    pub(crate) fn version(&self) -> Option<SegmentVersion> {
+        self.digest.map(|digest| SegmentVersion { generation: self.info.generation, digest })
+    }
 }
 
 impl Ledger {
@@ -72,8 +87,15 @@ impl Ledger {
         let _writer = self.writer.lock();
         let Some(View { info, digest: Some(digest), .. }) = self.view(number) else { return Ok(()) };
         let (file, path) = self.open_to_read(number)?;
+        let header = pruned::read_header(&*file, number, &path)?;
+        let file = pruned::view(file, &header, &path)?;
         let scan = scan::scan(&*file, &path, info.first_log_id, SEGMENT_HEADER_BYTES + info.frame_bytes)?;
-        let same = scan.frame_bytes == info.frame_bytes && scan.hasher.finish() == digest;
+        let found = if info.generation == 0 {
+            scan.hasher.finish()
+        } else {
+            hash_range(&*self.layout.vfs, &path, SEGMENT_HEADER_BYTES, SEGMENT_HEADER_BYTES + info.stored_bytes)?
+        };
+        let same = scan.frame_bytes == info.frame_bytes && header.generation == info.generation && found == digest;
         if !same {
             let damage = scan.damage.unwrap_or(Damage::Hash);
             return Err(self.layout.corrupted(number, SEGMENT_HEADER_BYTES + scan.frame_bytes, damage));
@@ -113,7 +135,7 @@ impl Ledger {
         self.poison_if_failed(zeroed)
     }
 
-    fn open_to_read(&self, number: u64) -> Result<(Box<dyn File>, std::path::PathBuf)> {
+    fn open_to_read(&self, number: u64) -> Result<(Box<dyn File>, PathBuf)> {
         let path = self.layout.segment_path(number);
         match self.layout.vfs.open(&path, OpenMode::Read) {
             Ok(file) => Ok((file, path)),
@@ -124,7 +146,7 @@ impl Ledger {
         }
     }
 
-    /// Checks length and header of a segment's file, whose frames end at byte `end`. The header is a function of what is known
+    /// Checks length and header of a segment's file, which ends at byte `end`. The header is a function of what is known
     /// of the segment, so all of its bits are.
     pub(crate) fn check_head(&self, info: &SegmentInfo, file: &dyn File, end: u64) -> Result<()> {
         let path = self.layout.segment_path(info.number);
@@ -142,25 +164,27 @@ impl Ledger {
         }
     }
 
-    /// A file for the frames of a closed segment, to take its place once they are all there.
+    /// A file for what stands behind the header of a closed segment, to take its place once it is all there. Its generation
+    /// is that of the segment here or a later one.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when it is not closed; IO.
-    pub(crate) fn begin_repair(&self, number: u64) -> Result<Staged> {
-        let view = self.view(number).filter(|view| view.digest.is_some()).ok_or(Error::NoSuchSegment { number })?;
-        Staged::create(&self.layout, view.info)
+    /// [`Error::NoSuchSegment`] when it is not closed or of a later generation; IO.
+    pub(crate) fn begin_repair(&self, number: u64, version: SegmentVersion) -> Result<Staged> {
+        let closed = |view: &View| view.digest.is_some() && view.info.generation <= version.generation;
+        let view = self.view(number).filter(closed).ok_or(Error::NoSuchSegment { number })?;
+        Staged::create(&self.layout, view.info, version)
     }
 
-    /// Puts a whole file in the place of a closed segment. Its frames must hash to `expected` and be as many bytes as this
-    /// ledger knows of. Until the swap nothing is changed; a crash leaves the old or the new file.
+    /// Puts a whole file in the place of a closed segment. It must be of the version for which it was begun, and its frames
+    /// as many bytes as this ledger knows of. Until the swap nothing is changed; a crash leaves the old or the new file.
     ///
     /// # Errors
     /// [`Error::Corrupted`] for what was staged, [`Error::NoSuchSegment`] when the segment is another by now; IO. When the
     /// swap itself fails the ledger is poisoned.
-    pub(crate) fn replace(&self, staged: &Staged, expected: Digest) -> Result<()> {
-        let info = staged.info;
+    pub(crate) fn replace(&self, staged: &Staged) -> Result<()> {
+        let (info, version) = (staged.info, staged.version);
         let number = info.number;
-        let offsets = staged.verify(&self.layout, expected)?;
+        let whole = staged.verify(&self.layout)?;
         let _writer = self.writer.lock();
         self.check_poison()?;
         if self.view(number).is_none_or(|now| now.info != info) {
@@ -169,27 +193,34 @@ impl Ledger {
         }
         // The sidecar stays until the segment is whole, because opening believes it or reads all frames, which are damaged. A
         // crash here leaves one with the digest of before: then the segment is taken for rotten and fetched once more.
-        self.poison_if_failed(name(&self.layout, number))?;
-        {
+        self.poison_if_failed(name(&self.layout, &staged.path, number))?;
+        let info = {
             let mut state = self.state.lock();
-            // Whoever reads the old file now throws its result away.
-            state.cut_epoch += 1;
-            if let Some(segment) = state.segments.get_mut(number as usize) {
-                segment.digest = Some(expected);
+            if version.generation == 0 {
+                // Whoever reads the old file now throws its result away.
+                state.cut_epoch += 1;
+                if let Some(segment) = state.segments.get_mut(number as usize) {
+                    segment.digest = Some(version.digest);
+                }
+                info
+            } else {
+                state.set_rewritten(number, &whole.header, staged.len, version.digest)
             }
-        }
+        };
+        self.forget_file(number);
         self.clear_suspect(number);
-        write_sidecar(&self.layout, &info, &offsets, expected)
+        write_sidecar(&self.layout, &info, &whole.offsets, version.digest)
     }
 
-    /// `len` bytes of the frames of a closed segment, from `offset`, as they stand in its file: whoever asks for them compares
-    /// the digest of all of them.
+    /// `len` bytes of what stands behind the header of a closed segment, from `offset`, as they stand in its file: whoever
+    /// asks for them compares the digest of all of them.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when it is not closed or ends before; IO.
-    pub(crate) fn read_raw(&self, number: u64, offset: u64, len: usize) -> Result<Bytes> {
+    /// [`Error::NoSuchSegment`] when it is not closed, of another generation, or ends before; IO.
+    pub(crate) fn read_raw(&self, number: u64, generation: u32, offset: u64, len: usize) -> Result<Bytes> {
+        let end = (offset.checked_add(len as u64)).and_then(|end| end.checked_add(SEGMENT_HEADER_BYTES));
         let whole = |view: &View| {
-            view.digest.is_some() && offset.checked_add(len as u64).is_some_and(|end| end <= view.flushed_bytes)
+            view.digest.is_some() && view.info.generation == generation && end.is_some_and(|end| end <= view.end())
         };
         self.view(number).filter(whole).ok_or(Error::NoSuchSegment { number })?;
         let (file, path) = self.open_to_read(number)?;
@@ -197,14 +228,23 @@ impl Ledger {
     }
 }
 
-/// Frames of a segment that are not trusted yet, behind a header, in a file that opening removes.
+/// What stands behind the header of a segment, not trusted yet, in a file that opening removes.
 #[derive(Debug)]
 pub(crate) struct Staged {
     vfs: Arc<dyn Vfs>,
     path: PathBuf,
     file: Box<dyn File>,
+    /// The segment as it was here when this was begun.
     info: SegmentInfo,
+    /// What it is to be.
+    version: SegmentVersion,
     len: u64,
+}
+
+/// A staged file that is what was expected.
+struct Whole {
+    header: SegmentHeader,
+    offsets: Vec<u32>,
 }
 
 impl Drop for Staged {
@@ -215,13 +255,11 @@ impl Drop for Staged {
 }
 
 impl Staged {
-    /// Writes the header, which is a function of what is known.
-    fn create(layout: &Layout, info: SegmentInfo) -> Result<Self> {
+    fn create(layout: &Layout, info: SegmentInfo, version: SegmentVersion) -> Result<Self> {
         let path = layout.fetched_segment_path(info.number);
         let file = layout.vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
-        let staged = Self { vfs: Arc::clone(&layout.vfs), path, file, info, len: 0 };
+        let staged = Self { vfs: Arc::clone(&layout.vfs), path, file, info, version, len: 0 };
         staged.file.set_len(0).map_err(|e| Error::io(FileOp::SetLength, &staged.path, e))?;
-        staged.file.write_at(0, &layout.header_of(&info)).map_err(|e| Error::io(FileOp::Write, &staged.path, e))?;
         Ok(staged)
     }
 
@@ -229,15 +267,16 @@ impl Staged {
         Error::Corrupted { path: self.path.clone(), segment: Some(self.info.number), offset, damage }
     }
 
-    /// How many bytes of frames there must be.
-    pub(crate) fn frame_bytes(&self) -> u64 {
-        self.info.frame_bytes
+    /// How many bytes there must be, when that is known: those of a later generation are whoever's has it.
+    fn bytes(&self) -> Option<u64> {
+        (self.version.generation == self.info.generation).then_some(self.info.stored_bytes)
     }
 
-    /// Takes the next bytes of the frames.
+    /// Takes the next bytes.
     pub(crate) fn write(&mut self, piece: &[u8]) -> Result<()> {
         let at = SEGMENT_HEADER_BYTES + self.len;
-        if piece.len() as u64 > self.info.frame_bytes - self.len {
+        let most = pruned::stored_bytes_max(self.info.frame_bytes, self.version.generation);
+        if piece.len() as u64 > self.bytes().unwrap_or(most) - self.len {
             return Err(self.corrupted(at, Damage::Length));
         }
         self.file.write_at(at, piece).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
@@ -245,32 +284,45 @@ impl Staged {
         Ok(())
     }
 
-    /// Reads it all again, and makes it durable when it is what was expected. Answers the offsets of its frames.
-    fn verify(&self, layout: &Layout, expected: Digest) -> Result<Vec<u32>> {
+    /// Puts the header before it, which is a function of what is known, reads it all again, and makes it durable when it is
+    /// what was expected.
+    fn verify(&self, layout: &Layout) -> Result<Whole> {
+        let SegmentVersion { generation, digest } = self.version;
         let info = &self.info;
-        if self.len != info.frame_bytes {
-            return Err(self.corrupted(SEGMENT_HEADER_BYTES + self.len, Damage::Missing));
+        let stored_end = SEGMENT_HEADER_BYTES + self.len;
+        if self.bytes().is_some_and(|bytes| bytes != self.len) {
+            return Err(self.corrupted(stored_end, Damage::Missing));
         }
-        let head = self.file.read_at(0, SEGMENT_HEADER_BYTES as usize);
-        if head.map_err(|e| Error::io(FileOp::Read, &self.path, e))? != layout.header_of(info) {
+        if generation > 0 && hash_range(&*self.vfs, &self.path, SEGMENT_HEADER_BYTES, stored_end)? != digest {
+            return Err(self.corrupted(SEGMENT_HEADER_BYTES, Damage::Hash));
+        }
+        let header = if generation == 0 {
+            layout.header_at_first(info)
+        } else {
+            pruned::header_of_body(layout, &*self.file, self.len, info, generation, &self.path)?
+        };
+        self.file.write_at(0, &header.encode()).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
+        let file = self.vfs.open(&self.path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &self.path, e))?;
+        if pruned::read_header(&*file, info.number, &self.path)? != header {
             return Err(self.corrupted(0, Damage::Changed));
         }
-        let end = SEGMENT_HEADER_BYTES + info.frame_bytes;
-        let scan = scan::scan(&*self.file, &self.path, info.first_log_id, end)?;
-        let at = SEGMENT_HEADER_BYTES + scan.frame_bytes;
+        let file = pruned::view(file, &header, &self.path)?;
+        let scan = scan::scan(&*file, &self.path, info.first_log_id, SEGMENT_HEADER_BYTES + info.frame_bytes)?;
         if scan.frame_bytes != info.frame_bytes || scan.last_log_id != Some(info.last_log_id) {
+            let at = SEGMENT_HEADER_BYTES + scan.frame_bytes;
             return Err(self.corrupted(at, scan.damage.unwrap_or(Damage::Sequence)));
         }
-        if scan.hasher.finish() != expected {
+        if generation == 0 && scan.hasher.finish() != digest {
             return Err(self.corrupted(SEGMENT_HEADER_BYTES, Damage::Hash));
         }
         self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))?;
-        Ok(scan.offsets)
+        Ok(Whole { header, offsets: scan.offsets })
     }
 }
 
-fn name(layout: &Layout, number: u64) -> Result<()> {
-    let (from, to) = (layout.fetched_segment_path(number), layout.segment_path(number));
-    layout.vfs.rename(&from, &to).map_err(|e| Error::io(FileOp::Rename, &to, e))?;
+/// Gives the file that was made for a segment its name, in the place of the one that had it.
+pub(super) fn name(layout: &Layout, from: &Path, number: u64) -> Result<()> {
+    let to = layout.segment_path(number);
+    layout.vfs.rename(from, &to).map_err(|e| Error::io(FileOp::Rename, &to, e))?;
     layout.sync_dir()
 }

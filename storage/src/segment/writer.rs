@@ -209,6 +209,7 @@ pub(super) fn write_sidecar(layout: &Layout, segment: &SegmentInfo, offsets: &[u
         frame_count: u32::try_from(offsets.len()).expect("SEGMENT_BYTES_MAX bounds the frames of a segment"),
         frame_bytes: segment.frame_bytes,
         digest,
+        generation: segment.generation,
         offsets_crc: crc32c::crc32c(&body),
     };
     let mut bytes = header.encode();

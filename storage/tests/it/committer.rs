@@ -145,6 +145,7 @@ fn refusals_reach_the_caller_they_are_meant_for() {
                     assert_eq!(rejection, Rejection::Precondition { index: 0 });
                     0
                 }
+                other @ Outcome::Pruned { .. } => panic!("{other:?}"),
             };
             let empty = TxProposal { entries: Vec::new(), ..proposal("", b"") };
             let refused = committer.commit(1, empty).expect("healthy");

@@ -99,7 +99,7 @@ proptest! {
         apply_through(&replica, last.0).expect("applies");
         db.checkpoint().expect("healthy disk");
         replica.checkpoint().expect("healthy disk");
-        for folder in ["tx", "commit", "aht", "seal"] {
+        for folder in ["tx", "commit", "aht", "seal", "prune"] {
             prop_assert_eq!(files(&vfs, &dir().join(folder)), files(&other, &dir().join(folder)), "R2: {}", folder);
         }
         drop(replica);

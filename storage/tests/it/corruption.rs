@@ -86,7 +86,7 @@ fn a_flipped_key_in_a_sealed_segment_is_never_served() {
 #[test]
 fn flips_in_derived_files_are_repaired_at_open() {
     let (vfs, model) = filled();
-    let paths: Vec<_> = ["tx", "commit", "aht", "seal"]
+    let paths: Vec<_> = ["tx", "commit", "aht", "seal", "prune"]
         .iter()
         .flat_map(|folder| files(&vfs, &dir().join(folder)).into_iter().map(move |(name, bytes)| (folder, name, bytes)))
         .collect();

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::entry::KvMetadata;
-use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::command::{
-    Command, Compression, Precondition, ProposalEntry, RequestId, Seal, Settings, TxProposal, ValueForm,
+    Citation, Command, Compression, Precondition, ProposalEntry, Prune, PruneTarget, RequestId, Seal, Settings,
+    TxProposal, ValueForm,
 };
 use alhambra_storage::reads::Reads;
 use alhambra_storage::segment::FrameKind;
@@ -99,6 +100,15 @@ fn reading_proposal() -> TxProposal {
     TxProposal { read_set: reads.finish(), ..small_proposal(b"\0k1", b"\0v") }
 }
 
+/// With a copy of what must outlive the truncation.
+fn marker() -> TxProposal {
+    PruneTarget::marker(None, TxId(5), vec![entry(b"\x02CTL.", &Metadata::default(), b"a catalog")])
+}
+
+fn prune(target: PruneTarget) -> Command {
+    Command::Prune(Prune { order: Some(Citation { tx: TxId(33), alh: [0xe1; 32] }), target })
+}
+
 fn seal() -> Seal {
     Seal {
         segment: 3,
@@ -126,6 +136,9 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("batch_compressed", Command::Batch { ts: 1_700_000_002, proposals: vec![compressed_proposal()] }),
         ("seal", Command::Seal(seal())),
         ("batch_read_set", Command::Batch { ts: 1_700_000_003, proposals: vec![reading_proposal()] }),
+        ("prune_before", prune(PruneTarget::Before { tx: TxId(5), ts: 1_700_000_003, marker: marker() })),
+        ("prune_versions", prune(PruneTarget::Versions { prefix: Bytes::from_static(b"\0k"), keep: 3 })),
+        ("prune_value", Command::Prune(Prune { order: None, target: PruneTarget::Value { tx: TxId(9), entry: 1 } })),
     ]
 }
 
@@ -204,6 +217,18 @@ fn database() -> (Arc<dyn Vfs>, Database) {
     for seal in db.pending_seals().expect("healthy disk") {
         commit_command(&db, &Command::Seal(seal)).expect("applies");
     }
+    let marker = PruneTarget::marker(None, TxId(3), Vec::new());
+    for target in [
+        PruneTarget::Value { tx: TxId(1), entry: 2 },
+        PruneTarget::Before { tx: TxId(3), ts: 1_700_000_007, marker },
+        PruneTarget::Versions { prefix: Bytes::from_static(b"\0k"), keep: 2 },
+    ] {
+        commit_command(&db, &prune(target)).expect("applies");
+    }
+    while db.prune_step(LogIndex(u64::MAX)).expect("healthy disk").rewritten.is_some() {}
+    for seal in db.pending_seals().expect("healthy disk") {
+        commit_command(&db, &Command::Seal(seal)).expect("applies");
+    }
     db.save_vote(b"a vote").expect("healthy disk");
     db.save_committed(LogId::new(1, 5)).expect("healthy disk");
     db.set_purge_mark(LogId::new(1, 2)).expect("healthy disk");
@@ -216,7 +241,7 @@ fn files_have_the_bytes_of_the_format() {
     let (vfs, db) = database();
     let manifest = db.manifest().expect("healthy disk");
     drop(db);
-    for folder in ["tx", "commit", "aht", "seal"] {
+    for folder in ["tx", "commit", "aht", "seal", "prune"] {
         let mut out = String::new();
         for (name, bytes) in files(&vfs, &dir().join(folder)) {
             writeln!(out, "{}\n{}", name.display(), hex(&bytes)).expect("a string takes all");
@@ -224,9 +249,12 @@ fn files_have_the_bytes_of_the_format() {
         golden(&format!("database/{folder}.hex"), &out);
     }
     let mut small = files(&vfs, &dir());
-    for name in ["checkpoint", "vote", "marks"] {
+    for name in ["checkpoint", "vote", "marks", "pruned"] {
         golden(&format!("database/{name}.hex"), &hex(&small.remove(&PathBuf::from(name)).expect("written")));
     }
+    let segment = files(&vfs, &dir().join("ledger")).remove(Path::new("0000000000.seg")).expect("written");
+    assert_eq!(segment[72..76], [0, 0, 0, 3], "pruned");
+    golden("database/pruned-segment.hex", &hex(&segment));
     golden("database/manifest.hex", &hex(&manifest.encode()));
 }
 

@@ -63,12 +63,16 @@ fn headers_are_the_golden_bytes() {
         first_offset: 300,
         first_log_id: LogId::new(3, 7),
         segment_bytes: 320,
+        generation: 0,
+        hole_count: 0,
+        frame_bytes: 0,
+        kept_bytes: 0,
     };
     assert_eq!(header.encode(), golden("segment-header"));
     assert_eq!(SegmentHeader::decode(&golden("segment-header")), Ok(header));
 
     let bytes = golden("sidecar");
-    let (head, body) = bytes.split_at(128);
+    let (head, body) = bytes.split_at(132);
     let sidecar = SidecarHeader {
         database: database(),
         number: 1,
@@ -78,6 +82,7 @@ fn headers_are_the_golden_bytes() {
         frame_count: 2,
         frame_bytes: 58,
         digest: sha256(&[golden("frame"), golden("frame-empty")].concat()),
+        generation: 0,
         offsets_crc: crc32c::crc32c(body),
     };
     assert_eq!(sidecar.encode(), head);
@@ -112,7 +117,7 @@ fn files_are_made_of_the_golden_bytes() {
     ledger.flush().unwrap();
     assert_eq!(read(&ledger.segment_path(1), segment.len()), segment);
     assert_eq!(ledger.sidecar_path(1), Path::new("ledger/0000000001.idx"));
-    assert_eq!(read(&ledger.sidecar_path(1), 136), golden("sidecar"));
+    assert_eq!(read(&ledger.sidecar_path(1), 140), golden("sidecar"));
     let names: Vec<String> = vfs.read_dir(Path::new("ledger")).unwrap().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["0000000000.idx", "0000000000.seg", "0000000001.idx", "0000000001.seg", "0000000002.seg"]);
 }

@@ -81,6 +81,7 @@ pub enum Refusal {
     ValueTooLong,
     TooManyEntries,
     DuplicateKey,
+    NothingToPrune,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +137,7 @@ impl Model {
         }
         let outcome = match self.refusal(&limits, proposal) {
             Some(refusal) => Outcome::Refused(refusal),
-            None => self.commit(&proposal.entries),
+            None => self.commit(&[], &proposal.entries),
         };
         if let Some(name) = name {
             self.requests.insert(name, outcome.clone());
@@ -185,7 +186,18 @@ impl Model {
         None
     }
 
-    fn commit(&mut self, entries: &[Entry]) -> Outcome {
+    /// A command with this time was applied and did nothing else.
+    pub fn tick(&mut self, ts: i64) {
+        self.clock = self.clock.max(ts);
+    }
+
+    /// The marker of a truncation: a transaction with metadata, entries or none.
+    pub fn marker(&mut self, ts: i64, up_to: u64, entries: &[Entry]) -> Outcome {
+        self.clock = self.clock.max(ts);
+        self.commit(&[&[0][..], &up_to.to_be_bytes()].concat(), entries)
+    }
+
+    fn commit(&mut self, metadata: &[u8], entries: &[Entry]) -> Outcome {
         let id = self.txs.len() as u64 + 1;
         let digests: Vec<Hash> = entries
             .iter()
@@ -203,7 +215,8 @@ impl Model {
         let inner = h(&[
             &self.clock.to_be_bytes(),
             &1u16.to_be_bytes(),
-            &0u16.to_be_bytes(),
+            &(metadata.len() as u16).to_be_bytes(),
+            metadata,
             &(entries.len() as u32).to_be_bytes(),
             &eh,
             &(id - 1).to_be_bytes(),

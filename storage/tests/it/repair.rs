@@ -10,14 +10,14 @@ use alhambra_storage::repair::{FolderSource, SegmentSource};
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs};
-use alhambra_storage::{Damaged, Database, Error, Health, Result};
+use alhambra_storage::{Damaged, Database, Error, Health, Result, SegmentVersion};
 
 use crate::scrub::{all_files, filled, grow, options, pass};
 use crate::support::{self, compare, dir};
 use crate::transfer::flip;
 
 /// Copies the files of the database into a folder of another disk.
-fn copy(vfs: &Arc<dyn Vfs>) -> (Arc<dyn Vfs>, FolderSource) {
+pub fn copy(vfs: &Arc<dyn Vfs>) -> (Arc<dyn Vfs>, FolderSource) {
     let other: Arc<dyn Vfs> = Arc::new(MemVfs::new());
     for (path, bytes) in all_files(vfs) {
         other.create_dir_all(path.parent().expect("in a folder")).expect("healthy");
@@ -134,19 +134,20 @@ fn a_seal_proposed_by_a_rotten_leader_overwrites_nobody() {
     assert_eq!(all_files(&vfs), before);
     // Even when told to, nothing comes in that is not what was agreed on.
     let (_, own) = copy(&vfs);
-    db.repair_segment(number, rotten, &own).expect_err("no source has these bytes");
+    db.repair_segment(number, SegmentVersion { generation: 0, digest: rotten }, &own)
+        .expect_err("no source has these bytes");
     assert_eq!(all_files(&vfs), before);
     compare(&db, &model);
     assert!(db.pending_seals().expect("healthy").is_empty(), "nobody has asked a majority");
     // The majority holds what this replica holds: that counts, and the next leader says so in the log.
     let vote = db.segment_vote(number).expect("healthy").expect("closed");
-    assert!(vote.whole && vote.digest != rotten);
-    db.settle_segment(number, vote.digest).expect("healthy");
-    assert_eq!(db.agreed_digest(number), Some(vote.digest));
+    assert!(vote.whole && vote.version.digest != rotten);
+    db.settle_segment(number, vote.version).expect("healthy");
+    assert_eq!(db.agreed_digest(number, 0), Some(vote.version.digest));
     assert_eq!((pass(&db, u64::MAX), db.damaged()), (vec![], vec![]));
     let correction = db.pending_seals().expect("healthy");
     let [seal] = &correction[..] else { panic!("{correction:?}") };
-    assert_eq!((seal.segment, seal.generation, seal.digest), (number, 0, vote.digest.0));
+    assert_eq!((seal.segment, seal.generation, seal.digest), (number, 0, vote.version.digest.0));
     for _ in 0..2 {
         // The second is the one of another leader, and changes nothing.
         support::commit_command(&db, &Command::Seal(seal.clone())).expect("applies");
@@ -157,7 +158,7 @@ fn a_seal_proposed_by_a_rotten_leader_overwrites_nobody() {
     drop(db);
     let db = crate::scrub::open(&vfs);
     assert_eq!(db.health(), Health::Sound);
-    assert_eq!(db.agreed_digest(number), Some(vote.digest));
+    assert_eq!(db.agreed_digest(number, 0), Some(vote.version.digest));
     assert_eq!(pass(&db, u64::MAX), []);
     compare(&db, &model);
 }
@@ -183,7 +184,7 @@ fn a_follower_that_is_rotten_in_a_consistent_way_is_told_by_the_majority() {
     assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
     let mended = db.mend(Some(&source)).expect("healthy");
     let [(Damaged::Segment(1), Error::SealDisputed { sealed, .. })] = mended.waiting[..] else { panic!("{mended:?}") };
-    db.repair_segment(1, sealed, &source).expect("the majority has it");
+    db.repair_segment(1, SegmentVersion { generation: 0, digest: sealed }, &source).expect("the majority has it");
     assert_eq!(pass(&db, u64::MAX), []);
     let files = all_files(&vfs);
     for name in ["seg", "idx"] {
@@ -209,19 +210,19 @@ fn a_rotten_replica_that_differs_from_the_seal_does_not_believe_the_seal_alone()
     let mended = db.mend(Some(&source)).expect("healthy");
     assert!(matches!(mended.waiting[..], [(_, Error::SealDisputed { segment: 1, .. })]), "{mended:?}");
     assert_eq!(all_files(&vfs), before);
-    assert_eq!(db.segment_vote(1).expect("healthy").map(|vote| (vote.digest, vote.whole)), Some((own.digest, false)));
+    assert_eq!(db.segment_vote(1).expect("healthy").map(|vote| (vote.version, vote.whole)), Some((own.version, false)));
     // In pieces, as they come over a network. Given up in the middle it leaves nothing.
     let whole = db.segment_vote(0).expect("healthy").expect("closed");
     assert!(whole.whole);
     let pieces = |repair: &mut alhambra_storage::SegmentRepair, bytes: u64| {
-        source.fetch(1, &own.digest, &mut |piece| repair.write(&piece[..bytes as usize]))
+        source.fetch(1, &own.version.digest, &mut |piece| repair.write(&piece[..bytes as usize]))
     };
-    let mut repair = db.begin_segment_repair(1, own.digest).expect("healthy");
-    let frame_bytes = repair.frame_bytes();
+    let mut repair = db.begin_segment_repair(1, own.version).expect("healthy");
+    let frame_bytes = own.bytes;
     pieces(&mut repair, frame_bytes - 1).expect("healthy");
     repair.finish(&db).expect_err("a byte is missing");
     assert_eq!(all_files(&vfs), before);
-    let mut repair = db.begin_segment_repair(1, own.digest).expect("healthy");
+    let mut repair = db.begin_segment_repair(1, own.version).expect("healthy");
     pieces(&mut repair, frame_bytes).expect("healthy");
     repair.write(b"x").expect_err("a byte too many");
     repair.finish(&db).expect("what a majority holds");

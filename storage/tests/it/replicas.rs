@@ -109,7 +109,7 @@ proptest! {
         a.checkpoint().expect("healthy disk");
         b.checkpoint().expect("healthy disk");
         prop_assert_eq!((a.health(), b.health()), (Health::Sound, Health::Sound));
-        for folder in ["tx", "commit", "aht", "seal"] {
+        for folder in ["tx", "commit", "aht", "seal", "prune"] {
             prop_assert_eq!(files(&one.vfs, &dir().join(folder)), files(&other.vfs, &dir().join(folder)), "{}", folder);
         }
         let checkpoint = Path::new("checkpoint");

@@ -11,7 +11,7 @@ use alhambra_storage::command::{Command, Precondition, ProposalEntry, RequestId,
 use alhambra_storage::index::IndexOptions;
 use alhambra_storage::segment::{Frame, FrameKind};
 use alhambra_storage::vfs::Vfs;
-use alhambra_storage::{Database, DatabaseSpec, Options, Result, ScanSpec};
+use alhambra_storage::{Database, DatabaseSpec, Error, Options, Result, ScanSpec};
 use bytes::Bytes;
 
 use crate::model::{self, Model};
@@ -89,6 +89,7 @@ pub fn put(key: &str, value: &[u8]) -> model::Proposal {
 pub fn outcome(outcome: &Outcome) -> model::Outcome {
     model::Outcome::Refused(match outcome {
         Outcome::Committed { tx, alh } => return model::Outcome::Committed(tx.0, *alh),
+        Outcome::Pruned { .. } => panic!("no answer to a proposal"),
         Outcome::Rejected(rejection) => match rejection {
             Rejection::Precondition { index } => model::Refusal::Condition(*index),
             Rejection::NotInitialised => model::Refusal::NotInitialised,
@@ -103,7 +104,8 @@ pub fn outcome(outcome: &Outcome) -> model::Outcome {
             | Rejection::RequestTooOld
             | Rejection::ValueForm
             | Rejection::Conflict { .. }
-            | Rejection::SnapshotAhead => {
+            | Rejection::SnapshotAhead
+            | Rejection::NothingToPrune => {
                 panic!("the workload makes no {rejection:?}")
             }
         },
@@ -150,6 +152,11 @@ pub fn commit_command(db: &Database, command: &Command) -> Result<Vec<Outcome>> 
 
 /// Compares everything that a reader can see with the model, and checks the proofs between `pairs` of transactions.
 pub fn compare(db: &Database, model: &Model) {
+    compare_pruned(db, model, &|_, _| false);
+}
+
+/// As [`compare`]; values for which `pruned(transaction, entry)` holds are gone, and nothing else is.
+pub fn compare_pruned(db: &Database, model: &Model, pruned: &dyn Fn(u64, u32) -> bool) {
     let last = model.txs.len() as u64;
     let applied = db.applied();
     assert_eq!(applied.tx, TxId(last));
@@ -167,7 +174,8 @@ pub fn compare(db: &Database, model: &Model) {
         for (n, (found, want)) in record.entries.iter().zip(&tx.entries).enumerate() {
             assert_eq!((&found.key[..], &found.metadata[..]), (&want.key[..], &want.metadata.bytes()[..]));
             assert_eq!(found.value_len as usize, want.value.len());
-            assert_eq!(db.value(found).expect("S4"), want.value);
+            assert_eq!(found.value_hash.0, model::h(&[&want.value]));
+            assert_value(db.value(found), &want.value, id, n as u32, pruned);
             let proof = db.prove_inclusion(TxId(id), n as u32).expect("applied");
             verify_entry(&proof, &found.digest(1), header).expect("V1");
         }
@@ -180,7 +188,7 @@ pub fn compare(db: &Database, model: &Model) {
         verify_dual_v2(&db.dual_proof_v2(s, t).expect("applied"), s, t, &alh_s, &alh_t).expect("V1");
     }
     for at in [last, last / 2, last.saturating_sub(1), 0] {
-        compare_snapshot(db, model, at);
+        compare_snapshot(db, model, at, pruned);
     }
 }
 
@@ -191,7 +199,17 @@ fn pairs(last: u64) -> Vec<(u64, u64)> {
     picked.iter().flat_map(|t| picked.iter().filter(move |s| *s <= t).map(move |s| (*s, *t))).collect()
 }
 
-fn compare_snapshot(db: &Database, model: &Model, at: u64) {
+fn assert_value(found: Result<Bytes>, want: &[u8], id: u64, entry: u32, pruned: &dyn Fn(u64, u32) -> bool) {
+    match found {
+        Err(Error::ValuePruned { tx, entry: n }) => {
+            assert!((tx.0, n) == (id, entry) && pruned(id, entry), "{tx} {n} is not pruned");
+        }
+        Ok(value) => assert!(value == want && !pruned(id, entry), "{id} {entry}"),
+        Err(other) => panic!("{id} {entry}: {other}"),
+    }
+}
+
+fn compare_snapshot(db: &Database, model: &Model, at: u64, pruned: &dyn Fn(u64, u32) -> bool) {
     let snapshot = db.snapshot_at(TxId(at));
     assert_eq!(snapshot.tx(), TxId(at));
     let keys = model.keys(at);
@@ -218,7 +236,7 @@ fn compare_snapshot(db: &Database, model: &Model, at: u64) {
             assert_eq!(snapshot.get_at(key, TxId(*tx)).unwrap(), Some(*version));
             assert_eq!(snapshot.revision(key, version.revision).unwrap(), Some(*version));
             let value = &model.txs[*tx as usize - 1].entries[*entry as usize].value;
-            assert_eq!(snapshot.value(key, version).expect("S4"), value);
+            assert_value(snapshot.value(key, version), value, *tx, *entry, pruned);
         }
         assert_eq!(snapshot.get(key).unwrap(), found.last().copied());
         let mut backward = snapshot.history(key, 0, usize::MAX, true).unwrap();

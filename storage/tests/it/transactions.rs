@@ -306,6 +306,7 @@ impl World<'_> {
                 return count(&self.met.committed);
             }
             Outcome::Rejected(rejection) => rejection,
+            Outcome::Pruned { .. } => panic!("no answer to a proposal"),
         };
         match rejection {
             Rejection::NoEntries => assert!(entries.is_empty()),

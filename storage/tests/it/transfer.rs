@@ -63,12 +63,12 @@ fn follower(vfs: &Arc<dyn Vfs>, leader: &Database, tx: u64) -> Result<Database> 
     Ok(db)
 }
 
-fn staging() -> PathBuf {
+pub fn staging() -> PathBuf {
     dir().join("incoming")
 }
 
 /// Copies what is missing into the staging folder, in pieces.
-fn fetch(vfs: &Arc<dyn Vfs>, leader: &Database, ranges: &[FileRange]) -> Result<()> {
+pub fn fetch(vfs: &Arc<dyn Vfs>, leader: &Database, ranges: &[FileRange]) -> Result<()> {
     for range in ranges {
         let path = staging().join(&range.path);
         let io = |e| Error::io(alhambra_storage::error::FileOp::Write, &path, e);

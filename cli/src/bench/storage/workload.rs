@@ -137,7 +137,7 @@ impl Plan {
                 let asked = Instant::now();
                 match committer.commit(now_unix_s(), proposal)? {
                     Outcome::Committed { .. } => {}
-                    Outcome::Rejected(rejection) => return Err(format!("refused: {rejection:?}").into()),
+                    other => return Err(format!("not committed: {other:?}").into()),
                 }
                 took.push(asked.elapsed());
                 done.fetch_add(1, Ordering::Relaxed);

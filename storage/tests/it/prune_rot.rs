@@ -1,0 +1,298 @@
+//! Rot in a database that has lost values to prunes: the offline check and the scrub find it wherever it sits, repair takes a
+//! segment of the own generation or, when a majority says so, of a later one, and a crash leaves the old or the new file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alhambra_ledger::Digest;
+use alhambra_ledger::ids::{LogIndex, TxId};
+use alhambra_storage::command::Compression;
+use alhambra_storage::error::Damage;
+use alhambra_storage::fsck::{self, Checked};
+use alhambra_storage::repair::FolderSource;
+use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
+use alhambra_storage::vfs::mem::Crash;
+use alhambra_storage::vfs::{OpenMode, Vfs};
+use alhambra_storage::{Damaged, Database, Error, SegmentVersion};
+
+use crate::fsck::crc32c;
+use crate::prune::{check, pruned};
+use crate::repair::copy;
+use crate::replicas::files;
+use crate::scrub::{all_files, pass};
+use crate::support::{self, apply_through, dir, open};
+use crate::transfer::flip;
+
+const ALL: LogIndex = LogIndex(u64::MAX);
+
+fn segment(number: u64) -> PathBuf {
+    dir().join(format!("ledger/{number:010}.seg"))
+}
+
+fn prune_all(db: &Database) {
+    while db.prune_step(ALL).expect("healthy").rewritten.is_some() {}
+    db.seal_closed().expect("healthy");
+    db.checkpoint().expect("healthy");
+}
+
+fn derive_again(vfs: &Arc<dyn Vfs>) -> Checked {
+    fsck::check(vfs, &dir(), None, &mut |_| true).expect("readable")
+}
+
+fn bytes_of(vfs: &Arc<dyn Vfs>, path: &std::path::Path) -> Vec<u8> {
+    let file = vfs.open(path, OpenMode::Read).expect("there");
+    file.read_at(0, file.len().expect("there") as usize).expect("there").to_vec()
+}
+
+#[test]
+fn a_pruned_database_is_derived_again_and_every_flipped_byte_of_a_segment_is_found() {
+    let (vfs, db, model, _) = pruned(Compression::Lz4);
+    prune_all(&db);
+    drop(db);
+    let before = files(&vfs, &dir());
+    let mut last = fsck::Progress::default();
+    let checked = fsck::check(&vfs, &dir(), None, &mut |progress| {
+        last = progress;
+        true
+    })
+    .expect("readable");
+    assert!(checked.is_sound() && checked.complete, "{:?}", checked.findings);
+    assert_eq!((checked.txs, checked.unfinished.len()), (model.txs.len() as u64, 0));
+    assert!(checked.sealed > 3 && last.bytes_done <= last.bytes_total);
+    assert_eq!(files(&vfs, &dir()), before, "nothing is changed");
+
+    let (first, next, with_tx) = {
+        let db = open(&vfs, &dir()).expect("sound");
+        let segments = db.ledger().segments();
+        assert!(segments[1].generation == 1 && segments[1].hole_count > 1, "{:?}", segments[1]);
+        let tx_of = |index| (1..=model.txs.len() as u64).map(TxId).find(|tx| db.log_index_of(*tx).unwrap() >= index);
+        let with_tx = (1..=model.txs.len() as u64).map(|tx| db.log_index_of(TxId(tx)).unwrap());
+        let (first, next) = (segments[1].first_log_id.index, segments[2].first_log_id.index);
+        (tx_of(first).unwrap(), tx_of(next).unwrap(), with_tx.collect::<Vec<_>>())
+    };
+    let carries_tx = |index| with_tx.contains(&index);
+    let path = segment(1);
+    let (mut named, mut unnamed) = (0, 0);
+    for at in 0..bytes_of(&vfs, &path).len() as u64 {
+        flip(&vfs, &path, at);
+        let checked = derive_again(&vfs);
+        let bad = checked.findings.first().unwrap_or_else(|| panic!("byte {at}"));
+        assert_eq!(bad.path(), Some(&*path), "byte {at}: {bad}");
+        match bad.tx {
+            Some(tx) => {
+                assert!(first <= tx && tx < next, "byte {at}: {bad}");
+                named += 1;
+            }
+            // The log entry of a seal carries none.
+            None => {
+                assert!(!carries_tx(bad.log_index.expect("named")), "byte {at}: {bad}");
+                unnamed += 1;
+            }
+        }
+        flip(&vfs, &path, at);
+    }
+    assert!(named > unnamed && unnamed > 0, "{named} named, {unnamed} not");
+    assert!(derive_again(&vfs).is_sound(), "flipped back");
+}
+
+#[test]
+fn a_hash_that_rotted_with_its_checksum_names_its_transaction() {
+    let (vfs, db, ..) = pruned(Compression::None);
+    prune_all(&db);
+    let info = db.ledger().segments()[1];
+    drop(db);
+    let path = segment(1);
+    let bytes = bytes_of(&vfs, &path);
+    let rows = bytes.len() - 8 - 40 * info.hole_count as usize;
+    // The hash of the last value but one, and the checksum of the table.
+    let at = bytes.len() - 8 - 80 + 8;
+    flip(&vfs, &path, at as u64);
+    let file = vfs.open(&path, OpenMode::ReadWrite).expect("there");
+    let table = file.read_at(rows as u64, bytes.len() - 4 - rows).expect("there");
+    file.write_at(bytes.len() as u64 - 4, &crc32c(&table).to_be_bytes()).expect("written");
+    let offset = u64::from(u32::from_be_bytes(bytes[at - 8..at - 4].try_into().expect("4 bytes")));
+    let checked = derive_again(&vfs);
+    let bad = checked.first_bad_tx().expect("found");
+    assert!(bad.path().expect("a file").starts_with(dir().join("tx")), "{bad}");
+    assert_eq!(bad.derived_from.as_ref().map(|(path, _)| path), Some(&path));
+    let sealed = checked.findings.iter().find(|finding| finding.path() == Some(&path)).expect("the seal is against it");
+    assert!(matches!(sealed.error, Error::Corrupted { damage: Damage::Hash, .. }), "{sealed}");
+    // The record of that transaction says that its value stood there.
+    let db = open(&vfs, &dir()).expect("opens");
+    let entries = db.tx(bad.tx.expect("named")).expect("applied").entries;
+    assert!(entries.iter().any(|entry| entry.value_at.0 == info.first_offset.0 + offset), "{bad}");
+}
+
+#[test]
+fn an_interrupted_check_goes_on_although_segments_were_pruned_meanwhile() {
+    let (vfs, db, model, _) = pruned(Compression::None);
+    db.checkpoint().expect("healthy");
+    drop(db);
+    let position = std::path::Path::new("/position");
+    let mut calls = 0;
+    let first = fsck::check(&vfs, &dir(), Some(position), &mut |_| {
+        calls += 1;
+        calls < 4
+    })
+    .expect("readable");
+    assert!(!first.complete && first.is_sound() && first.txs > 0);
+    let db = open(&vfs, &dir()).expect("sound");
+    prune_all(&db);
+    drop(db);
+    let rest = fsck::check(&vfs, &dir(), Some(position), &mut |_| true).expect("readable");
+    assert!(rest.is_sound() && rest.complete, "{:?}", rest.findings);
+    assert!(rest.resumed_after > 0);
+    assert_eq!(rest.resumed_after + rest.txs, model.txs.len() as u64);
+}
+
+#[test]
+fn a_scrub_finds_every_flipped_byte_and_what_is_damaged_is_mended() {
+    let (vfs, db, model, prunes) = pruned(Compression::Lz4);
+    prune_all(&db);
+    let (_, source) = copy(&vfs);
+    for budget in [1, 100, u64::MAX] {
+        assert_eq!(pass(&db, budget), []);
+    }
+    let before = all_files(&vfs);
+    let sidecar = dir().join("ledger/0000000001.idx");
+    let cases = [
+        (segment(1), Damaged::Segment(1)),
+        (sidecar, Damaged::Sidecar(1)),
+        (dir().join("prune/0000000000.log"), Damaged::Derived),
+        (dir().join("pruned"), Damaged::PruneMark),
+    ];
+    for (path, damaged) in cases {
+        for at in 0..before[&path].len() as u64 {
+            flip(&vfs, &path, at);
+            let mut found = pass(&db, u64::MAX);
+            found.dedup();
+            assert_eq!(found, [damaged], "{} byte {at}", path.display());
+            if matches!(damaged, Damaged::Segment(_)) {
+                let alone = db.mend(None).expect("healthy");
+                assert!(matches!(alone.waiting[..], [(Damaged::Segment(1), Error::Corrupted { .. })]), "{alone:?}");
+            }
+            let mended = db.mend(Some(&source)).expect("healthy");
+            assert_eq!((mended.repaired, mended.waiting.len()), (vec![damaged], 0), "{} byte {at}", path.display());
+            assert!(all_files(&vfs) == before, "{} byte {at}", path.display());
+        }
+    }
+    check(&db, &model, &prunes);
+}
+
+#[test]
+fn a_damaged_mark_of_prunes_that_are_done_costs_a_look_and_nothing_else() {
+    let (vfs, db, model, prunes) = pruned(Compression::None);
+    prune_all(&db);
+    drop(db);
+    let mark = dir().join("pruned");
+    let before = files(&vfs, &dir().join("ledger"));
+    flip(&vfs, &mark, 30);
+    let db = open(&vfs, &dir()).expect("opens");
+    assert_eq!(pass(&db, u64::MAX), [Damaged::PruneMark]);
+    assert_eq!(db.mend(None).expect("healthy").repaired, [Damaged::PruneMark]);
+    assert!(!vfs.exists(&mark).expect("healthy"), "what says nothing is removed");
+    assert!(db.has_pruning_to_do());
+    assert_eq!(db.prune_step(ALL).expect("healthy").rewritten, None);
+    assert!(!db.has_pruning_to_do() && vfs.exists(&mark).expect("healthy"));
+    assert_eq!(files(&vfs, &dir().join("ledger")), before);
+    check(&db, &model, &prunes);
+}
+
+/// A database with a rotten segment 1 that has lost nothing and is read from disk, and one that has pruned all it can.
+struct Behind {
+    vfs: Arc<dyn Vfs>,
+    db: Database,
+    ahead: Arc<dyn Vfs>,
+    source: FolderSource,
+    /// Of segment 1 there.
+    agreed: SegmentVersion,
+}
+
+fn one_behind() -> Behind {
+    let (vfs, db, ..) = pruned(Compression::None);
+    db.checkpoint().expect("healthy");
+    let (ahead, source) = copy(&vfs);
+    let other = open(&ahead, &dir()).expect("sound");
+    while other.prune_step(ALL).expect("healthy").rewritten.is_some() {}
+    let agreed = other.segment_vote(1).expect("healthy").expect("closed").version;
+    assert_eq!(agreed.generation, 1);
+    drop(db);
+    flip(&vfs, &segment(1), 400);
+    let db = crate::scrub::open(&vfs);
+    Behind { vfs, db, ahead, source, agreed }
+}
+
+#[test]
+fn a_rotten_segment_that_the_others_have_pruned_comes_in_their_generation_when_a_majority_says_so() {
+    let Behind { vfs, db, ahead, source, agreed } = one_behind();
+    let (.., model, prunes) = pruned(Compression::None);
+    assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)]);
+    // The others go on, the rotten one is told of.
+    let others = db.ledger().segments().len() as u64;
+    while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
+    assert!(matches!(db.prune_step(ALL), Err(Error::Corrupted { segment: Some(1), .. })));
+    let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
+    assert!(others > 4 && generations[1] == 0 && generations[0] == 1 && generations[2] == 1, "{generations:?}");
+    let before = all_files(&vfs);
+    // No source has the own generation, and nothing is taken for being the only thing there is.
+    let mended = db.mend(Some(&source)).expect("healthy");
+    assert!(matches!(mended.waiting[..], [(Damaged::Segment(1), Error::Corrupted { .. })]), "{mended:?}");
+    for wrong in [SegmentVersion { generation: 0, ..agreed }, SegmentVersion { digest: Digest([7; 32]), ..agreed }] {
+        db.repair_segment(1, wrong, &source).expect_err("not what was agreed on");
+    }
+    assert!(all_files(&vfs) == before, "nothing came in");
+    db.repair_segment(1, agreed, &source).expect("a majority has it");
+    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
+    assert_eq!(pass(&db, u64::MAX), []);
+    assert_eq!(db.prune_step(ALL).expect("healthy").rewritten, None, "nothing is left to do");
+    db.seal_closed().expect("healthy");
+    assert_eq!(db.seal(1).expect("healthy").expect("sealed").generation, 1);
+    check(&db, &model, &prunes);
+    // One that has lost values is not replaced by one that has not.
+    let whole = SegmentVersion { generation: 0, digest: Digest([0; 32]) };
+    assert!(matches!(db.repair_segment(1, whole, &source), Err(Error::NoSuchSegment { number: 1 })));
+}
+
+#[test]
+fn a_crash_while_a_later_generation_comes_in_leaves_the_old_or_the_new_file() {
+    let (mut done, mut not_done) = (0, 0);
+    for step in 0.. {
+        let Behind { vfs, db, ahead, source, agreed } = one_behind();
+        drop(db);
+        let (.., model, prunes) = pruned(Compression::None);
+        let disk = alhambra_storage::vfs::mem::MemVfs::new();
+        for (path, bytes) in all_files(&vfs) {
+            disk.create_dir_all(path.parent().expect("in a folder")).expect("healthy");
+            let file = disk.open(&path, OpenMode::Create).expect("healthy");
+            file.write_at(0, &bytes).and_then(|()| file.sync_data()).expect("healthy");
+            disk.sync_dir(path.parent().expect("in a folder")).expect("healthy");
+        }
+        let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
+        let vfs: Arc<dyn Vfs> = faulty.clone();
+        let db = open(&vfs, &dir()).expect("opens");
+        apply_through(&db, support::next_index(&db) - 1).expect("applies");
+        faulty.fail_after(step, Fault::Crash);
+        let repaired = db.repair_segment(1, agreed, &source);
+        drop(db);
+        if repaired.is_ok() {
+            assert!(step > 4, "{step} steps");
+            break;
+        }
+        disk.crash(if step % 2 == 0 { Crash::PowerLoss } else { Crash::PowerLossTorn { seed: step } });
+        let vfs: Arc<dyn Vfs> = Arc::new(disk);
+        let new = bytes_of(&vfs, &segment(1)) == bytes_of(&ahead, &segment(1));
+        if new {
+            done += 1
+        } else {
+            not_done += 1
+        }
+        let db = open(&vfs, &dir()).unwrap_or_else(|e| panic!("step {step}: {e}"));
+        apply_through(&db, support::next_index(&db) - 1).unwrap_or_else(|e| panic!("step {step}: {e}"));
+        assert_eq!(db.ledger().segments()[1].generation, u32::from(new), "step {step}");
+        db.repair_segment(1, agreed, &source).unwrap_or_else(|e| panic!("step {step}: {e}"));
+        prune_all(&db);
+        assert_eq!(pass(&db, u64::MAX), [], "step {step}");
+        check(&db, &model, &prunes);
+    }
+    assert!(done > 0 && not_done > 0, "{done} done, {not_done} not");
+}
