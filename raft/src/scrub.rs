@@ -94,6 +94,9 @@ pub(crate) struct Scrub {
     /// 0 for none.
     last_pass_ms: AtomicI64,
     corrections_due: AtomicBool,
+    /// Segments that a member has asked this leader about: it may have rotted before it hashed, and then its memory and the
+    /// seal that it proposed say the same.
+    questioned: Mutex<BTreeSet<u64>>,
 }
 
 impl Scrub {
@@ -130,11 +133,13 @@ fn majority(voters: &BTreeSet<u64>, votes: &BTreeMap<u64, SegmentVote>) -> Optio
 fn agreed(
     own: &SegmentVote,
     sealed: Option<Digest>,
+    questioned: bool,
     voters: &BTreeSet<u64>,
     votes: &BTreeMap<u64, SegmentVote>,
 ) -> Option<SegmentVersion> {
-    // Memory and seal are two witnesses. Where they differ, or nothing is sealed, the voters are asked.
-    let certain = sealed == Some(own.version.digest);
+    // Memory and seal are two witnesses. Where they differ, or nothing is sealed, the voters are asked; also where a member
+    // doubts the leader, who may have made the seal from what is in its memory.
+    let certain = sealed == Some(own.version.digest) && !questioned;
     let available = own.whole || votes.values().any(|vote| vote.whole && vote.version == own.version);
     if certain && available {
         return Some(own.version);
@@ -194,8 +199,12 @@ impl Replica {
         Ok(step.pass_completed)
     }
 
-    /// Mends what is known to be damaged; whether nothing is left.
+    /// Mends what is known to be damaged, and looks into what others doubt; whether nothing is left.
     async fn mend(&self) -> Result<bool, ()> {
+        let questioned = std::mem::take(&mut *self.scrub.questioned.lock());
+        for segment in questioned {
+            self.mend_segment(segment, true).await?;
+        }
         let database = self.database.clone();
         let mended = self.strands.scrub.run(move || {
             database.compare_seals()?;
@@ -217,7 +226,7 @@ impl Replica {
         let mut left = 0;
         for (what, error) in mended.waiting {
             let repaired = match what {
-                Damaged::Segment(segment) => self.mend_segment(segment).await?,
+                Damaged::Segment(segment) => self.mend_segment(segment, false).await?,
                 _ => false,
             };
             if repaired {
@@ -232,7 +241,7 @@ impl Replica {
     }
 
     /// Asks the members about a segment and fetches it, or keeps it, as they say; whether it is what counts then.
-    async fn mend_segment(&self, segment: u64) -> Result<bool, ()> {
+    async fn mend_segment(&self, segment: u64, questioned: bool) -> Result<bool, ()> {
         let database = self.database.clone();
         let own = self.strands.scrub.run(move || {
             let vote = database.segment_vote(segment)?;
@@ -245,7 +254,7 @@ impl Replica {
         let voters: BTreeSet<u64> = membership.membership().voter_ids().collect();
         let mut votes = self.ask_members(segment, membership.membership().nodes().map(|(id, _)| *id)).await;
         votes.insert(self.node_id, own);
-        let Some(agreed) = agreed(&own, sealed, &voters, &votes) else {
+        let Some(agreed) = agreed(&own, sealed, questioned, &voters, &votes) else {
             tracing::error!(group = %self.group, segment, ?votes, "no majority of the voters agrees on a segment");
             return Ok(false);
         };
@@ -264,7 +273,9 @@ impl Replica {
             }
         }
         if settled {
-            tracing::warn!(group = %self.group, segment, "a segment is what the group agrees on again");
+            if own.version != agreed || !questioned {
+                tracing::warn!(group = %self.group, segment, "a segment is what the group agrees on again");
+            }
             self.scrub.corrections_due.store(true, Ordering::Release);
             self.seals_due.notify_one();
         }
@@ -337,7 +348,11 @@ impl Replica {
     /// For another member.
     pub(crate) async fn own_segment_vote(&self, segment: u64) -> Option<SegmentVote> {
         let database = self.database.clone();
-        self.strands.scrub.run(move || database.segment_vote(segment)).await.ok()?.ok()?
+        let vote = self.strands.scrub.run(move || database.segment_vote(segment)).await.ok()?.ok()??;
+        if self.leader() == Some(self.node_id) {
+            self.scrub.questioned.lock().insert(segment);
+        }
+        Some(vote)
     }
 
     /// For another member.
@@ -411,8 +426,15 @@ mod tests {
         ];
         for (number, (own, sealed, others, wanted)) in cases.into_iter().enumerate() {
             let votes = BTreeMap::from([(1, own), (2, others[0]), (3, others[1])]);
-            let found = agreed(&own, sealed.map(|vote| vote.version.digest), &(1..=3).collect(), &votes);
+            let sealed = sealed.map(|vote| vote.version.digest);
+            let found = agreed(&own, sealed, false, &(1..=3).collect(), &votes);
             assert_eq!(found, wanted.map(|vote| vote.version), "case {number}");
+        }
+        // A leader that sealed its own rot believes the others as soon as they doubt it, and stays as it is without them.
+        for (others, wanted) in [([b, b], Some(b)), ([a, b], Some(a)), ([b, p], None)] {
+            let votes = BTreeMap::from([(1, a), (2, others[0]), (3, others[1])]);
+            let found = agreed(&a, Some(a.version.digest), true, &(1..=3).collect(), &votes);
+            assert_eq!(found, wanted.map(|vote| vote.version), "{others:?}");
         }
     }
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::checkpoint::{CHECKPOINT_MAGIC, Checkpoint};
 use crate::chunklog::ChunkLog;
-use crate::command::{Command, LocatedReadSet, ValueForm, decode_located};
+use crate::command::{Command, Located, LocatedReadSet, LocatedTarget, ValueForm, decode_located};
 use crate::commitlog::CommitRecord;
 use crate::compression;
 use crate::format::derived::{CHUNK_HEADER_BYTES, ChunkHeader, LogKind, open_small, seal_small};
@@ -23,7 +23,9 @@ use crate::format::{self, FRAME_PREFIX_BYTES, SIDECAR_HEADER_BYTES, SegmentHeade
 use crate::fsck;
 use crate::limits::{KEPT_LEVELS, LZ4_EXPANSION_MAX};
 use crate::marks::{Marks, Vote};
+use crate::prune::{self, PruneLog};
 use crate::seal::SealLog;
+use crate::segment::pruned_view;
 use crate::transfer::{self, Manifest};
 use crate::txlog::groups::{Directory, GROUP_BYTES, group_crc, groups};
 use crate::txlog::{self, EntryToStore, Head, RECORD_TAIL_BYTES, Record};
@@ -263,9 +265,19 @@ fn fuzz_install() {
 fn fuzz_command() {
     let decode = |bytes: &[u8]| {
         let payload = Bytes::copy_from_slice(bytes);
-        let located = decode_located(&payload).map(drop);
+        let located = decode_located(&payload);
         let command = Command::decode(&payload);
-        assert_eq!(located.err(), command.as_ref().err().copied(), "both readers agree");
+        let has_lost_values = match &located {
+            Ok(Located::Batch(batch) | Located::Prune(_, LocatedTarget::Before { batch, .. })) => {
+                batch.entries.iter().any(|entry| entry.pruned)
+            }
+            _ => false,
+        };
+        if has_lost_values {
+            assert!(command.is_err(), "nobody proposes what is gone already");
+        } else {
+            assert_eq!(located.err(), command.as_ref().err().copied(), "both readers agree");
+        }
         canonical(command.map(|command| command.encode().to_vec()))
     };
     let corpus = golden("command.hex");
@@ -386,6 +398,18 @@ fn fuzz_commit_record() {
     Target { name: "commit record", corpus, seal: &seal, memory: (256, 4), decode: &decode }.run();
 }
 
+/// Records of length, CRC and content, made right.
+fn seal_records(bytes: &mut [u8]) {
+    let mut at = 0;
+    while let Some(head) = bytes.get(at..at + 8) {
+        let len = u32::from_be_bytes(head[..4].try_into().expect("4 bytes")) as usize;
+        let Some(body) = bytes.get(at + 8..(at + 8).saturating_add(len)) else { break };
+        let crc = crc32c::crc32c(body);
+        bytes[at + 4..at + 8].copy_from_slice(&crc.to_be_bytes());
+        at += 8 + len;
+    }
+}
+
 #[test]
 fn fuzz_seal_log() {
     let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
@@ -399,18 +423,82 @@ fn fuzz_seal_log() {
         }
         Decoded::Loose
     };
+    let corpus = vec![golden("database/seal.hex")[0][64..].to_vec()];
+    Target { name: "seal log", corpus, seal: &|bytes| seal_records(bytes), memory: (16 << 10, 32), decode: &decode }
+        .run();
+}
+
+#[test]
+fn fuzz_prune_log() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let empty = || ChunkLog::open_read_only(&vfs, PathBuf::from("prune"), LogKind::Prune, DATABASE, 1 << 20, 0);
+    let decode = |bytes: &[u8]| {
+        let log = empty();
+        log.append(bytes);
+        let Ok(found) = PruneLog::open(log) else { return Decoded::Refused };
+        let again = PruneLog::open(empty()).expect("nothing is in it");
+        for record in found.records().expect("it was read just now") {
+            assert_eq!(again.append(record.as_of, record.order, record.pruned), record.number);
+        }
+        let len = again.log.end() as usize;
+        Decoded::Canonical(again.log.read(0, len).expect("in memory").to_vec())
+    };
+    let corpus = vec![golden("database/prune.hex")[0][64..].to_vec()];
+    Target { name: "prune log", corpus, seal: &|bytes| seal_records(bytes), memory: (16 << 10, 64), decode: &decode }
+        .run();
+}
+
+#[test]
+fn fuzz_pruned_mark() {
+    let decode =
+        |bytes: &[u8]| canonical(prune::decode_mark(bytes).map(|(database, done)| prune::encode_mark(database, done)));
+    let corpus = vec![content("database/pruned.hex")];
+    Target { name: "pruned mark", corpus, seal: &unsealed, memory: (256, 4), decode: &decode }.run();
+}
+
+/// A whole file: header, kept bytes, table.
+#[test]
+fn fuzz_pruned_segment() {
+    let path = Path::new("segment");
+    let decode = |bytes: &[u8]| {
+        let vfs = with_file("segment", bytes);
+        let Ok(header) = bytes.get(..256).map_or(Err(()), |head| SegmentHeader::decode(head).map_err(drop)) else {
+            return Decoded::Refused;
+        };
+        let file = vfs.open(path, OpenMode::Read).expect("memory");
+        let Ok(view) = pruned_view(file, &header, path) else { return Decoded::Refused };
+        // What is read at once and what is read in parts is the same, and only missing bytes are more than there were.
+        let len = view.len().expect("memory");
+        if len > 1 << 20 {
+            return Decoded::Loose;
+        }
+        let whole = view.read_at(0, len as usize).expect("all of it is there");
+        let mut parts = Vec::new();
+        while parts.len() < whole.len() {
+            let part = (whole.len() - parts.len()).min(1 + parts.len() % 61);
+            parts.extend_from_slice(&view.read_at(parts.len() as u64, part).expect("all of it is there"));
+        }
+        assert!(whole == parts);
+        assert!(view.read_at(len, 1).is_err());
+        Decoded::Loose
+    };
     let seal = |bytes: &mut Vec<u8>| {
-        let mut at = 0;
-        while let Some(head) = bytes.get(at..at + 8) {
-            let len = u32::from_be_bytes(head[..4].try_into().expect("4 bytes")) as usize;
-            let Some(body) = bytes.get(at + 8..(at + 8).saturating_add(len)) else { break };
-            let crc = crc32c::crc32c(body);
-            bytes[at + 4..at + 8].copy_from_slice(&crc.to_be_bytes());
-            at += 8 + len;
+        if bytes.len() >= 264 {
+            // The table is as long as its number of rows says, and the header knows of it.
+            let rows = u32::from_be_bytes(bytes[76..80].try_into().expect("4 bytes"));
+            let at = bytes.len() - 8;
+            bytes[at..at + 4].copy_from_slice(&rows.to_be_bytes());
+            let table = (rows as usize).saturating_mul(40).saturating_add(8).min(bytes.len() - 256);
+            let from = bytes.len() - table;
+            seal_crc(&mut bytes[from..], 0);
+            let kept = (from - 256) as u64;
+            bytes[88..96].copy_from_slice(&kept.to_be_bytes());
+            seal_crc(&mut bytes[..256], 0);
         }
     };
-    let corpus = vec![golden("database/seal.hex")[0][64..].to_vec()];
-    Target { name: "seal log", corpus, seal: &seal, memory: (16 << 10, 32), decode: &decode }.run();
+    let corpus = golden("database/pruned-segment.hex");
+    // A view has the missing bytes as zeros, up to the length that was bounded above, twice.
+    Target { name: "pruned segment", corpus, seal: &seal, memory: (5 << 20, 32), decode: &decode }.run();
 }
 
 /// The forms that were once read although nothing writes them.

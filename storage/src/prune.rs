@@ -4,8 +4,8 @@
 //! log `prune/`); from then on no replica answers the values that it names (`Error::ValuePruned`), whether their bytes are
 //! still there or not. Which values a set of prunes names is a function of the log alone.
 //!
-//! Getting rid of the bytes is work of each replica in its own time ([`Database::prune_step`]): one sealed segment after the
-//! other is written again without them. The generation of a segment is the number of the newest prune of which it has lost a
+//! Getting rid of the bytes is work of each replica in its own time ([`crate::Database::prune_step`]): one sealed segment
+//! after the other is written again without them. The generation of a segment is the number of the newest prune of which it has lost a
 //! value, so two replicas whose segments have the same generation have the same bytes, however many steps each of them took.
 //! The new digest is then sealed through the log as any other.
 //!
@@ -20,3 +20,5 @@ pub(crate) use log::PruneLog;
 pub use rules::{PruneRecord, Pruned};
 pub use step::PruneProgress;
 pub(crate) use step::{MARK_NAME, Pruner};
+#[cfg(test)]
+pub(crate) use step::{decode_mark, encode_mark};

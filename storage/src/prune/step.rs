@@ -126,9 +126,7 @@ impl Database {
     pub(crate) fn check_prune_mark(&self) -> Result<Option<u32>> {
         let path = self.dir.join(MARK_NAME);
         let Some(bytes) = smallfile::read(&*self.vfs, &path, MARK_MAGIC)? else { return Ok(None) };
-        let mut reader = Reader::new(&bytes);
-        let mut read = || Ok::<_, Malformed>((DatabaseId(reader.array()?), reader.u32()?));
-        match read() {
+        match decode_mark(&bytes) {
             Ok((found, number)) if found == self.spec.id => Ok(Some(number)),
             Ok((found, _)) => Err(Error::ForeignDatabase { path, expected: self.spec.id, found }),
             Err(Malformed) => Err(Error::Corrupted {
@@ -154,8 +152,7 @@ impl Database {
     }
 
     fn write_prune_mark(&self, done: u32) -> Result<()> {
-        let mut content = self.spec.id.0.to_vec();
-        content.put_u32(done);
+        let content = encode_mark(self.spec.id, done);
         smallfile::write_atomic(&*self.vfs, &self.dir.join(MARK_NAME), MARK_MAGIC, &content)
     }
 
@@ -176,6 +173,19 @@ impl Database {
     pub fn truncated_before(&self) -> TxId {
         self.core().prunes.rules().truncated()
     }
+}
+
+pub(crate) fn encode_mark(database: DatabaseId, done: u32) -> Vec<u8> {
+    let mut content = database.0.to_vec();
+    content.put_u32(done);
+    content
+}
+
+pub(crate) fn decode_mark(bytes: &[u8]) -> std::result::Result<(DatabaseId, u32), Malformed> {
+    let mut reader = Reader::new(bytes);
+    let mark = (DatabaseId(reader.array()?), reader.u32()?);
+    reader.finish()?;
+    Ok(mark)
 }
 
 /// Number of the segment that holds a log entry; that of the newest for later ones.
@@ -377,6 +387,8 @@ fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules) -> Result<bool> {
     if plan.generation <= info.generation {
         return Ok(false);
     }
+    // Rot must not be written again under a digest of its own.
+    core.ledger.check_bytes(info.number)?;
     rewrite(core, info, &plan)?;
     core.seals.rewritten(info.number);
     Ok(true)

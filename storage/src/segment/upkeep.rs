@@ -164,6 +164,22 @@ impl Ledger {
         }
     }
 
+    /// Reads a closed segment and compares it with the digest that was kept since it was written.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when it is another, [`Error::NoSuchSegment`] when the segment is not closed; IO.
+    pub(crate) fn check_bytes(&self, number: u64) -> Result<()> {
+        let view = self.view(number).ok_or(Error::NoSuchSegment { number })?;
+        let digest = view.digest.ok_or(Error::NoSuchSegment { number })?;
+        let (file, path) = self.open_to_read(number)?;
+        self.check_head(&view.info, &*file, view.end()).inspect_err(|_| self.suspect(number))?;
+        if hash_range(&*self.layout.vfs, &path, SEGMENT_HEADER_BYTES, view.end())? == digest {
+            Ok(())
+        } else {
+            Err(self.layout.corrupted(number, SEGMENT_HEADER_BYTES, Damage::Hash))
+        }
+    }
+
     /// A file for what stands behind the header of a closed segment, to take its place once it is all there. Its generation
     /// is that of the segment here or a later one.
     ///

@@ -17,7 +17,7 @@ use alhambra_storage::{Damaged, Database, Error, SegmentVersion};
 
 use crate::fsck::crc32c;
 use crate::prune::{check, pruned};
-use crate::repair::copy;
+use crate::repair::{copy, rot_with_fitting_checksum};
 use crate::replicas::files;
 use crate::scrub::{all_files, pass};
 use crate::support::{self, apply_through, dir, open};
@@ -251,6 +251,28 @@ fn a_rotten_segment_that_the_others_have_pruned_comes_in_their_generation_when_a
     // One that has lost values is not replaced by one that has not.
     let whole = SegmentVersion { generation: 0, digest: Digest([0; 32]) };
     assert!(matches!(db.repair_segment(1, whole, &source), Err(Error::NoSuchSegment { number: 1 })));
+}
+
+#[test]
+fn rot_with_a_fitting_checksum_is_not_written_again_under_a_digest_of_its_own() {
+    let (vfs, db, model, prunes) = pruned(Compression::None);
+    db.checkpoint().expect("healthy");
+    let (_, whole) = copy(&vfs);
+    let (ahead, _) = copy(&vfs);
+    prune_all(&open(&ahead, &dir()).expect("sound"));
+    drop(db);
+    // Opened without reading the frames: the sidecar tells of them.
+    let db = crate::scrub::open(&vfs);
+    rot_with_fitting_checksum(&vfs, 1);
+    while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
+    let refused = db.prune_step(ALL);
+    assert!(matches!(refused, Err(Error::Corrupted { segment: Some(1), damage: Damage::Hash, .. })), "{refused:?}");
+    assert_eq!(db.ledger().segments()[1].generation, 0);
+    assert_eq!(db.damaged(), [Damaged::Segment(1)]);
+    assert_eq!(db.mend(Some(&whole)).expect("healthy").repaired, [Damaged::Segment(1)]);
+    prune_all(&db);
+    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
+    check(&db, &model, &prunes);
 }
 
 #[test]

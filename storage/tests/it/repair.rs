@@ -89,7 +89,7 @@ fn rot_in_the_file_being_sent_changes_nothing_here() {
 }
 
 /// Rewrites a frame's value with a fitting checksum: rot that only the hashes tell.
-fn rot_with_fitting_checksum(vfs: &Arc<dyn Vfs>, number: u64) {
+pub fn rot_with_fitting_checksum(vfs: &Arc<dyn Vfs>, number: u64) {
     let path = segment(number);
     let file = vfs.open(&path, OpenMode::ReadWrite).expect("there");
     let head = file.read_at(256, 4).expect("there");
