@@ -226,7 +226,8 @@ impl Database {
 
     /// Keeps the Raft vote; durable when this returns.
     pub fn save_vote(&self, vote: &[u8]) -> Result<()> {
-        self.vote.save(&self.vfs, vote)
+        self.vote.save(&self.vfs, vote)?;
+        self.marks.lock().note_voted()
     }
 
     /// The vote kept last.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use alhambra_ledger::ids::{DatabaseId, LogId, LogIndex};
 use parking_lot::Mutex;
 
-use crate::error::{Damage, Error, Result};
+use crate::checkpoint::CHECKPOINT_NAME;
+use crate::error::{Damage, Error, FileOp, Result};
 use crate::smallfile::{self, Places, ToSync, TwinFile};
 use crate::vfs::Vfs;
 use crate::wire::{Malformed, Put, Reader};
@@ -32,6 +33,8 @@ pub(crate) struct MarksOnDisk {
     pub durable: Option<LogId>,
     /// Committed, with everything before it.
     pub committed: Option<LogId>,
+    /// A vote was saved.
+    pub voted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,15 +42,18 @@ struct Values {
     flushed: Option<LogId>,
     committed: Option<LogId>,
     purged: Option<LogId>,
+    /// A vote was saved, so there must be one.
+    voted: bool,
 }
 
 impl Values {
     fn encode(&self, database: DatabaseId) -> Vec<u8> {
-        let mut out = Vec::with_capacity(67);
+        let mut out = Vec::with_capacity(68);
         out.put_bytes(&database.0);
         for mark in [self.flushed, self.committed, self.purged] {
             out.put_log_id_or_none(mark);
         }
+        out.put_u8(u8::from(self.voted));
         out
     }
 
@@ -58,7 +64,14 @@ impl Values {
             flushed: reader.log_id_or_none()?,
             committed: reader.log_id_or_none()?,
             purged: reader.log_id_or_none()?,
+            voted: false,
         };
+        let voted = match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Malformed),
+        };
+        let values = Self { voted, ..values };
         reader.finish()?;
         Ok((database, values))
     }
@@ -88,6 +101,20 @@ impl Marks {
         Ok(marks)
     }
 
+    /// Whether `marks` or `vote` was there once and is gone: without them nobody knows what this node has promised.
+    pub(crate) fn must_be_there(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<()> {
+        let exists = |path: &Path| vfs.exists(path).map_err(|e| Error::io(FileOp::Open, path, e));
+        let (marks, vote) = (dir.join("marks"), dir.join("vote"));
+        let missing = |path| Err(Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Missing });
+        if !exists(&marks)? {
+            // They are made when a database is opened first, and their name is durable with the first of these.
+            let used = exists(&vote)? || exists(&dir.join(CHECKPOINT_NAME))?;
+            return if used { missing(marks) } else { Ok(()) };
+        }
+        let voted = Self::read(vfs, dir, database)?.0.voted;
+        if voted && !exists(&vote)? { missing(vote) } else { Ok(()) }
+    }
+
     /// The marks of a database that nobody has open, and whether one of the two places is torn; changes nothing.
     pub(crate) fn read(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<(MarksOnDisk, Option<u64>)> {
         let path = dir.join("marks");
@@ -106,7 +133,7 @@ impl Marks {
         };
         let durable = values.flushed.max(values.committed);
         let committed = values.committed.max(values.purged);
-        Ok((MarksOnDisk { durable, committed }, torn))
+        Ok((MarksOnDisk { durable, committed, voted: values.voted }, torn))
     }
 
     /// Compares the file with what is in memory; answers how many bytes it has.
@@ -160,6 +187,15 @@ impl Marks {
         self.set(Values { committed: self.values.committed.max(within), ..self.values })
     }
 
+    /// There is a durable vote; from here on it is missed when it is gone. Durable when this returns.
+    pub(crate) fn note_voted(&mut self) -> Result<()> {
+        if self.values.voted {
+            return Ok(());
+        }
+        self.set(Values { voted: true, ..self.values })?;
+        self.file.sync()
+    }
+
     pub(crate) fn purged(&self) -> Option<LogId> {
         self.values.purged
     }
@@ -177,6 +213,7 @@ impl Marks {
             flushed: self.values.flushed.min(kept),
             committed: self.values.committed.min(kept),
             purged: self.values.purged,
+            ..self.values
         };
         self.set(values)?;
         // Both places must be free of the higher mark: recovery may fall back to the older one.
@@ -187,7 +224,8 @@ impl Marks {
 
     /// After an install: the ledger ends at `last`, all of it durable.
     pub(crate) fn installed(&mut self, last: Option<LogId>) -> Result<()> {
-        self.set(Values { flushed: last, committed: last, purged: self.values.purged.min(last) })?;
+        let purged = self.values.purged.min(last);
+        self.set(Values { flushed: last, committed: last, purged, ..self.values })?;
         self.file.sync()
     }
 

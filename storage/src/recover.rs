@@ -36,6 +36,7 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     let lock = vfs.lock(&lock_path).map_err(|e| Error::io(FileOp::Lock, &lock_path, e))?;
     rebuild::remove(&*vfs, dir)?;
     transfer::finish_install(&vfs, dir, spec)?;
+    Marks::must_be_there(&*vfs, dir, spec.id)?;
     let marks = Marks::open(&*vfs, dir, spec.id)?;
     let (core, applier, report) = attach(&vfs, dir, spec, &options, &marks)?;
     let state_bytes = applier.state_bytes();

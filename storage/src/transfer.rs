@@ -448,7 +448,7 @@ pub(crate) fn read_install<'a>(
 }
 
 /// Removes the files of a folder that are not of the manifest. What a segment's sidecar says is kept only with the segment
-/// that was here before.
+/// that was here before, and has a next one.
 fn remove_others(vfs: &dyn Vfs, dir: &Path, folder: &str, manifest: &Manifest, staged: &[String]) -> Result<()> {
     vfs.create_dir_all(dir).map_err(|e| Error::io(FileOp::CreateDir, dir, e))?;
     for (name, _) in vfs.read_dir(dir).map_err(|e| Error::io(FileOp::ReadDir, dir, e))? {
@@ -457,7 +457,8 @@ fn remove_others(vfs: &dyn Vfs, dir: &Path, folder: &str, manifest: &Manifest, s
         let keep = match path.strip_suffix(".idx") {
             Some(stem) => {
                 let segment = format!("{stem}.seg");
-                named(&segment) && !staged.contains(&segment)
+                let last = manifest.files.iter().filter(|file| file.segment.is_some()).map(|file| &file.path).max();
+                named(&segment) && !staged.contains(&segment) && last != Some(&segment)
             }
             None => named(&path),
         };

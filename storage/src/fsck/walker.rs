@@ -164,6 +164,12 @@ impl Walker {
             }
             Err(error) => self.found(damage_or(error)?),
         }
+        // What else is wrong with them is found above and below.
+        if let Err(error @ Error::Corrupted { damage: Damage::Missing, .. }) =
+            Marks::must_be_there(&*self.vfs, &self.dir, id)
+        {
+            self.found(error);
+        }
         if let Err(error) = Vote::new(&self.dir, id).load(&self.vfs) {
             self.found(damage_or(error)?);
         }

@@ -12,7 +12,7 @@ use super::readers::read_sidecar_header;
 use super::scan::{self, Scan};
 use super::state::Segment;
 use super::writer::{OpenSegment, write_sidecar};
-use super::{Layout, LedgerReport, RecoveryFloor, SegmentInfo, parse_name, pruned};
+use super::{Layout, LedgerReport, Position, RecoveryFloor, SegmentInfo, parse_name, pruned};
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
 use crate::limits;
@@ -200,6 +200,10 @@ fn open_newest(
 ) -> Result<Option<(Segment, OpenSegment)>> {
     check_chain(layout, before, header)?;
     let number = header.number;
+    if header.generation > 0 {
+        // It was sealed before it lost values, and its seal stands in a later one.
+        return Err(Error::SegmentMissing { dir: layout.dir.clone(), number: number + 1 });
+    }
     let path = layout.segment_path(number);
     let file = layout.vfs.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io(FileOp::Open, &path, e))?;
     let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
@@ -212,7 +216,23 @@ fn open_newest(
     let torn_bytes = scan::bytes_before_zeros(&*file, &path, end, file_bytes)?;
     report.cut_bytes += torn_bytes;
     let Some(last_log_id) = scan.last_log_id else { return Ok(None) };
-    // It takes frames again, so its sidecar, if a crash left one, must not come back and describe it.
+    let info = SegmentInfo {
+        number,
+        first_offset: Position(header.first_offset),
+        first_log_id: header.first_log_id,
+        last_log_id,
+        frame_bytes: scan.frame_bytes,
+        closed: true,
+        generation: 0,
+        stored_bytes: scan.frame_bytes,
+        hole_count: 0,
+    };
+    let sidecar = read_sidecar_header(layout, &layout.sidecar_path(number))?;
+    if sidecar.is_some_and(|(_, sidecar)| describes(&sidecar, layout, &info)) {
+        // It was written when the next segment had durable frames, and is removed before that one is.
+        return Err(Error::SegmentMissing { dir: layout.dir.clone(), number: number + 1 });
+    }
+    // It takes frames again, so its sidecar, if one of other frames is left, must not come back and describe it.
     remove_sidecar(layout, number)?;
     rewrite(&*file, &path, unproven_from(&scan, header.first_log_id.index, floor), scan.frame_bytes)?;
     let segment = Segment {
@@ -268,8 +288,12 @@ fn rewrite(file: &dyn File, path: &Path, from: u64, to: u64) -> Result<()> {
     Ok(())
 }
 
-/// Removes a segment, durably, so that nothing that was in it is read again.
+/// Removes a segment, durably, so that nothing that was in it is read again. First the sidecar of the one before, which says
+/// that there is a next one.
 pub(super) fn remove_segment(layout: &Layout, number: u64) -> Result<()> {
+    if let Some(before) = number.checked_sub(1) {
+        remove_sidecar(layout, before)?;
+    }
     remove_if_there(layout, &layout.sidecar_path(number))?;
     remove_if_there(layout, &layout.segment_path(number))?;
     layout.sync_dir()

@@ -69,9 +69,15 @@ impl Ledger {
         self.layout.suspects.lock().remove(&number);
     }
 
+    /// A closed segment that has or should have a sidecar: the next one has frames.
+    fn with_sidecar(&self, number: u64) -> Option<(SegmentInfo, Digest)> {
+        let View { info, digest, .. } = self.view(number)?;
+        self.view(number + 1).and(digest).map(|digest| (info, digest))
+    }
+
     /// Reads the sidecar of a closed segment; answers its length in bytes.
     pub(crate) fn check_sidecar(&self, number: u64) -> Result<u64> {
-        let Some(View { info, digest: Some(digest), .. }) = self.view(number) else { return Ok(0) };
+        let Some((info, digest)) = self.with_sidecar(number) else { return Ok(0) };
         let path = self.layout.sidecar_path(number);
         let header = read_sidecar_header(&self.layout, &path)?.map(|(_, header)| header);
         match header {
@@ -85,7 +91,7 @@ impl Ledger {
     /// Makes the sidecar of a closed segment again, from its frames.
     pub(crate) fn rewrite_sidecar(&self, number: u64) -> Result<()> {
         let _writer = self.writer.lock();
-        let Some(View { info, digest: Some(digest), .. }) = self.view(number) else { return Ok(()) };
+        let Some((info, digest)) = self.with_sidecar(number) else { return Ok(()) };
         let (file, path) = self.open_to_read(number)?;
         let header = pruned::read_header(&*file, number, &path)?;
         let file = pruned::view(file, &header, &path)?;
@@ -210,7 +216,7 @@ impl Ledger {
         // The sidecar stays until the segment is whole, because opening believes it or reads all frames, which are damaged. A
         // crash here leaves one with the digest of before: then the segment is taken for rotten and fetched once more.
         self.poison_if_failed(name(&self.layout, &staged.path, number))?;
-        let info = {
+        {
             let mut state = self.state.lock();
             if version.generation == 0 {
                 // Whoever reads the old file now throws its result away.
@@ -218,14 +224,16 @@ impl Ledger {
                 if let Some(segment) = state.segments.get_mut(number as usize) {
                     segment.digest = Some(version.digest);
                 }
-                info
             } else {
-                state.set_rewritten(number, &whole.header, staged.len, version.digest)
+                state.set_rewritten(number, &whole.header, staged.len, version.digest);
             }
-        };
+        }
         self.forget_file(number);
         self.clear_suspect(number);
-        write_sidecar(&self.layout, &info, &whole.offsets, version.digest)
+        match self.with_sidecar(number) {
+            Some((info, digest)) => write_sidecar(&self.layout, &info, &whole.offsets, digest),
+            None => Ok(()),
+        }
     }
 
     /// `len` bytes of what stands behind the header of a closed segment, from `offset`, as they stand in its file: whoever

@@ -235,7 +235,7 @@ pub(super) fn write_out(
     for (n, batch) in batches.iter().enumerate() {
         let fills = n + 1 < batches.len();
         if let Some(full) = open.take_if(|open| open.number != batch.segment.number) {
-            close(layout, state, readers, open, full)?;
+            close(state, readers, open, full)?;
         }
         let segment = match open {
             Some(segment) => segment,
@@ -251,19 +251,37 @@ pub(super) fn write_out(
             return Err(error);
         }
         state.lock().set_flushed(std::slice::from_ref(batch));
+        if let (0, Some(before)) = (batch.start, batch.segment.number.checked_sub(1)) {
+            write_sidecar_of(layout, state, readers, before)?;
+        }
     }
     Ok(())
 }
 
+/// Writes the sidecar of a closed segment when the next one has frames, so that a segment with a whole sidecar is never the
+/// newest one: opening then notices that the next one is gone.
+fn write_sidecar_of(layout: &Layout, state: &Mutex<State>, readers: &Readers, number: u64) -> Result<()> {
+    let (info, digest, epoch) = {
+        let state = state.lock();
+        let Some(segment) = usize::try_from(number).ok().and_then(|number| state.segments.get(number)) else {
+            return Ok(());
+        };
+        (segment.info(), segment.digest, state.cut_epoch)
+    };
+    let Some(digest) = digest else { return Ok(()) };
+    let offsets = readers.offsets(layout, &info, epoch)?;
+    match write_sidecar(layout, &info, &offsets, digest) {
+        Err(Error::NoSpace { .. }) => {
+            tracing::warn!(segment = number, "no space for a sidecar, it is made again later");
+            super::recover::remove_sidecar(layout, number).map_err(|_| Error::Poisoned)
+        }
+        written => written,
+    }
+}
+
 /// The order keeps readers from finding a closed segment whose offsets are nowhere. When there is no space the segment
 /// stays open.
-fn close(
-    layout: &Layout,
-    state: &Mutex<State>,
-    readers: &Readers,
-    open: &mut Option<OpenSegment>,
-    mut full: OpenSegment,
-) -> Result<()> {
+fn close(state: &Mutex<State>, readers: &Readers, open: &mut Option<OpenSegment>, mut full: OpenSegment) -> Result<()> {
     if let Err(error) = full.finish() {
         if matches!(error, Error::NoSpace { .. }) {
             *open = Some(full);
@@ -271,18 +289,11 @@ fn close(
         return Err(error);
     }
     let digest = full.digest();
-    let (info, offsets, epoch) = {
+    let (offsets, epoch) = {
         let state = state.lock();
-        let (info, offsets) = state.open_segment(full.number);
-        (info, Arc::<[u32]>::from(offsets), state.cut_epoch)
+        let (_, offsets) = state.open_segment(full.number);
+        (Arc::<[u32]>::from(offsets), state.cut_epoch)
     };
-    if let Err(error) = write_sidecar(layout, &info, &offsets, digest) {
-        if matches!(error, Error::NoSpace { .. }) {
-            super::recover::remove_sidecar(layout, full.number).map_err(|_| Error::Poisoned)?;
-            *open = Some(full);
-        }
-        return Err(error);
-    }
     readers.keep_offsets(full.number, epoch, offsets);
     state.lock().set_closed(full.number, digest);
     Ok(())

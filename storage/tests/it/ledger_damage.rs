@@ -240,12 +240,14 @@ fn above_the_floor_a_bad_frame_is_a_torn_tail_and_below_it_is_corruption() {
 #[test]
 fn missing_files_have_their_own_errors() {
     let sample = sample();
-    for number in [0, 1] {
+    // The sidecar of the one before tells of the newest.
+    for number in [0, 1, 2] {
         let error = open(&sample.with(&seg(number), |_| None), SEGMENT_BYTES, None).unwrap_err();
         assert!(matches!(error, Error::SegmentMissing { number: found, .. } if found == number), "{error}");
     }
-    // Without the newest only the floor can tell.
+    // Without that as well only the floor can.
     let vfs = sample.with(&seg(2), |_| None);
+    vfs.remove_file(&idx(1)).unwrap();
     let error = open(&vfs, SEGMENT_BYTES, Some(6)).unwrap_err();
     assert!(matches!(error, Error::Corrupted { damage: Damage::Missing, .. }), "{error}");
     let (ledger, _) = open(&vfs, SEGMENT_BYTES, Some(5)).unwrap();

@@ -18,6 +18,7 @@ mod ledger_model;
 mod ledger_space;
 mod ledger_support;
 mod ledger_threads;
+mod missing;
 mod model;
 mod prune;
 mod prune_crash;

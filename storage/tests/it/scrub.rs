@@ -29,6 +29,18 @@ pub fn open(vfs: &Arc<dyn Vfs>) -> Database {
 
 /// `batches` log entries of two transactions, sealed and with a checkpoint, all kinds of files.
 pub fn filled(batches: u64) -> (Arc<dyn Vfs>, Database, Model) {
+    let (vfs, db, model) = filled_without_vote(batches);
+    db.save_vote(b"for me").expect("healthy");
+    // Twice, so that both places of the marks have the newest.
+    db.checkpoint().expect("healthy");
+    drop(db);
+    let db = open(&vfs);
+    assert_eq!(db.load_vote().expect("healthy").as_deref(), Some(&b"for me"[..]));
+    (vfs, db, model)
+}
+
+/// The same, of a database that Raft knows nothing of.
+pub fn filled_without_vote(batches: u64) -> (Arc<dyn Vfs>, Database, Model) {
     let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
     let db = open(&vfs);
     let mut model = Model::new();
@@ -38,7 +50,6 @@ pub fn filled(batches: u64) -> (Arc<dyn Vfs>, Database, Model) {
     for n in 0..batches {
         grow(&db, &mut model, n);
     }
-    db.save_vote(b"for me").expect("healthy");
     db.save_committed(db.ledger().last_log_id().expect("filled")).expect("healthy");
     // Twice, so that both places of the marks are written.
     db.checkpoint().expect("healthy");
@@ -46,9 +57,6 @@ pub fn filled(batches: u64) -> (Arc<dyn Vfs>, Database, Model) {
     db.save_committed(db.ledger().last_log_id().expect("filled")).expect("healthy");
     db.checkpoint().expect("healthy");
     while db.index_work().expect("healthy") {}
-    drop(db);
-    let db = open(&vfs);
-    assert_eq!(db.load_vote().expect("healthy").as_deref(), Some(&b"for me"[..]));
     (vfs, db, model)
 }
 
