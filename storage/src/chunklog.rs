@@ -215,7 +215,10 @@ impl ChunkLog {
             let file = self.chunk(number)?;
             let bytes = file.read_at(CHUNK_HEADER_BYTES + within, len).map_err(|e| match e.kind() {
                 std::io::ErrorKind::UnexpectedEof => self.corrupted(offset, Damage::Missing),
-                _ => Error::io(FileOp::Read, &self.chunk_path(number), e),
+                _ => {
+                    self.suspect.store(true, Ordering::Relaxed);
+                    Error::io(FileOp::Read, &self.chunk_path(number), e)
+                }
             })?;
             out[done..done + len].copy_from_slice(&bytes);
             done += len;
@@ -470,7 +473,12 @@ impl ChunkLog {
             let read = |file: &dyn File, path: &Path| {
                 file.read_at(at, piece as usize).map_err(|e| Error::io(FileOp::Read, path, e))
             };
-            if read(&*own_file, own)? != read(&*other_file, other)? {
+            let same = match read(&*own_file, own) {
+                // What cannot be read is as good as damaged.
+                Err(error) if error.is_unreadable() => false,
+                own => own? == read(&*other_file, other)?,
+            };
+            if !same {
                 return Ok(false);
             }
             at += piece;

@@ -382,10 +382,17 @@ impl Error {
         matches!(self, Self::NoSpace { op, .. } if !matches!(op, FileOp::Sync | FileOp::SyncDir))
     }
 
+    /// Whether a file is there and its bytes cannot be read, as with a bad sector: for whoever keeps the file whole that is
+    /// damage like any other.
+    pub const fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Io { op: FileOp::Read, .. })
+    }
+
     /// The damaged file, when the error is about one.
     pub fn damaged_path(&self) -> Option<&Path> {
         match self {
-            Self::Corrupted { path, .. }
+            Self::Io { op: FileOp::Read, path, .. }
+            | Self::Corrupted { path, .. }
             | Self::ForeignDatabase { path, .. }
             | Self::UnsupportedVersion { path, .. }
             | Self::SegmentSizeMismatch { path, .. } => Some(path),

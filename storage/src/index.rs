@@ -653,7 +653,8 @@ impl Index {
     }
 
     fn note(&self, error: &Error) {
-        if matches!(error, Error::Corrupted { .. }) && !self.damaged.swap(true, Ordering::AcqRel) {
+        let damage = matches!(error, Error::Corrupted { .. }) || error.is_unreadable();
+        if damage && !self.damaged.swap(true, Ordering::AcqRel) {
             self.due.store(true, Ordering::Release);
             tracing::error!(%error, "a file of the index is damaged, the index is rebuilt from the transaction log");
         }

@@ -151,6 +151,13 @@ enum Verdict {
     },
 }
 
+/// What reading a segment's frames came to.
+enum Read {
+    Digest(Digest),
+    /// Where, and how.
+    Bad(u64, Damage),
+}
+
 fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
     let Some(view) = core.ledger.view(number) else { return Ok(Verdict::Sound) };
     let path = core.ledger.segment_path(number);
@@ -166,27 +173,37 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
     let end = view.end();
     match core.ledger.check_head(&view.info, &*file, end) {
         Ok(()) => {}
-        Err(error @ Error::Corrupted { .. }) => return Ok(Verdict::Rotten { error, own: view.version() }),
+        Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => {
+            return Ok(Verdict::Rotten { error, own: view.version() });
+        }
         Err(error) => return Err(error),
     }
-    let found = if view.info.generation == 0 {
+    let read = || -> Result<Read> {
+        if view.info.generation > 0 {
+            return hash_range(&*db.vfs, &path, SEGMENT_HEADER_BYTES, end).map(Read::Digest);
+        }
         let mut walk = Walk::new(&*file, &path, view.info.first_log_id, end);
         let mut hasher = Hasher::new();
         loop {
             match walk.next()? {
                 Step::Frame { bytes, .. } => hasher.update(&bytes),
-                Step::End if walk.at() == end => break hasher.finish(),
-                Step::End => return rotten(walk.at(), Damage::Missing),
-                Step::Bad(damage) => return rotten(walk.at(), damage),
+                Step::End if walk.at() == end => return Ok(Read::Digest(hasher.finish())),
+                Step::End => return Ok(Read::Bad(walk.at(), Damage::Missing)),
+                Step::Bad(damage) => return Ok(Read::Bad(walk.at(), damage)),
             }
         }
-    } else {
-        hash_range(&*db.vfs, &path, SEGMENT_HEADER_BYTES, end)?
     };
+    let read = read();
     if core.ledger.view(number).is_none_or(|now| now.epoch != view.epoch) {
         // Cut or written again meanwhile.
         return examine(db, core, number);
     }
+    let found = match read {
+        Ok(Read::Digest(digest)) => digest,
+        Ok(Read::Bad(at, damage)) => return rotten(at, damage),
+        Err(error) if error.is_unreadable() => return Ok(Verdict::Rotten { error, own: view.version() }),
+        Err(error) => return Err(error),
+    };
     let Some(own) = view.digest else { return Ok(Verdict::Sound) };
     if found != own {
         return rotten(SEGMENT_HEADER_BYTES, Damage::Hash);

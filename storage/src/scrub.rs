@@ -110,7 +110,7 @@ enum Stage {
     Index(Box<CheckPlace>),
 }
 
-/// Sorts what a read said: damage is kept, everything else stops the step.
+/// Sorts what a read said: damage is kept, what cannot be read included, everything else stops the step.
 fn note(step: &mut ScrubStep, what: Damaged, read: Result<()>) -> Result<()> {
     match read {
         Ok(()) => Ok(()),
@@ -130,7 +130,7 @@ fn is_damage(error: &Error) -> bool {
             | Error::UnsupportedVersion { .. }
             | Error::SegmentSizeMismatch { .. }
             | Error::SegmentMissing { .. }
-    )
+    ) || error.is_unreadable()
 }
 
 /// See [`Database::scrub_step`].

@@ -81,7 +81,11 @@ pub(super) fn advance(
     let read = match read {
         // It was cut or written again.
         _ if !unchanged() => return Ok(Some(Place::segment(info.number))),
-        read => read?,
+        Err(error) => {
+            note(step, Damaged::Segment(info.number), Err(error))?;
+            return Ok(Some(next));
+        }
+        Ok(read) => read,
     };
     match read {
         Reached::Budget => return Ok(Some(place)),

@@ -84,7 +84,10 @@ impl Ledger {
             std::io::ErrorKind::UnexpectedEof => {
                 self.layout.corrupted(segment.number, SEGMENT_HEADER_BYTES + start, Damage::Missing)
             }
-            _ => Error::io(FileOp::Read, &self.layout.segment_path(segment.number), e),
+            _ => {
+                self.suspect(segment.number);
+                Error::io(FileOp::Read, &self.layout.segment_path(segment.number), e)
+            }
         })
     }
 

@@ -133,8 +133,8 @@ pub(super) fn read_sidecar_header(layout: &Layout, path: &Path) -> Result<Option
     };
     let bytes = match read(&*file) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(e) => return Err(Error::io(FileOp::Read, path, e)),
+        // Torn, or a bad sector.
+        Err(_) => return Ok(None),
     };
     let Ok(header) = SidecarHeader::decode(&bytes) else { return Ok(None) };
     let len = file.len().map_err(|e| Error::io(FileOp::Length, path, e))?;

@@ -5,6 +5,7 @@
 //! drawn (which of the unsynced writes survive a power failure, in any order) is drawn by [`MemVfs::crash`] from a seed;
 //! a full disk is [`MemVfs::set_capacity`].
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,6 +87,8 @@ struct Plan {
     fault: Option<(u64, Fault)>,
     look_fault: Option<(u64, io::ErrorKind)>,
     broken: Option<(PathBuf, io::ErrorKind)>,
+    /// Files with a bad sector.
+    unreadable: BTreeMap<PathBuf, io::ErrorKind>,
     read_only_from: Option<u64>,
     stopped: bool,
     syncs_lie: bool,
@@ -187,6 +190,12 @@ impl FaultyVfs {
         self.plan.lock().broken = Some((path.to_path_buf(), kind));
     }
 
+    /// From now on reads of this file fail with this error, until another file takes its name or it is written to, which gives
+    /// it another sector.
+    pub fn make_unreadable(&self, path: &Path, kind: io::ErrorKind) {
+        self.plan.lock().unreadable.insert(path.to_path_buf(), kind);
+    }
+
     /// From now on every step fails with `ReadOnlyFilesystem`, as after a file system has remounted itself, or none does.
     pub fn set_read_only(&self, read_only: bool) {
         self.plan.lock().read_only_from = read_only.then_some(0);
@@ -279,11 +288,18 @@ impl Vfs for FaultyVfs {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step(StepKind::Rename, from)?;
-        self.inner.rename(from, to)
+        self.inner.rename(from, to)?;
+        let mut plan = self.plan.lock();
+        match plan.unreadable.remove(from) {
+            Some(kind) => plan.unreadable.insert(to.to_path_buf(), kind),
+            None => plan.unreadable.remove(to),
+        };
+        Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.step(StepKind::Remove, path)?;
+        self.plan.lock().unreadable.remove(path);
         self.inner.remove_file(path)
     }
 
@@ -338,12 +354,18 @@ impl FaultyFile {
 impl File for FaultyFile {
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         self.look()?;
+        if let Some(kind) = self.plan.lock().unreadable.get(&self.path) {
+            return Err((*kind).into());
+        }
         self.inner.read_at(offset, len)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         match self.step(StepKind::Write { offset, len: data.len() })? {
-            Go::Whole => self.inner.write_at(offset, data),
+            Go::Whole => {
+                self.plan.lock().unreadable.remove(&self.path);
+                self.inner.write_at(offset, data)
+            }
             Go::Half(error) => {
                 self.inner.write_at(offset, &data[..data.len() / 2])?;
                 Err(error.into())
