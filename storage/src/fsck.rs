@@ -151,7 +151,8 @@ pub struct SegmentVerdict {
     pub path: PathBuf,
     /// Digest in the seal.
     pub sealed: Digest,
-    /// Digest of the bytes on disk; `None` when the file is missing or too short to have frames.
+    /// Digest of the bytes on disk; `None` when the file is missing, too short to have frames, or its
+    /// header is damaged.
     pub found: Option<Digest>,
     /// Generation in the seal.
     pub sealed_generation: u32,
@@ -228,7 +229,6 @@ fn digest_on_disk(vfs: &dyn Vfs, segment: u64, path: &Path) -> Result<(u32, Opti
     if len <= SEGMENT_HEADER_BYTES {
         return Ok((0, None));
     }
-    // A header that is damaged names no generation; the frames are compared with the seal all the same.
-    let generation = segment_generation(&*file, segment, path)?;
+    let Some(generation) = segment_generation(&*file, segment, path)? else { return Ok((0, None)) };
     Ok((generation, Some(hash_range(vfs, path, SEGMENT_HEADER_BYTES, len)?)))
 }

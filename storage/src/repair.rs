@@ -114,6 +114,12 @@ fn repair(db: &Database, what: Damaged, source: Option<&dyn SegmentSource>) -> R
                     (Some(sealed), _) if own.digest != sealed => {
                         Err(Error::SealDisputed { segment: number, own: own.digest, sealed })
                     }
+                    // In the header alone, which is a function of what is known: the own file is a source.
+                    _ if error.damaged_offset() == Some(0)
+                        && fetch(db, &core, number, own, &FolderSource::new(Arc::clone(&db.vfs), &db.dir)).is_ok() =>
+                    {
+                        Ok(())
+                    }
                     (_, Some(source)) => fetch(db, &core, number, own, source),
                     (_, None) => Err(error),
                 }

@@ -123,6 +123,8 @@ impl Default for LedgerOptions {
 pub struct LedgerReport {
     /// Bytes of a torn tail that were zeroed.
     pub cut_bytes: u64,
+    /// Segments whose damaged header was worked out again.
+    pub headers_restored: u64,
     /// Sidecars written anew.
     pub sidecars_rebuilt: u64,
 }
@@ -249,7 +251,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Error::Corrupted`] for a bad or missing frame at or below the floor or in a segment that is not the newest, for a
-    /// bad segment header, and for segments that do not continue each other; [`Error::SegmentMissing`],
+    /// bad segment header that cannot be worked out again, and for segments that do not continue each other; [`Error::SegmentMissing`],
     /// [`Error::ForeignDatabase`], [`Error::UnsupportedVersion`], [`Error::SegmentSizeMismatch`],
     /// [`Error::SegmentSizeInvalid`]; IO. A ledger that is refused has not been changed, but that a sidecar may have been
     /// made anew.

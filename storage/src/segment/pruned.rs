@@ -267,11 +267,11 @@ pub(super) fn read_header(file: &dyn File, number: u64, path: &Path) -> Result<S
     }
 }
 
-/// The generation that a segment's file says it is; 0 when its header is damaged.
-pub(crate) fn segment_generation(file: &dyn File, number: u64, path: &Path) -> Result<u32> {
+/// The generation that a segment's file says it is; `None` when its header is damaged.
+pub(crate) fn segment_generation(file: &dyn File, number: u64, path: &Path) -> Result<Option<u32>> {
     match read_header(file, number, path) {
-        Ok(header) => Ok(header.generation),
-        Err(Error::Corrupted { .. }) => Ok(0),
+        Ok(header) => Ok(Some(header.generation)),
+        Err(Error::Corrupted { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use alhambra_ledger::ids::LogIndex;
+use alhambra_ledger::ids::{LogId, LogIndex};
 
 use super::readers::read_sidecar_header;
 use super::scan::{self, Scan};
@@ -14,7 +14,7 @@ use super::state::Segment;
 use super::writer::{OpenSegment, write_sidecar};
 use super::{Layout, LedgerReport, Position, RecoveryFloor, SegmentInfo, parse_name, pruned};
 use crate::error::{Damage, Error, FileOp, Result};
-use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
+use crate::format::{self, FRAME_PREFIX_BYTES, FramePrefix, SEGMENT_HEADER_BYTES, SegmentHeader, SidecarHeader};
 use crate::limits;
 use crate::transfer::hash_range;
 use crate::vfs::{File, FileKind, OpenMode};
@@ -43,9 +43,16 @@ pub(super) fn describes(sidecar: &SidecarHeader, layout: &Layout, segment: &Segm
 pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered> {
     let mut report = LedgerReport::default();
     let count = sort_folder(layout)?;
-    let mut headers = Vec::new();
+    let mut headers: Vec<SegmentHeader> = Vec::new();
     for number in 0..count {
-        headers.push(read_header(layout, number)?);
+        let header = match read_header(layout, number) {
+            Err(Error::Corrupted { damage, .. }) => {
+                report.headers_restored += 1;
+                header_again(layout, number, headers.last(), damage)?
+            }
+            read => read?,
+        };
+        headers.push(header);
     }
     let mut segments: Vec<Segment> = Vec::new();
     for (at, header) in headers.iter().enumerate() {
@@ -116,6 +123,74 @@ fn read_header(layout: &Layout, number: u64) -> Result<SegmentHeader> {
         return Err(Error::SegmentSizeMismatch { path, expected, found });
     }
     Ok(header)
+}
+
+/// The header of a segment of which the own one is damaged. Everything in it stands elsewhere as well: in the spec, in the
+/// length of the segment before, and in the sidecar or the first frame, each with a checksum; that it fits its neighbours
+/// is looked at as of any other. The file stays as it is until it is mended, and is suspected until then.
+fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, damage: Damage) -> Result<SegmentHeader> {
+    let path = layout.segment_path(number);
+    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    let stored_bytes = len.checked_sub(SEGMENT_HEADER_BYTES).filter(|bytes| *bytes > 0);
+    let stored_bytes = stored_bytes.ok_or_else(|| layout.corrupted(number, 0, damage))?;
+    let first_offset = match before {
+        None => 0,
+        Some(before) if before.generation > 0 => before.first_offset + before.frame_bytes,
+        Some(before) => {
+            let path = layout.segment_path(before.number);
+            let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+            let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+            before.first_offset + (len - SEGMENT_HEADER_BYTES)
+        }
+    };
+    let sidecar = read_sidecar_header(layout, &layout.sidecar_path(number))?.map(|(_, sidecar)| sidecar);
+    let sidecar = sidecar.filter(|sidecar| sidecar.database == layout.spec.database && sidecar.number == number);
+    let (first_log_id, frame_bytes, generation) = match sidecar {
+        Some(sidecar) => (sidecar.first_log_id, sidecar.frame_bytes, sidecar.generation),
+        None => match first_frame(&*file, &path, stored_bytes)? {
+            Ok(log_id) => (log_id, stored_bytes, 0),
+            Err(_) => return Err(layout.corrupted(number, 0, damage)),
+        },
+    };
+    let info = SegmentInfo {
+        number,
+        first_offset: Position(first_offset),
+        first_log_id,
+        // Not part of a header.
+        last_log_id: first_log_id,
+        frame_bytes,
+        closed: true,
+        generation,
+        stored_bytes,
+        hole_count: 0,
+    };
+    let header = if generation == 0 {
+        layout.header_at_first(&info)
+    } else {
+        pruned::header_of_body(layout, &*file, stored_bytes, &info, generation, &path)?
+    };
+    layout.suspects.lock().insert(number);
+    tracing::warn!(
+        segment = number,
+        ?damage,
+        "the header of a segment is damaged; all that it says is known otherwise"
+    );
+    Ok(header)
+}
+
+/// The log id of the first frame, or how it is damaged.
+fn first_frame(file: &dyn File, path: &Path, stored_bytes: u64) -> Result<std::result::Result<LogId, Damage>> {
+    let read = |len: u64| {
+        let read = file.read_at(SEGMENT_HEADER_BYTES, usize::try_from(len).expect("a frame fits into memory"));
+        read.map_err(|e| Error::io(FileOp::Read, path, e))
+    };
+    let total = match format::frame_prefix(&read(stored_bytes.min(FRAME_PREFIX_BYTES as u64))?) {
+        Ok(FramePrefix::Frame(total)) if total as u64 <= stored_bytes => total as u64,
+        Ok(_) => return Ok(Err(Damage::Missing)),
+        Err(damage) => return Ok(Err(damage)),
+    };
+    Ok(format::decode_frame(&read(total)?).map(|(frame, _)| frame.log_id))
 }
 
 /// A segment starts where the one before ends.
@@ -234,6 +309,12 @@ fn open_newest(
     }
     // It takes frames again, so its sidecar, if one of other frames is left, must not come back and describe it.
     remove_sidecar(layout, number)?;
+    let head = header.encode();
+    if file.read_at(0, head.len()).map_err(|e| Error::io(FileOp::Read, &path, e))? != head {
+        file.write_at(0, &head).map_err(|e| Error::io(FileOp::Write, &path, e))?;
+        file.sync_data().map_err(|e| Error::io(FileOp::Sync, &path, e))?;
+        layout.suspects.lock().remove(&number);
+    }
     rewrite(&*file, &path, unproven_from(&scan, header.first_log_id.index, floor), scan.frame_bytes)?;
     let segment = Segment {
         number,

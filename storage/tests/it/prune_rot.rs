@@ -169,6 +169,12 @@ fn a_scrub_finds_every_flipped_byte_and_what_is_damaged_is_mended() {
             assert_eq!(found, [damaged], "{} byte {at}", path.display());
             if matches!(damaged, Damaged::Segment(_)) {
                 let alone = db.mend(None).expect("healthy");
+                if at < 256 {
+                    // The header is a function of what is known, so this needs nobody.
+                    assert_eq!((alone.repaired, alone.waiting.len()), (vec![damaged], 0), "byte {at}");
+                    assert!(all_files(&vfs) == before, "byte {at}");
+                    continue;
+                }
                 assert!(matches!(alone.waiting[..], [(Damaged::Segment(1), Error::Corrupted { .. })]), "{alone:?}");
             }
             let mended = db.mend(Some(&source)).expect("healthy");
