@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use alhambra_raft::env::{BoxIo, Listener};
+use alhambra_raft::forming::company::Stranger;
 use alhambra_raft::group::Health;
 use alhambra_raft::groups::{Groups, Phase, Readiness};
 use axum::Router;
@@ -81,6 +82,13 @@ fn explain(readiness: &Readiness) -> String {
         Phase::Stopping => "stopping".to_owned(),
     };
     let mut out = format!("{}: {phase}\n", if readiness.ready { "ready" } else { "not ready" });
+    for Stranger { addr, cluster } in &readiness.strangers {
+        let _ =
+            writeln!(out, "the peer {addr} belongs to another cluster ({cluster}): look at its --dir and its --peers");
+    }
+    if readiness.phase == Phase::Serving && !readiness.among_peers {
+        out.push_str("no majority of --peers has answered that it belongs to this cluster\n");
+    }
     if let Some(disk) = readiness.disk.filter(|disk| disk.low) {
         let _ = writeln!(
             out,
@@ -156,10 +164,18 @@ mod tests {
             limit: None,
             reopened: 0,
         };
-        let text = explain(&Readiness { ready: false, phase: Phase::Serving, disk: None, groups: vec![group.clone()] });
+        let serving = |groups| Readiness {
+            ready: false,
+            phase: Phase::Serving,
+            among_peers: true,
+            strangers: vec![],
+            disk: None,
+            groups,
+        };
+        let text = explain(&serving(vec![group.clone()]));
         assert_eq!(text, "not ready: serving\ndefaultdb: not ready, no known leader, applied 7 of 90 log entries\n");
         let damaged = GroupReadiness { health: Some(Health::Failed { reason: "rotten".into() }), ..group.clone() };
-        let text = explain(&Readiness { ready: false, phase: Phase::Serving, disk: None, groups: vec![damaged] });
+        let text = explain(&serving(vec![damaged]));
         assert!(
             text.ends_with("applied 7 of 90 log entries, failed: rotten; opened again when the disk answers\n"),
             "{text}"
@@ -167,7 +183,7 @@ mod tests {
         let disk = DiskReport { free_bytes: 9, low_bytes: 10, low: true };
         let limit = WriteLimit::DiskLow { node: 1, free_bytes: 9, low_bytes: 10 };
         let full = GroupReadiness { waits_for_space: true, limit: Some(limit), ..group.clone() };
-        let text = explain(&Readiness { ready: false, phase: Phase::Serving, disk: Some(disk), groups: vec![full] });
+        let text = explain(&Readiness { disk: Some(disk), ..serving(vec![full]) });
         assert_eq!(
             text,
             "not ready: serving\ndisk low: 9 bytes left, below the low-water mark of 10: free space or prune\ndefaultdb: not ready, \
@@ -175,8 +191,15 @@ mod tests {
              the disk of node 1 has 9 bytes left, below the low-water mark of 10 bytes: free space or prune; writes resume by \
              themselves\n"
         );
-        let waiting =
-            Readiness { ready: false, phase: Phase::Forming("2 of 3 nodes".into()), disk: None, groups: vec![] };
+        let stranger = Stranger { addr: "b:1".into(), cluster: "9m4e2mr0ui3e8a215n4g".into() };
+        let strangers = Readiness { among_peers: false, strangers: vec![stranger], ..serving(vec![]) };
+        assert_eq!(
+            explain(&strangers),
+            "not ready: serving\nthe peer b:1 belongs to another cluster (9m4e2mr0ui3e8a215n4g): look at its --dir and its \
+             --peers\nno majority of --peers has answered that it belongs to this cluster\n"
+        );
+        let forming = Phase::Forming("2 of 3 nodes".into());
+        let waiting = Readiness { phase: forming, among_peers: false, ..serving(vec![]) };
         assert_eq!(explain(&waiting), "not ready: forming: 2 of 3 nodes\n");
     }
 }

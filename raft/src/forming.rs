@@ -18,12 +18,16 @@
 //! | `machine` | the rules, as a value: events in, effects out; no IO, no clock |
 //! | `store` | the files `identity` and `promise` |
 //! | `driver` | carries out the effects over gRPC and the disk |
+//! | `company` | whether the peers are of the same cluster, for as long as the node lives |
+//! | `wire` | messages between nodes |
 //!
 //! `raft/tests/it/forming.rs` crashes nodes after every effect of thousands of seeded schedules.
 
+pub mod company;
 pub mod driver;
 pub mod machine;
 pub mod store;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! All groups of one node: forms or resumes the cluster, runs group 0, and starts a group for every database that
 //! `systemdb` places here.
 
+mod company;
 mod disk;
 mod reopening;
 
@@ -27,7 +28,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::disk::{DiskLimits, DiskReport};
 use crate::env::Env;
 use crate::error::{GroupError, WriteLimit};
-use crate::forming::driver::Former;
+use crate::forming::company::Stranger;
+use crate::forming::driver::{Channels, Former};
 use crate::forming::{FormError, Identity, Plan, PlanError};
 use crate::group::{Group, GroupSpec, Health, Role, Tuning};
 use crate::hosting::{Hosted, Hosting};
@@ -132,10 +134,14 @@ pub struct GroupReadiness {
 /// Whether this node may be sent traffic.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    /// All of it: serving, and every group ready.
+    /// All of it: serving, among nodes of the same cluster, and every group ready.
     pub ready: bool,
     /// How far the node has come.
     pub phase: Phase,
+    /// A majority of the listed nodes, this one included, has been seen to be of the same cluster.
+    pub among_peers: bool,
+    /// Listed peers that belong to another cluster.
+    pub strangers: Vec<Stranger>,
     /// The disk of this node; nothing before the cluster is formed.
     pub disk: Option<DiskReport>,
     /// Every group that this node hosts, by number.
@@ -239,9 +245,10 @@ impl Groups {
             former: former.clone(),
             groups: hosting.clone(),
             network: RwLock::new(None),
+            stranger: Mutex::default(),
         });
         let serving = serve(listener, Arc::new(server.clone()), Limits::default());
-        if let Err(error) = former.check_cluster().await {
+        if let Err(error) = former.look_around(&mut Channels::new()).await {
             serving.stop().await;
             return Err(error.into());
         }
@@ -300,9 +307,13 @@ impl Groups {
         };
         let groups: Vec<GroupReadiness> = self.hosting.all().iter().map(|hosted| self.readiness_of(hosted)).collect();
         let placed = self.placed().iter().all(|record| groups.iter().any(|group| group.group == record.group));
-        let ready =
-            life == Life::Serving && self.meta.bootstrapped() && placed && groups.iter().all(|group| group.ready);
-        Readiness { ready, phase, disk: self.own_disk(), groups }
+        let among_peers = self.former.is_sound();
+        let ready = life == Life::Serving
+            && among_peers
+            && self.meta.bootstrapped()
+            && placed
+            && groups.iter().all(|group| group.ready);
+        Readiness { ready, phase, among_peers, strangers: self.former.strangers(), disk: self.own_disk(), groups }
     }
 
     /// Waits until [`Groups::ready`] holds; false at the deadline.
@@ -380,6 +391,10 @@ impl Groups {
             Ok(identity) => identity,
             Err(error) => return self.fail(error.into()),
         };
+        let mut channels = Channels::new();
+        if let Err(error) = self.former.await_company(&mut channels).await {
+            return self.fail(error.into());
+        }
         if !self.advance(Life::Starting) {
             return;
         }
@@ -390,6 +405,7 @@ impl Groups {
         }
         let network = Network::new(links);
         *self.server.network.write() = Some(network.clone());
+        self.spawn(self.clone().watch_company(identity.clone(), network.clone(), channels));
         let spec = self.system_spec(&identity);
         let group = match self.open_system(&identity, spec.clone(), &network).await {
             Ok(group) => group,

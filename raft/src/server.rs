@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesOrdered};
 use openraft::raft::SnapshotResponse;
 use openraft::storage::Snapshot;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use crate::env::Env;
@@ -38,6 +38,8 @@ pub(crate) struct Server {
     pub(crate) former: Arc<Former>,
     pub(crate) groups: Arc<Hosting>,
     pub(crate) network: RwLock<Option<Arc<Network>>>,
+    /// Node and cluster that were refused last: whoever tries again and again is told of once.
+    pub(crate) stranger: Mutex<Option<(u64, String)>>,
 }
 
 fn bad(error: EnvelopeError) -> Refusal {
@@ -65,7 +67,11 @@ impl Handler for Arc<Server> {
             return Err(refuse(Reason::OtherFormat, identity.cluster));
         }
         if theirs.cluster != identity.cluster {
-            tracing::warn!(node = theirs.node, cluster = theirs.cluster, "refused a node of another cluster");
+            let stranger = Some((theirs.node, theirs.cluster.clone()));
+            if std::mem::replace(&mut *self.stranger.lock(), stranger.clone()) != stranger {
+                let (node, cluster, ours) = (theirs.node, &theirs.cluster, &identity.cluster);
+                tracing::warn!(node, cluster, ours, "refused a connection of a node that belongs to another cluster");
+            }
             return Err(refuse(Reason::OtherCluster, identity.cluster));
         }
         Ok(Hello { cluster: identity.cluster, node: identity.node_id })

@@ -17,7 +17,11 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
 
-use super::machine::{Answer, Durable, Effect, Machine, Proposal, View, ViewState};
+use super::company::{Company, Stranger, Verdict};
+use super::machine::{Answer, Durable, Effect, Machine};
+use super::wire::{
+    read_answer, read_plan, read_proposal, read_view, write_answer, write_plan, write_proposal, write_view,
+};
 use super::{FORMAT, FormError, Identity, Plan, new_cluster_id, store};
 use crate::env::Env;
 use crate::link::{Limits, dial};
@@ -41,6 +45,8 @@ pub struct Former {
     machine: tokio::sync::Mutex<State>,
     identity: Mutex<Option<Identity>>,
     status: Mutex<String>,
+    /// Who of the listed nodes is of this cluster.
+    company: Mutex<Company>,
     limits: Limits,
 }
 
@@ -52,7 +58,8 @@ enum State {
     Failed,
 }
 
-type Channels = BTreeMap<String, PeerClient<Channel>>;
+/// Connections that are kept between two questions, by address.
+pub(crate) type Channels = BTreeMap<String, PeerClient<Channel>>;
 
 enum Heard {
     View(String, Option<wire::View>, Option<PeerClient<Channel>>),
@@ -77,6 +84,7 @@ impl Former {
             None if plan.peers().contains(&listen) => State::Named(Machine::new(listen.clone(), plan.clone(), durable)),
             None => State::Nameless(durable),
         };
+        let company = Mutex::new(Company::new(plan.peers()));
         Ok(Arc::new(Self {
             env,
             dir,
@@ -86,6 +94,7 @@ impl Former {
             machine: tokio::sync::Mutex::new(state),
             identity: Mutex::new(identity),
             status: Mutex::new(String::from("looking for peers")),
+            company,
             limits: Limits::default(),
         }))
     }
@@ -100,29 +109,74 @@ impl Former {
         self.status.lock().clone()
     }
 
-    /// Fails when a peer belongs to another cluster than this folder and none belongs to the same.
-    pub async fn check_cluster(&self) -> Result<(), FormError> {
+    /// Asks the listed peers that are not known to be of this cluster which one they are of. Fails when so many are of
+    /// another one that this node must be the one that is wrong. Ends at once in a cluster that does not exist yet.
+    pub(crate) async fn look_around(&self, channels: &mut Channels) -> Result<(), FormError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        let mut channels = Channels::new();
-        let others = self.plan.peers().iter().filter(|addr| Some(*addr) != identity.members.get(&identity.node_id));
+        let asked = self.company.lock().to_ask(&identity.cluster);
         let mine = self.my_view().await;
         let mut probes: FuturesUnordered<_> =
-            others.map(|addr| self.probe(addr, mine.clone(), &mut channels)).collect();
-        let mut foreign = None;
+            asked.iter().map(|addr| self.probe(addr, mine.clone(), channels)).collect();
         while let Some(heard) = probes.next().await {
-            let Heard::View(addr, Some(view), _) = heard else { continue };
-            if view.state() != wire::view::State::Formed || *view.nonce == self.nonce {
-                continue;
+            let Heard::View(addr, Some(view), channel) = heard else { continue };
+            keep(channels, &addr, channel);
+            if *view.nonce == self.nonce {
+                self.company.lock().note_self(&addr);
+            } else if let (wire::view::State::Formed, Some(theirs)) = (view.state(), &view.proposal) {
+                self.note_cluster(&addr, &theirs.cluster);
             }
-            let theirs = view.proposal.map(|proposal| proposal.cluster).unwrap_or_default();
-            if theirs == identity.cluster {
+            // Whoever does not answer keeps nobody waiting who needs no more answers.
+            if self.is_sound() {
+                break;
+            }
+        }
+        self.check_cluster()
+    }
+
+    /// Waits for as long as a peer of another cluster has answered and too few of this one have.
+    pub(crate) async fn await_company(&self, channels: &mut Channels) -> Result<(), FormError> {
+        let mut reported = String::new();
+        loop {
+            self.check_cluster()?;
+            let strangers = self.strangers();
+            let Some(Stranger { addr, cluster }) = strangers.first() else { return Ok(()) };
+            if self.is_sound() {
                 return Ok(());
             }
-            foreign = Some((addr, theirs));
+            let status = format!(
+                "the peer {addr} belongs to cluster {cluster}, and no majority of --peers has answered that it belongs to the \
+                 cluster of this data folder; waiting for the others"
+            );
+            if status != reported {
+                tracing::warn!("{status}");
+                (*self.status.lock()).clone_from(&status);
+                reported = status;
+            }
+            sleep_until(Instant::now() + TICK).await;
+            self.look_around(channels).await?;
         }
-        match foreign {
-            None => Ok(()),
-            Some((addr, theirs)) => {
+    }
+
+    /// A node has said behind this address which cluster it belongs to.
+    pub(crate) fn note_cluster(&self, addr: &str, cluster: &str) {
+        self.company.lock().note(addr, cluster);
+    }
+
+    /// Whether a majority of the listed nodes, this one included, is known to be of this node's cluster.
+    pub fn is_sound(&self) -> bool {
+        self.identity().is_some_and(|identity| self.company.lock().verdict(&identity.cluster) == Verdict::Sound)
+    }
+
+    /// Listed peers that belong to another cluster.
+    pub fn strangers(&self) -> Vec<Stranger> {
+        self.identity().map(|identity| self.company.lock().strangers(&identity.cluster)).unwrap_or_default()
+    }
+
+    fn check_cluster(&self) -> Result<(), FormError> {
+        let Some(identity) = self.identity() else { return Ok(()) };
+        match self.company.lock().verdict(&identity.cluster) {
+            Verdict::Open | Verdict::Sound => Ok(()),
+            Verdict::Foreign(Stranger { addr, cluster: theirs }) => {
                 Err(FormError::OtherCluster { dir: self.dir.clone(), ours: identity.cluster, addr, theirs })
             }
         }
@@ -351,88 +405,6 @@ fn keep(channels: &mut Channels, addr: &str, channel: Option<PeerClient<Channel>
     if let Some(channel) = channel {
         channels.insert(addr.to_owned(), channel);
     }
-}
-
-fn write_plan(plan: &Plan) -> wire::Plan {
-    wire::Plan { peers: plan.peers().to_vec(), expect: u32::try_from(plan.expect()).unwrap_or(u32::MAX) }
-}
-
-fn read_plan(plan: Option<&wire::Plan>) -> Option<Plan> {
-    let plan = plan?;
-    Plan::new(usize::try_from(plan.expect).ok()?, &plan.peers, "").ok()
-}
-
-fn write_proposal(proposal: &Proposal) -> wire::Proposal {
-    let members = proposal.members.iter().map(|(id, addr)| wire::Member { id: *id, addr: addr.clone() });
-    wire::Proposal { cluster: proposal.cluster.clone(), members: members.collect() }
-}
-
-fn read_proposal(proposal: &wire::Proposal) -> Proposal {
-    let members = proposal.members.iter().map(|member| (member.id, member.addr.clone())).collect();
-    Proposal { cluster: proposal.cluster.clone(), members }
-}
-
-fn write_view(view: &View, nonce: [u8; 16]) -> wire::View {
-    use wire::view::State;
-    let (state, proposal) = match &view.state {
-        ViewState::Free => (State::Free, None),
-        ViewState::Collecting(proposal) => (State::Collecting, Some(proposal)),
-        ViewState::Promised(proposal) => (State::Promised, Some(proposal)),
-        ViewState::Formed(proposal) => (State::Formed, Some(proposal)),
-    };
-    wire::View {
-        format: FORMAT,
-        nonce: nonce.to_vec().into(),
-        addr: view.addr.clone(),
-        plan: Some(write_plan(&view.plan)),
-        state: state.into(),
-        proposal: proposal.map(write_proposal),
-        yields_to: view.yields_to.clone().unwrap_or_default(),
-    }
-}
-
-/// None for a node that does not know its address yet, and for one of another version.
-fn read_view(view: &wire::View) -> Option<View> {
-    use wire::view::State;
-    if view.format != FORMAT || view.addr.is_empty() {
-        return None;
-    }
-    let proposal = view.proposal.as_ref().map(read_proposal);
-    let state = match view.state() {
-        State::Free => ViewState::Free,
-        State::Collecting => ViewState::Collecting(proposal?),
-        State::Promised => ViewState::Promised(proposal?),
-        State::Formed => ViewState::Formed(proposal?),
-        State::Unknown => return None,
-    };
-    let yields_to = Some(view.yields_to.clone()).filter(|addr| !addr.is_empty());
-    Some(View { addr: view.addr.clone(), plan: read_plan(view.plan.as_ref())?, state, yields_to })
-}
-
-fn write_answer(answer: &Answer) -> wire::PromiseReply {
-    use wire::promise_reply::Answer as Wire;
-    let (answer, cluster) = match answer {
-        Answer::Granted => (Wire::Granted, ""),
-        Answer::Busy => (Wire::Busy, ""),
-        Answer::Taken(cluster) => (Wire::Taken, cluster.as_str()),
-        Answer::Formed(cluster) => (Wire::Formed, cluster.as_str()),
-        Answer::DifferentPlan => (Wire::DifferentPlan, ""),
-        Answer::NotMe => (Wire::NotMe, ""),
-    };
-    wire::PromiseReply { answer: answer.into(), cluster: cluster.to_owned() }
-}
-
-fn read_answer(reply: &wire::PromiseReply) -> Option<Answer> {
-    use wire::promise_reply::Answer as Wire;
-    Some(match reply.answer() {
-        Wire::Granted => Answer::Granted,
-        Wire::Busy => Answer::Busy,
-        Wire::Taken => Answer::Taken(reply.cluster.clone()),
-        Wire::Formed => Answer::Formed(reply.cluster.clone()),
-        Wire::DifferentPlan => Answer::DifferentPlan,
-        Wire::NotMe => Answer::NotMe,
-        Wire::Unknown => return None,
-    })
 }
 
 #[cfg(test)]

@@ -16,3 +16,4 @@ mod quotas;
 mod replicas;
 mod scrub;
 mod seeding;
+mod strangers;

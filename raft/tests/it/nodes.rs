@@ -28,7 +28,7 @@ use crate::cluster::{peek, set};
 /// Long enough for a machine that does other things too; nothing waits for it when all is well.
 const LONG: Duration = Duration::from_secs(60);
 
-fn soon() -> Instant {
+pub fn soon() -> Instant {
     Instant::now() + LONG
 }
 
@@ -73,16 +73,17 @@ fn free_addrs(count: usize) -> Vec<String> {
     bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
 }
 
-struct Nodes {
+/// Nodes on one machine; `running` holds those that were started and not stopped.
+pub struct Nodes {
     root: tempfile::TempDir,
-    addrs: Vec<String>,
+    pub addrs: Vec<String>,
     expect: usize,
     users_made: Arc<AtomicU64>,
-    running: BTreeMap<usize, Arc<Groups>>,
+    pub running: BTreeMap<usize, Arc<Groups>>,
 }
 
 impl Nodes {
-    fn new(count: usize, expect: usize) -> Self {
+    pub fn new(count: usize, expect: usize) -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
             addrs: free_addrs(count),
@@ -92,16 +93,16 @@ impl Nodes {
         }
     }
 
-    fn env() -> Env {
+    pub fn env() -> Env {
         let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
         Env::production(vfs)
     }
 
-    fn dir(&self, node: usize) -> PathBuf {
+    pub fn dir(&self, node: usize) -> PathBuf {
         self.root.path().join(format!("node{node}"))
     }
 
-    fn spec(&self, node: usize) -> NodeSpec {
+    pub fn spec(&self, node: usize) -> NodeSpec {
         let made = self.users_made.clone();
         NodeSpec {
             dir: self.dir(node),
@@ -122,23 +123,23 @@ impl Nodes {
         }
     }
 
-    async fn start(&mut self, node: usize) {
+    pub async fn start(&mut self, node: usize) {
         let groups = Groups::start(Self::env(), self.spec(node)).await.unwrap();
         self.running.insert(node, groups);
     }
 
-    async fn ready(&self) {
+    pub async fn ready(&self) {
         for (node, groups) in &self.running {
             assert!(groups.wait_ready(soon()).await, "node {node}: {:?}", groups.ready());
         }
     }
 
-    async fn stop(&mut self, node: usize) {
+    pub async fn stop(&mut self, node: usize) {
         let groups = self.running.remove(&node).unwrap();
         groups.shutdown(soon()).await;
     }
 
-    async fn stop_all(&mut self) {
+    pub async fn stop_all(&mut self) {
         for node in self.running.keys().copied().collect::<Vec<_>>() {
             self.stop(node).await;
         }
@@ -160,7 +161,7 @@ impl Nodes {
     }
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(test);
 }
@@ -269,7 +270,7 @@ fn closed_segments(group: &Group) -> BTreeMap<u64, Vec<u8>> {
     closed.map(|segment| (segment.number, std::fs::read(ledger.segment_path(segment.number)).unwrap())).collect()
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = soon();
     while !holds() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
