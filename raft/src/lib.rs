@@ -9,7 +9,7 @@
 //! | [`forming`] | how a cluster comes to be, once |
 //! | [`link`], [`network`], [`envelope`] | connections between nodes; raft messages over them; their bytes |
 //! | [`forward`] | the one hop to the leader |
-//! | `write`, `read` | the proposer, batches and retries; read index and waiting |
+//! | `write`, `charges`, `read` | the proposer, batches and retries; retries are charged to a quota once; read index and waiting |
 //! | `membership`, `duties` | who belongs to a group; what its leader does unasked: genesis, seals, seeding |
 //! | [`log_store`] | log and vote on the database's ledger, in fsync order |
 //! | [`state_machine`] | applies committed entries |
@@ -19,6 +19,7 @@
 //! | [`scrub`] | files are read again, rot is mended, by majority where that is needed |
 //! | [`error`] | errors by what the caller can do |
 
+mod charges;
 pub mod codec;
 pub mod disk;
 mod duties;

@@ -35,6 +35,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::charges::Charges;
 use crate::envelope::PROPOSAL_BYTES_MAX;
 use crate::error::{ProposeError, WriteLimit};
 use crate::forward::{ForwardError, Written};
@@ -93,6 +94,8 @@ struct Queue {
     limit: Option<WriteLimit>,
     /// When the transactions taken so far would all have come, one by one at the rate of the quota.
     paid_until: Option<Instant>,
+    /// Which those were.
+    charges: Charges,
 }
 
 /// Gathers proposals into batches and hands them to the consensus core.
@@ -124,8 +127,8 @@ struct Quotas {
 }
 
 impl Queue {
-    /// Whether one more proposal is taken, and the count of it.
-    fn admit(&mut self, len: u64, quotas: Quotas, now: Instant) -> Result<(), WriteLimit> {
+    /// Whether one more proposal is taken, and the count of it: a retry of one that was taken before is the same transaction.
+    fn admit(&mut self, len: u64, request: Option<&RequestId>, quotas: Quotas, now: Instant) -> Result<(), WriteLimit> {
         if let Some(limit) = self.limit {
             return Err(limit);
         }
@@ -137,6 +140,9 @@ impl Queue {
             self.paid_until = None;
             return Ok(());
         }
+        if request.is_some_and(|request| self.charges.contains(request)) {
+            return Ok(());
+        }
         // As many as the quota at once after a pause, then one whenever its share of a second has passed.
         let share = Duration::from_nanos(1_000_000_000 / quotas.tx_per_second.min(1_000_000_000));
         let paid_until = self.paid_until.unwrap_or(now).max(now) + share;
@@ -144,6 +150,9 @@ impl Queue {
             return Err(WriteLimit::QuotaTransactions { per_second: quotas.tx_per_second });
         }
         self.paid_until = Some(paid_until);
+        if let Some(request) = request {
+            self.charges.note(request);
+        }
         Ok(())
     }
 }
@@ -263,6 +272,7 @@ impl Proposer {
             return Err(ProposeError::Overloaded { queued_bytes, queued_bytes_max });
         };
         let (answer, receiver) = oneshot::channel();
+        let request = proposal.request;
         let slot = Arc::new(Slot(Mutex::new(Some(Waiting { proposal, len, _memory, deadline, answer }))));
         {
             let mut queue = self.queue.lock();
@@ -275,7 +285,7 @@ impl Proposer {
             if queue.bytes > 0 && queue.bytes + len > self.bytes_max {
                 return Err(ProposeError::Overloaded { queued_bytes: queue.bytes, queued_bytes_max: self.bytes_max });
             }
-            if let Err(limit) = queue.admit(len, quotas, Instant::now()) {
+            if let Err(limit) = queue.admit(len, request.as_ref(), quotas, Instant::now()) {
                 self.refused[limit.number()].fetch_add(1, Ordering::Relaxed);
                 return Err(ProposeError::LimitExceeded(limit));
             }

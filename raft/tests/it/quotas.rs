@@ -6,7 +6,7 @@ use std::time::Duration;
 use alhambra_raft::error::{ProposeError, WriteLimit};
 use alhambra_raft::group::Tuning;
 use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::Settings;
+use alhambra_storage::command::{RequestId, Settings};
 
 use crate::cluster::{Cluster, after, peek, put, run, set};
 
@@ -27,11 +27,8 @@ fn a_database_grows_to_its_quota_and_not_beyond() {
             let needed = {
                 // With the request id that every proposal gets.
                 let mut proposal = proposal.clone();
-                proposal.request = Some(alhambra_storage::command::RequestId {
-                    client: [0; 16],
-                    sequence: 1,
-                    floor: leader.database().applied().tx,
-                });
+                proposal.request =
+                    Some(RequestId { client: [0; 16], sequence: 1, floor: leader.database().applied().tx });
                 proposal.encoded_len_max() as u64
             };
             let used = leader.database().size_bytes();
@@ -98,5 +95,51 @@ fn so_many_transactions_a_second_and_not_one_more() {
         }
         cluster.assert_equal().await;
         assert_eq!(peek(&leader, "early"), None);
+    });
+}
+
+#[test]
+fn a_retry_is_the_same_transaction_and_is_not_charged_again() {
+    run(async {
+        let cluster = cluster(Settings { quota_tx_per_second: 10, ..Settings::DEFAULT }).await;
+        let leader = cluster.group(cluster.leader().await);
+        put(&leader, "genesis is applied", "v").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let floor = leader.database().applied().tx;
+        let request = |sequence| {
+            let mut proposal = set(&format!("k{sequence}"), "v");
+            proposal.request = Some(RequestId { client: [7; 16], sequence, floor });
+            proposal
+        };
+        // All at the same moment: in virtual time nothing passes between them.
+        let writes = (0..30).map(|n| {
+            let (group, proposal) = (leader.clone(), request(n % 10));
+            async move {
+                // From this node and from another, as after an answer that was lost.
+                match n / 10 {
+                    0 | 1 => group.propose(proposal, after(5_000)).await,
+                    _ => group.serve_propose(proposal, after(5_000)).await.map(Outcome::from),
+                }
+            }
+        });
+        let one_more = leader.propose(request(10), after(5_000));
+        let (answers, one_more) = futures::join!(futures::future::join_all(writes), one_more);
+        for n in 0..30 {
+            assert!(matches!(answers[n], Ok(Outcome::Committed { .. })), "{:?}", answers[n]);
+            assert_eq!(answers[n], answers[n % 10], "a transaction of its own");
+        }
+        let limit = WriteLimit::QuotaTransactions { per_second: 10 };
+        assert_eq!(one_more, Err(ProposeError::LimitExceeded(limit)));
+        // What was refused was not charged: it is when it is taken.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let again = (10..21).map(|n| {
+            let group = leader.clone();
+            let proposal = request(n);
+            async move { group.propose(proposal, after(5_000)).await }
+        });
+        let answers = futures::future::join_all(again).await;
+        assert!(answers[..10].iter().all(Result::is_ok), "{answers:?}");
+        assert_eq!(answers[10], Err(ProposeError::LimitExceeded(limit)));
+        cluster.assert_equal().await;
     });
 }
