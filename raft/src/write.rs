@@ -27,7 +27,7 @@ use alhambra_ledger::ids::TxId;
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Command, RequestId, TxProposal};
 use alhambra_storage::limits::FRAME_PAYLOAD_BYTES_MAX;
-use alhambra_storage::memory::{self, MemoryBudget};
+use alhambra_storage::memory;
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::raft::ClientWriteResult;
@@ -112,7 +112,7 @@ pub(crate) struct Proposer {
     in_flight_max: usize,
     pipeline_bytes: u64,
     proposal_bytes_max: u64,
-    memory: Arc<MemoryBudget>,
+    room: memory::Room,
     /// User writes that were refused, by [`WriteLimit::number`].
     refused: [AtomicU64; WriteLimit::REASONS.len()],
 }
@@ -231,7 +231,7 @@ impl Proposer {
             in_flight_max: tuning.batches_in_flight_max.max(1),
             pipeline_bytes: tuning.pipeline_bytes,
             proposal_bytes_max: PROPOSAL_BYTES_MAX.min(FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
-            memory: tuning.memory.clone(),
+            room: tuning.memory.room(),
             refused: Default::default(),
         }
     }
@@ -267,8 +267,8 @@ impl Proposer {
         if len > self.proposal_bytes_max {
             return Err(ProposeError::TooLarge { len_bytes: len, len_bytes_max: self.proposal_bytes_max });
         }
-        let Some(_memory) = self.memory.wait(len) else {
-            let (queued_bytes, queued_bytes_max) = (self.memory.waiting_bytes(), self.memory.waiting_bytes_max());
+        let Some(_memory) = self.room.take(len) else {
+            let (queued_bytes, queued_bytes_max) = (self.room.bytes(), self.room.bytes_max());
             return Err(ProposeError::Overloaded { queued_bytes, queued_bytes_max });
         };
         let (answer, receiver) = oneshot::channel();

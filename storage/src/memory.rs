@@ -26,6 +26,11 @@ use crate::index::BlockCache;
 use crate::limits::{MEMORY_BUDGET_BYTES_DEFAULT, MEMORY_BUDGET_BYTES_MIN, MEMORY_RELEASE_BYTES_MIN};
 use crate::release;
 
+mod rooms;
+
+use rooms::Rooms;
+pub use rooms::{Room, Waiting};
+
 /// What a database holds, as it said last, and the budget that counts it. Dropped with the database.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -78,26 +83,13 @@ pub(crate) enum Release {
     Caches,
 }
 
-/// Part of the budget that a proposal takes while it waits; given back when dropped.
-#[derive(Debug)]
-pub struct Waiting {
-    budget: Arc<MemoryBudget>,
-    bytes: u64,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.budget.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// See the module.
 pub struct MemoryBudget {
     bytes: u64,
     cache: Arc<BlockCache>,
     /// The sum of what the accounts say; for a moment it may be below 0.
     held: AtomicI64,
-    waiting: AtomicU64,
+    rooms: Arc<Rooms>,
     databases: Mutex<Vec<Weak<Database>>>,
     /// Called when databases should be asked to give back.
     wake: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
@@ -126,7 +118,7 @@ impl MemoryBudget {
             bytes,
             cache: Arc::new(BlockCache::new(bytes / 4)),
             held: AtomicI64::new(0),
-            waiting: AtomicU64::new(0),
+            rooms: Rooms::new(bytes / 8),
             databases: Mutex::default(),
             wake: RwLock::default(),
         }
@@ -154,12 +146,7 @@ impl MemoryBudget {
 
     /// Bytes of proposals that wait.
     pub fn waiting_bytes(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of proposals that may wait.
-    pub fn waiting_bytes_max(&self) -> u64 {
-        self.bytes / 8
+        self.rooms.bytes()
     }
 
     /// How large one in-memory part of an index gets: a database must not hold most of the share by itself, and a part has three
@@ -168,12 +155,9 @@ impl MemoryBudget {
         wanted.min(usize::try_from(self.held_bytes_max() / 8).unwrap_or(usize::MAX))
     }
 
-    /// Takes `bytes` for a proposal that waits; `None` when too many do. One that is alone always finds room.
-    pub fn wait(self: &Arc<Self>, bytes: u64) -> Option<Waiting> {
-        let taken = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-            (waiting == 0 || waiting + bytes <= self.waiting_bytes_max()).then_some(waiting + bytes)
-        });
-        taken.ok().map(|_| Waiting { budget: Arc::clone(self), bytes })
+    /// Where the proposals of one more database wait.
+    pub fn room(&self) -> Room {
+        self.rooms.open()
     }
 
     /// From now on this database is one of those that are asked to give back.
