@@ -426,6 +426,7 @@ impl Group {
             tokio::spawn(replica.clone().run_scrub()),
             tokio::spawn(replica.log_store.clone().run_space()),
             tokio::spawn(replica.clone().run_pruner()),
+            tokio::spawn(replica.state_machine.clone().run_space()),
         ];
         Ok(Arc::new(Self { replica, tasks: Mutex::new(tasks) }))
     }

@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::database::Database;
@@ -17,12 +18,16 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, RwLock, watch};
+use tokio::time::sleep;
 
 use crate::codec;
 use crate::log_store::frame_of_entry;
 use crate::snapshot::{DatabaseSource, SnapshotData};
 use crate::strand::{FailureCell, Strands};
 use crate::types::{RaftLogId, RaftStoredMembership, TypeConfig, from_raft_log_id, to_raft_log_id};
+
+/// How often a disk without room for the index is tried again. Nobody waits for it, and a try may write much.
+const INDEX_SPACE_RETRY: Duration = Duration::from_secs(1);
 
 /// How far this replica has applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +53,9 @@ struct Shared {
     failure: FailureCell,
     checkpoint_queued: AtomicBool,
     index_work_queued: AtomicBool,
+    /// Wakes [`StateMachine::run_space`].
+    index_full: Notify,
+    index_waits: AtomicBool,
     seals_due: Arc<Notify>,
     seals_told: AtomicU64,
     current: Mutex<Option<Arc<DatabaseSource>>>,
@@ -77,6 +85,8 @@ impl StateMachine {
             failure,
             checkpoint_queued,
             index_work_queued: AtomicBool::new(false),
+            index_full: Notify::new(),
+            index_waits: AtomicBool::new(false),
             seals_due,
             seals_told: AtomicU64::new(0),
             current,
@@ -158,6 +168,15 @@ impl StateMachine {
         }
     }
 
+    /// Tries work on the index that found no space again, for as long as the replica runs, also when no entry comes.
+    pub(crate) async fn run_space(self) {
+        loop {
+            self.0.index_full.notified().await;
+            sleep(INDEX_SPACE_RETRY).await;
+            self.look_for_index_work();
+        }
+    }
+
     /// Takes a manifest of the database as it is and makes it the current snapshot.
     async fn take_snapshot(&self) -> io::Result<Arc<DatabaseSource>> {
         let shared = self.0.clone();
@@ -204,8 +223,12 @@ impl Shared {
     fn queue_index_work(self: Arc<Self>) {
         let shared = self.clone();
         self.strands.index.submit(move || match shared.database.index_work() {
-            Ok(true) => shared.queue_index_work(),
+            Ok(true) => {
+                shared.index_has_space();
+                shared.queue_index_work();
+            }
             Ok(false) => {
+                shared.index_has_space();
                 shared.index_work_queued.store(false, Ordering::Release);
                 // What became due since is not forgotten.
                 if shared.database.index_work_due() && !shared.index_work_queued.swap(true, Ordering::AcqRel) {
@@ -213,14 +236,24 @@ impl Shared {
                 }
             }
             Err(e @ alhambra_storage::error::Error::NoSpace { .. }) => {
-                tracing::warn!(error = %e, "the index waits for space on the disk");
-                // Looked at again after the next entry.
+                if !shared.index_waits.swap(true, Ordering::AcqRel) {
+                    tracing::warn!(error = %e, "the index waits for space on the disk");
+                }
                 shared.index_work_queued.store(false, Ordering::Release);
+                shared.index_full.notify_one();
             }
             Err(e) => {
                 shared.failure.fail("the index cannot be written", &e);
             }
         });
+    }
+}
+
+impl Shared {
+    fn index_has_space(&self) {
+        if self.index_waits.swap(false, Ordering::AcqRel) {
+            tracing::info!("the disk has space for the index again");
+        }
     }
 }
 

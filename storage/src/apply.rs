@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
 use crate::indexing;
 use crate::limits::{MEMORY_RELEASE_BYTES_MIN, REQUEST_OUTCOMES_KEPT};
-use crate::memory::Release;
 use crate::precondition::{self, Conditions};
 use crate::prune::Pruned;
 use crate::rebuild;
@@ -326,8 +325,7 @@ pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
         // Memory stays bounded even when nobody does it in the background.
         budget.relieve();
         if budget.is_exceeded() && db.held_bytes() >= MEMORY_RELEASE_BYTES_MIN {
-            let released = release::run(db, Release::All);
-            released.or_else(|error| if error.waits_for_space() { Ok(()) } else { Err(error) })?;
+            release::help(db)?;
         }
     }
     Ok(outcomes)
@@ -431,7 +429,9 @@ impl Applier {
         self.since.bytes += frame_bytes;
         core.publish(&self.state);
         core.spill()?;
-        indexing::help(core)?;
+        if core.index.must_be_helped() {
+            indexing::help(core)?;
+        }
         Ok(outcomes)
     }
 

@@ -20,7 +20,7 @@
 use std::cmp::Ordering as KeyOrder;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::entry::KvMetadata;
@@ -247,6 +247,8 @@ pub struct Index {
     rebuilding: AtomicBool,
     /// Whether [`Index::work`] may have something to do; looked at after every applied log entry.
     due: AtomicBool,
+    /// Full parts from which on whoever inserts helps: more than usual while the disk is full.
+    help_from: AtomicUsize,
 }
 
 /// What an index is opened with.
@@ -329,6 +331,7 @@ impl Index {
             damaged: AtomicBool::new(false),
             rebuilding: AtomicBool::new(false),
             due: AtomicBool::new(true),
+            help_from: AtomicUsize::new(INDEX_FROZEN_MAX),
         };
         {
             let mut view = index.view.write();
@@ -432,6 +435,18 @@ impl Index {
     /// Whether so many full parts wait to be written that whoever inserts has to help.
     pub(crate) fn is_behind(&self) -> bool {
         self.view.read().frozen.len() >= INDEX_FROZEN_MAX
+    }
+
+    /// As [`Index::is_behind`], for the applier: after a full disk not before another part is full, so that what is committed
+    /// is not held up by attempts that cannot succeed.
+    pub(crate) fn must_be_helped(&self) -> bool {
+        self.view.read().frozen.len() >= self.help_from.load(Ordering::Relaxed)
+    }
+
+    /// Helping has found no space, or has done something.
+    fn note_space(&self, found: bool) {
+        let from = if found { INDEX_FROZEN_MAX } else { INDEX_FROZEN_MAX.max(self.view().frozen.len() + 1) };
+        self.help_from.store(from, Ordering::Relaxed);
     }
 
     /// Whether parts wait to be written, and nothing else comes first.
@@ -667,7 +682,13 @@ impl Index {
         let _nothing_inserted = self.inserting.lock();
         self.rebuilding.store(true, Ordering::Release);
         *job = None;
-        self.remove_manifest()?;
+        match self.remove_manifest() {
+            Ok(()) => {}
+            // A full disk holds up nothing that is committed. The old manifest may come back after a crash: with its files it
+            // is the index as it was, whose damage is noticed again; without them it is noticed at open.
+            Err(error @ Error::NoSpace { .. }) => tracing::warn!(%error, "the manifest of the index was not removed"),
+            Err(error) => return Err(error),
+        }
         let next_number = self.manifest.lock().next_number;
         *self.manifest.lock() = Manifest { next_number, ..Manifest::default() };
         let old = {

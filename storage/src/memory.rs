@@ -3,7 +3,7 @@
 //! ```text
 //! budget    1/4 blocks of index runs      the cache throws out by itself
 //!           1/2 what databases hold       in-memory parts of indexes, newest frames, unwritten logs, outcomes of requests
-//!           1/8 proposals that wait       refused beyond
+//!           1/8 proposals that wait       refused beyond; half of it in equal shares, so that nobody is kept out
 //!           1/8 everything else           what a database is made of, messages under way; not counted
 //! ```
 //!
@@ -113,7 +113,11 @@ impl Default for MemoryBudget {
 impl MemoryBudget {
     /// A budget of so many bytes, at least [`MEMORY_BUDGET_BYTES_MIN`].
     pub fn new(bytes: u64) -> Self {
-        let bytes = bytes.max(MEMORY_BUDGET_BYTES_MIN);
+        Self::exactly(bytes.max(MEMORY_BUDGET_BYTES_MIN))
+    }
+
+    /// However little that is.
+    pub(crate) fn exactly(bytes: u64) -> Self {
         Self {
             bytes,
             cache: Arc::new(BlockCache::new(bytes / 4)),

@@ -16,6 +16,7 @@ use alhambra_raft::groups::{GroupReadiness, Groups, NodeSpec};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, NewDatabase, User};
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Citation, Prune, PruneTarget, Settings};
+use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::vfs::faulty::FaultyVfs;
 use alhambra_storage::vfs::mem::MemVfs;
 use tokio::time::Instant;
@@ -402,6 +403,31 @@ fn space_that_a_prune_frees_lets_writes_resume() {
         }
         nodes.ready().await;
         nodes.assert_equal("orders", &[]).await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn an_index_that_found_no_space_is_written_when_there_is_some_though_nobody_writes() {
+    run(async {
+        let nodes = Nodes::three().await;
+        let node = nodes.leader("orders").await;
+        let group = nodes.group(node, "orders");
+        nodes.put(node, "orders", "before").await;
+        // Wherever the databases are: everything below their folders but the indexes has room.
+        let database = group.database().clone();
+        let folder = database.ledger().segment_path(0).parent().unwrap().parent().unwrap().join("index");
+        nodes.0[node].faulty.set_full_below(Some(&folder));
+        let refused = database.release_memory();
+        assert!(matches!(refused, Err(StorageError::NoSpace { .. })), "{refused:?}");
+        nodes.put(node, "orders", "on a full disk").await;
+        assert!(database.index_work_due());
+        let readiness = nodes.readiness(node, "orders");
+        assert_eq!(readiness.health, Some(Health::Running), "a full disk is no failure");
+        nodes.0[node].faulty.set_full_below(None);
+        until("the index to be written", || !database.index_work_due()).await;
+        assert_eq!(peek(&group, "on a full disk").as_deref(), Some("v"));
+        drop((database, group));
         nodes.stop().await;
     });
 }

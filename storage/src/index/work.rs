@@ -9,6 +9,7 @@
 //! about the same size are merged `MERGE_RUNS` at a time, so that the number of runs grows with the logarithm of the size, and
 //! each version is written about once per size class. While a merge runs its inputs and its output both take space.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -88,11 +89,18 @@ impl Index {
         self.due.store(false, Ordering::Release);
         let current = match job.take() {
             Some(current) => Some(current),
-            None => self.next_job(flushed).inspect_err(|_| self.due.store(true, Ordering::Release))?,
+            None => self.next_job(flushed).inspect_err(|error| {
+                self.due.store(true, Ordering::Release);
+                self.note_space(!matches!(error, Error::NoSpace { .. }));
+            })?,
         };
         if let Some(current) = current {
             self.due.store(true, Ordering::Release);
-            *job = self.step(current, budget_bytes).inspect_err(|error| self.note(error))?;
+            *job = self.step(current, budget_bytes).inspect_err(|error| {
+                self.note(error);
+                self.note_space(!matches!(error, Error::NoSpace { .. }));
+            })?;
+            self.note_space(true);
         }
         if self.is_damaged() || self.is_rebuilding() {
             self.due.store(true, Ordering::Release);
@@ -189,17 +197,31 @@ impl Index {
 
     /// Opens a finished run and makes it part of the index: on disk first, then for readers.
     fn install(&self, info: RunInfo, alh: Digest, change: impl Fn(&View, Arc<Run>) -> View) -> Result<()> {
-        self.vfs.sync_dir(&self.dir).map_err(|e| Error::io(FileOp::SyncDir, &self.dir, e))?;
-        let run = Arc::new(Run::open(&self.vfs, &self.dir, self.database, info, &self.cache)?);
+        let path = self.dir.join(super::run::file_name(info.number));
+        let synced = self.vfs.sync_dir(&self.dir).map_err(|e| Error::io(FileOp::SyncDir, &self.dir, e));
+        let opened = synced.and_then(|()| Run::open(&self.vfs, &self.dir, self.database, info, &self.cache));
+        let run = Arc::new(opened.inspect_err(|_| self.give_up(&path))?);
         // Only a job changes the list of runs, and there is one job at a time; nobody waits for the disk under a lock.
         let runs = change(&self.view(), Arc::clone(&run)).runs.iter().map(|run| run.info).collect();
         let next_number = self.manifest.lock().next_number;
         let new = Manifest { next_number, alh, runs };
-        new.write(&*self.vfs, &self.dir, self.database)?;
+        new.write(&*self.vfs, &self.dir, self.database).inspect_err(|error| {
+            let unchanged = matches!(error, Error::NoSpace { op, .. } | Error::Io { op, .. }
+                if !matches!(op, FileOp::Rename | FileOp::SyncDir));
+            // Otherwise the manifest on disk may name it; the next open knows.
+            if unchanged {
+                self.give_up(&path);
+            }
+        })?;
         *self.manifest.lock() = new;
         let mut view = self.view.write();
         let next = change(&view, run);
         *view = Arc::new(next);
         Ok(())
+    }
+
+    /// Removes a run that nothing names, as far as it can: the disk may be full of such files.
+    fn give_up(&self, path: &Path) {
+        let _ = self.vfs.remove_file(path);
     }
 }

@@ -31,9 +31,12 @@ struct First {
     before: u64,
 }
 
-/// A run that is being written. Dropped unfinished, its file is left behind and removed at the next open.
+/// A run that is being written. Dropped unfinished, it takes its file with it, as far as it can: the disk may be full of such
+/// files. What a crash leaves behind is removed at the next open.
 #[derive(Debug)]
 pub(super) struct RunWriter {
+    vfs: Arc<dyn Vfs>,
+    finished: bool,
     path: PathBuf,
     file: Box<dyn File>,
     buffer: Vec<u8>,
@@ -61,9 +64,10 @@ impl RunWriter {
     ) -> Result<Self> {
         let path = dir.join(file_name(number));
         let file = vfs.open(&path, OpenMode::Create).map_err(|e| Error::io(FileOp::Create, &path, e))?;
-        file.set_len(0).map_err(|e| Error::io(FileOp::SetLength, &path, e))?;
         let info = RunInfo { number, first_tx, last_tx, file_bytes: 0, keys: 0, versions: 0 };
-        Ok(Self {
+        let writer = Self {
+            vfs: Arc::clone(vfs),
+            finished: false,
             path,
             file,
             buffer: encode_header(database, &info),
@@ -77,7 +81,9 @@ impl RunWriter {
             key: Vec::new(),
             waiting: Vec::new(),
             before: 0,
-        })
+        };
+        writer.file.set_len(0).map_err(|e| Error::io(FileOp::SetLength, &writer.path, e))?;
+        Ok(writer)
     }
 
     /// Adds versions of a key, oldest first. Keys come in order; versions of one key may come in several calls.
@@ -218,6 +224,15 @@ impl RunWriter {
         self.write_out()?;
         self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))?;
         self.info.file_bytes = self.written;
+        self.finished = true;
         Ok(self.info)
+    }
+}
+
+impl Drop for RunWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.vfs.remove_file(&self.path);
+        }
     }
 }

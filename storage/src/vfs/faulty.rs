@@ -89,6 +89,7 @@ struct Plan {
     broken: Option<(PathBuf, io::ErrorKind)>,
     /// Files with a bad sector.
     unreadable: BTreeMap<PathBuf, io::ErrorKind>,
+    full_below: Option<PathBuf>,
     read_only_from: Option<u64>,
     stopped: bool,
     syncs_lie: bool,
@@ -112,16 +113,19 @@ impl Plan {
         }
         let number = self.count;
         self.count += 1;
+        if self.record {
+            self.done.push(Step { kind, path: path.to_path_buf() });
+        }
         self.broken(path)?;
         if self.read_only_from.is_some_and(|from| number >= from) {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
+        if self.full_below.as_ref().is_some_and(|below| path.starts_with(below)) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let fault = self.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
         let writes = matches!(kind, StepKind::Write { .. });
         let syncs = kind == StepKind::Sync;
-        if self.record {
-            self.done.push(Step { kind, path: path.to_path_buf() });
-        }
         match fault {
             None => Ok(Go::Whole),
             Some(Fault::Error(kind)) => Err(kind.into()),
@@ -194,6 +198,11 @@ impl FaultyVfs {
     /// it another sector.
     pub fn make_unreadable(&self, path: &Path, kind: io::ErrorKind) {
         self.plan.lock().unreadable.insert(path.to_path_buf(), kind);
+    }
+
+    /// From now on every step on something at or below `path` finds no space, or none does.
+    pub fn set_full_below(&self, path: Option<&Path>) {
+        self.plan.lock().full_below = path.map(Path::to_path_buf);
     }
 
     /// From now on every step fails with `ReadOnlyFilesystem`, as after a file system has remounted itself, or none does.
