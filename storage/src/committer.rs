@@ -25,7 +25,7 @@ use crate::apply::Outcome;
 use crate::command::{Command, TxProposal, encode_batch};
 use crate::database::Database;
 use crate::digested::Digested;
-use crate::embedded::TERM;
+use crate::embedded::{TERM, flush_or_take_back};
 use crate::error::{Error, Result};
 use crate::limits::{
     COMMIT_BATCH_BYTES_MAX, COMMIT_QUEUE_BYTES_MAX, COMMIT_SMALL_BYTES, FRAME_PAYLOAD_BYTES_MAX, UNSYNCED_BYTES_FLUSH,
@@ -338,12 +338,8 @@ impl Committer {
         let log_id = LogId { term: TERM, index: LogIndex(index) };
         let frame = Frame { log_id, kind: FrameKind::Command, payload };
         let positions = ledger.stage(std::slice::from_ref(&frame))?;
-        if flushes && let Err(error) = ledger.flush() {
-            if matches!(error, Error::NoSpace { .. }) {
-                // Surely not applied: it must not come with the next one.
-                ledger.truncate_after(index.checked_sub(1).map(LogIndex))?;
-            }
-            return Err(error);
+        if flushes {
+            flush_or_take_back(&ledger, log_id.index)?;
         }
         Ok((log_id, positions[0]))
     }

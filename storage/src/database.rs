@@ -238,8 +238,10 @@ impl Database {
     /// Remembers the committed log id, unsynced, and no further than this node has flushed. A crash may bring back an
     /// older one.
     pub fn save_committed(&self, committed: LogId) -> Result<()> {
+        let mut marks = self.marks.lock();
+        // Under the lock: a cut holds it as well.
         let flushed = self.core().ledger.flushed();
-        self.marks.lock().note_committed(committed, flushed)
+        marks.note_committed(committed, flushed)
     }
 
     /// The committed log id remembered last.

@@ -11,7 +11,7 @@ use crate::command::{Citation, Command, Prune, PruneTarget, Settings, TxProposal
 use crate::database::{Database, DatabaseSpec, Options};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::segment::{Frame, FrameKind};
+use crate::segment::{Frame, FrameKind, Ledger};
 use crate::vfs::Vfs;
 
 /// Term of all log entries of an embedded database.
@@ -89,13 +89,170 @@ impl Database {
         let log_id = LogId { term: TERM, index: LogIndex(index) };
         let frame = Frame { log_id, kind: FrameKind::Command, payload };
         let positions = ledger.stage(std::slice::from_ref(&frame))?;
-        if let Err(error) = ledger.flush() {
-            if matches!(error, Error::NoSpace { .. }) {
-                // Surely not applied: it must not come with the next one.
-                ledger.truncate_after(index.checked_sub(1).map(LogIndex))?;
-            }
-            return Err(error);
-        }
+        flush_or_take_back(&ledger, log_id.index)?;
         self.apply(log_id, positions[0], frame.kind, &frame.payload)
+    }
+}
+
+/// Makes the newest log entry durable. When there is no space it is taken back: surely not committed, it must not come with the
+/// next one. Another thread (a checkpoint, a sync, whoever gives memory back) may have found space for it meanwhile; then it is
+/// committed all the same.
+pub(crate) fn flush_or_take_back(ledger: &Ledger, index: LogIndex) -> Result<()> {
+    match ledger.flush() {
+        Ok(_) => Ok(()),
+        Err(error @ Error::NoSpace { .. }) => take_back(ledger, index, error),
+        Err(error) => Err(error),
+    }
+}
+
+/// See [`flush_or_take_back`], for a flush that has ended with `error`.
+fn take_back(ledger: &Ledger, index: LogIndex, error: Error) -> Result<()> {
+    match ledger.take_back(index) {
+        Ok(true) => Err(error),
+        Ok(false) => Ok(()),
+        // What found no space now has left nobody knows what: the ledger takes no writes any more.
+        Err(Error::NoSpace { .. }) => Err(Error::Poisoned),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use alhambra_ledger::ids::{DatabaseId, TxId};
+
+    use super::*;
+    use crate::command::ProposalEntry;
+    use crate::vfs::faulty::{Fault, FaultyVfs};
+    use crate::vfs::mem::{Crash, MemVfs};
+
+    /// Full after a few entries, so that taking one back also meets the end of a segment.
+    const SEGMENT_BYTES: u64 = 700;
+    const BEFORE: u64 = 7;
+
+    fn open(vfs: &Arc<dyn Vfs>) -> Result<Database> {
+        let spec = DatabaseSpec { id: DatabaseId([7; 16]), segment_bytes: SEGMENT_BYTES };
+        Database::open_embedded(Arc::clone(vfs), Path::new("/db"), spec, Options::default(), Settings::DEFAULT)
+    }
+
+    fn batch(n: u64) -> Command {
+        let entry = ProposalEntry::plain(Bytes::from(format!("k{n}")), Bytes::new(), Bytes::from(vec![n as u8; 60]));
+        Command::Batch { ts: 1, proposals: vec![TxProposal { entries: vec![entry], ..TxProposal::default() }] }
+    }
+
+    /// A disk with a database of `BEFORE` transactions, all acknowledged.
+    fn filled() -> (MemVfs, FaultyVfs, Arc<dyn Vfs>, Database) {
+        let disk = MemVfs::new();
+        let faulty = FaultyVfs::on_memory(disk.clone());
+        let vfs: Arc<dyn Vfs> = Arc::new(faulty.clone());
+        let db = open(&vfs).unwrap();
+        (0..BEFORE).for_each(|n| drop(db.commit_command(&batch(n)).unwrap()));
+        (disk, faulty, vfs, db)
+    }
+
+    /// How a commit that found no space goes on.
+    #[derive(Clone, Copy, Debug)]
+    enum Meanwhile {
+        Nothing,
+        /// Another thread has found space for the entry.
+        Flush,
+        /// And has promised in the marks that it is there.
+        Checkpoint,
+    }
+
+    /// The steps of `commit_command` whose flush finds no space, with what another thread does before the entry is taken back;
+    /// `Ok` when it is committed. Then two more commits.
+    fn commit_without_space(db: &Database, faulty: &FaultyVfs, meanwhile: Meanwhile) -> (Result<()>, Result<()>) {
+        let ledger = db.ledger();
+        let log_id = LogId { term: TERM, index: LogIndex(ledger.last_log_id().unwrap().index.0 + 1) };
+        let frame = Frame { log_id, kind: FrameKind::Command, payload: batch(BEFORE).encode() };
+        let positions = ledger.stage(std::slice::from_ref(&frame)).unwrap();
+        faulty.set_full_below(Some(Path::new("/db/ledger")));
+        let error = ledger.flush().expect_err("there is no space");
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        faulty.set_full_below(None);
+        let others = || -> Result<()> {
+            match meanwhile {
+                Meanwhile::Nothing => Ok(()),
+                Meanwhile::Flush => ledger.flush().map(drop),
+                Meanwhile::Checkpoint => ledger.flush().and_then(|_| db.checkpoint()),
+            }
+        };
+        let answer = others().and_then(|()| take_back(&ledger, log_id.index, error));
+        let answer = answer.and_then(|()| db.apply(log_id, positions[0], frame.kind, &frame.payload).map(drop));
+        let later = (BEFORE + 1..BEFORE + 3).try_for_each(|n| db.commit_command(&batch(n)).map(drop));
+        (answer, later)
+    }
+
+    fn has(db: &Database, n: u64) -> bool {
+        db.snapshot().get(format!("k{n}").as_bytes()).unwrap().is_some()
+    }
+
+    #[test]
+    fn what_found_no_space_is_committed_or_gone_and_no_crash_in_between_damages_anything() {
+        for meanwhile in [Meanwhile::Nothing, Meanwhile::Flush, Meanwhile::Checkpoint] {
+            let (from, to) = {
+                let (_disk, faulty, _vfs, db) = filled();
+                let from = faulty.step_count();
+                let (answer, later) = commit_without_space(&db, &faulty, meanwhile);
+                let taken_back = matches!(meanwhile, Meanwhile::Nothing);
+                assert_eq!(matches!(answer, Err(Error::NoSpace { .. })), taken_back, "{meanwhile:?}: {answer:?}");
+                assert!(answer.is_ok() != taken_back);
+                later.unwrap();
+                assert_eq!(has(&db, BEFORE), !taken_back);
+                assert_eq!(db.applied().tx, TxId(BEFORE + 2 + u64::from(!taken_back)));
+                (from, faulty.step_count())
+            };
+            // The first one is the flush that finds no space.
+            for step in from + 1..=to {
+                let place = format!("{meanwhile:?}, crash at step {step} of {from}..{to}");
+                let (disk, faulty, vfs, db) = filled();
+                faulty.fail_at(step, Fault::Crash);
+                let (answer, later) = commit_without_space(&db, &faulty, meanwhile);
+                drop((db, vfs));
+                disk.crash(Crash::PowerLoss);
+                let vfs: Arc<dyn Vfs> = Arc::new(disk);
+                let db = open(&vfs).unwrap_or_else(|e| panic!("{place}: {e}"));
+                (0..BEFORE).for_each(|n| assert!(has(&db, n), "{place}: acknowledged and lost: {n}"));
+                match answer {
+                    Ok(()) => assert!(has(&db, BEFORE), "{place}: acknowledged and lost"),
+                    Err(Error::NoSpace { .. }) => assert!(!has(&db, BEFORE), "{place}: refused and there"),
+                    // Nobody knows.
+                    Err(_) => {}
+                }
+                if later.is_ok() {
+                    assert!(has(&db, BEFORE + 1) && has(&db, BEFORE + 2), "{place}: acknowledged and lost");
+                }
+                db.commit_command(&batch(BEFORE + 3)).unwrap_or_else(|e| panic!("{place}: {e}"));
+                assert!(has(&db, BEFORE + 3));
+            }
+        }
+    }
+
+    #[test]
+    fn a_commit_finds_no_space_at_any_step_and_the_next_one_is_alone() {
+        let steps = {
+            let (_disk, faulty, _vfs, db) = filled();
+            let from = faulty.step_count();
+            db.commit_command(&batch(BEFORE)).unwrap();
+            faulty.step_count() - from
+        };
+        assert!(steps > 1);
+        for step in 0..steps {
+            for fault in [Fault::Error, Fault::Short, Fault::LostSync].map(|fault| fault(ErrorKind::StorageFull)) {
+                let place = format!("{fault:?} at step {step}");
+                let (disk, faulty, vfs, db) = filled();
+                faulty.fail_after(step, fault);
+                let refused = db.commit_command(&batch(BEFORE));
+                assert!(matches!(refused, Err(Error::NoSpace { .. })), "{place}: {refused:?}");
+                db.commit_command(&batch(BEFORE + 1)).unwrap_or_else(|e| panic!("{place}: {e}"));
+                drop((db, vfs));
+                disk.crash(Crash::PowerLoss);
+                let vfs: Arc<dyn Vfs> = Arc::new(disk);
+                let db = open(&vfs).unwrap_or_else(|e| panic!("{place}: {e}"));
+                assert!(!has(&db, BEFORE) && has(&db, BEFORE + 1), "{place}");
+            }
+        }
     }
 }

@@ -162,7 +162,9 @@ pub(crate) fn truncate_after(db: &Database, kept: Option<LogId>) -> Result<()> {
     if kept < applied {
         return Err(Error::CutBelowApplied { applied, kept });
     }
-    db.marks.lock().lower(kept)?;
+    // Held until it is cut: a checkpoint that is being taken must not raise them in between.
+    let mut marks = db.marks.lock();
+    marks.lower(kept)?;
     core.ledger.truncate_after(kept.map(|id| id.index))
 }
 

@@ -371,6 +371,23 @@ impl Ledger {
         self.cut_files(&mut writer, kept, files)
     }
 
+    /// Forgets the frames from `first` on, which a flush has found no space for, so that they do not come with later ones;
+    /// `false` when another flush has made them durable meanwhile: then they stay. So nothing durable is ever cut here, and no
+    /// [`RecoveryFloor`] can be above what is left.
+    ///
+    /// # Errors
+    /// IO; the ledger is poisoned then, and nobody knows whether the frames are on disk. [`Error::Poisoned`].
+    pub(crate) fn take_back(&self, first: LogIndex) -> Result<bool> {
+        let mut writer = self.writer.lock();
+        self.check_poison()?;
+        let flushed = self.flushed().map(|flushed| flushed.index);
+        if flushed >= Some(first) {
+            return Ok(false);
+        }
+        self.cut_staged(&mut writer, first.0.checked_sub(1).map(LogIndex))?;
+        Ok(true)
+    }
+
     /// Forgets frames that are not flushed, and what a flush that found no space has left of them on disk.
     fn cut_staged(&self, writer: &mut Option<OpenSegment>, last_kept: Option<LogIndex>) -> Result<()> {
         let (count, closed) = {
