@@ -98,7 +98,8 @@ struct Waiting {
 /// Where a caller waits.
 #[derive(Debug, Default)]
 struct Place {
-    call: Mutex<Option<Call>>,
+    /// What is said, and who hears it next.
+    call: Mutex<Option<(Call, Option<Round>)>>,
     called: Condvar,
 }
 
@@ -110,15 +111,42 @@ enum Call {
     Answer(Result<Outcome>),
 }
 
+/// The callers of one log entry, who wake each other: waking is what a round costs most, and one thread cannot do it on all
+/// processors. Caller n wakes 2n + 1 and 2n + 2, whose answers are there already.
+#[derive(Clone, Debug)]
+struct Round {
+    places: Arc<[Arc<Place>]>,
+    number: usize,
+}
+
+impl Round {
+    fn wake_next(&self) {
+        let first = 2 * self.number + 1;
+        self.places.iter().skip(first).take(2).for_each(|place| {
+            place.called.notify_one();
+        });
+    }
+}
+
 impl Place {
     fn answer(&self, answer: Result<Outcome>) {
-        *self.call.lock() = Some(Call::Answer(answer));
+        *self.call.lock() = Some((Call::Answer(answer), None));
         self.called.notify_one();
+    }
+
+    /// Answers all callers of a log entry. The first is who calls this, and wakes the next ones.
+    fn answer_all(proposals: Vec<Waiting>, outcomes: Vec<Outcome>) {
+        let places: Arc<[Arc<Place>]> = proposals.into_iter().filter_map(|mut waiting| waiting.place.take()).collect();
+        for (number, (place, outcome)) in places.iter().zip(outcomes).enumerate() {
+            let round = Round { places: Arc::clone(&places), number };
+            *place.call.lock() = Some((Call::Answer(Ok(outcome)), Some(round)));
+        }
+        Round { places, number: 0 }.wake_next();
     }
 
     /// Gives the baton to whoever waits here, unless there is an answer already.
     fn lead(&self) {
-        self.call.lock().get_or_insert(Call::Lead);
+        self.call.lock().get_or_insert((Call::Lead, None));
         self.called.notify_one();
     }
 
@@ -126,8 +154,14 @@ impl Place {
         let mut call = self.call.lock();
         loop {
             match call.take() {
-                Some(call) => return call,
                 None => self.called.wait(&mut call),
+                Some((said, round)) => {
+                    drop(call);
+                    if let Some(round) = round {
+                        round.wake_next();
+                    }
+                    return said;
+                }
             }
         }
     }
@@ -370,7 +404,7 @@ impl Committer {
             Ok(outcomes) => {
                 turn.done();
                 self.leave(bytes);
-                proposals.into_iter().zip(outcomes).for_each(|(waiting, outcome)| waiting.answer(Ok(outcome)));
+                Place::answer_all(proposals, outcomes);
                 self.state.lock().answered += 1;
                 self.turn.notify_all();
             }
