@@ -49,6 +49,10 @@ pub struct Args {
     /// Read every entry back at the end, with its proof, and verify all of them.
     #[arg(long)]
     verify: bool,
+    /// Open what an earlier run with the same flags has left in the folder, killed or not, and measure that and gets of random
+    /// keys instead of commits. Writes nothing but what opening recovers.
+    #[arg(long, conflicts_with_all = ["synced", "verify"])]
+    reopen: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -95,12 +99,64 @@ struct Report {
 
 /// Runs the workload and prints the report.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.reopen {
+        let report =
+            reopen(args).map_err(|error| failed(&error, "give --dir the folder of an earlier run, and its flags"))?;
+        return if args.json { print_json(&report) } else { print_raw(report.table()) };
+    }
     let report = measure(args).map_err(|error| failed(&error, "give --dir an empty folder on a disk with room"))?;
     if args.json { print_json(&report) } else { print_raw(report.table()) }
 }
 
-fn measure(args: &Args) -> Result<Report, Failed> {
-    let plan = Plan {
+/// What `--reopen` measures.
+#[derive(Debug, Serialize)]
+struct Reopened {
+    machine: Machine,
+    /// Transactions that were found.
+    transactions: u64,
+    open_seconds: f64,
+    /// Gets of random keys, all of them once before, and how many had a value: a killed run has not written all.
+    gets: u64,
+    found: u64,
+    get_p50_us: f64,
+    get_p99_us: f64,
+    first_get_p50_us: f64,
+    first_get_p99_us: f64,
+    resident_bytes: u64,
+}
+
+fn reopen(args: &Args) -> Result<Reopened, Failed> {
+    let figures = plan_of(args).reopen()?;
+    Ok(Reopened {
+        machine: Machine::here(),
+        transactions: figures.transactions,
+        open_seconds: figures.open.as_secs_f64(),
+        gets: figures.gets.len() as u64,
+        found: figures.found,
+        get_p50_us: at(&figures.gets, 50).unwrap_or_default(),
+        get_p99_us: at(&figures.gets, 99).unwrap_or_default(),
+        first_get_p50_us: at(&figures.first_gets, 50).unwrap_or_default(),
+        first_get_p99_us: at(&figures.first_gets, 99).unwrap_or_default(),
+        resident_bytes: workload::resident_bytes_max(),
+    })
+}
+
+impl Reopened {
+    fn table(&self) -> String {
+        let mut table = Table::new(&["measured", ""]);
+        table.row(["transactions found".into(), self.transactions.to_string()]);
+        table.row(["open, seconds".into(), format!("{:.3}", self.open_seconds)]);
+        let gets = |p50: f64, p99: f64| format!("{p50:.1}, {p99:.1}");
+        table.row(["first gets p50, p99 us".into(), gets(self.first_get_p50_us, self.first_get_p99_us)]);
+        table.row(["the same again p50, p99 us".into(), gets(self.get_p50_us, self.get_p99_us)]);
+        table.row(["found".into(), format!("{} of {}", self.found, self.gets)]);
+        table.row(["resident MiB, peak".into(), format!("{:.1}", mib(self.resident_bytes))]);
+        format!("Machine: {}\n\n{}", self.machine.describe(), table.render())
+    }
+}
+
+fn plan_of(args: &Args) -> Plan {
+    Plan {
         dir: args.dir.clone(),
         committers: args.committers,
         transactions: args.transactions,
@@ -110,7 +166,11 @@ fn measure(args: &Args) -> Result<Report, Failed> {
         synced: args.synced,
         random_keys: args.random_keys,
         verify: args.verify,
-    };
+    }
+}
+
+fn measure(args: &Args) -> Result<Report, Failed> {
+    let plan = plan_of(args);
     let db = plan.open()?;
     let resident_bytes_empty = workload::resident_bytes_max();
     let total = plan.transactions_total();
@@ -234,6 +294,7 @@ mod tests {
             synced,
             random_keys,
             verify: true,
+            reopen: false,
             json: false,
         }
     }
@@ -251,10 +312,21 @@ mod tests {
             let table = report.table();
             assert!(table.contains("all 480 entries verify"), "{table}");
             assert_eq!(table.contains("of group syncs"), synced, "{table}");
+            let opened = reopen(&args).unwrap();
+            assert_eq!((opened.transactions, opened.found), (12, opened.gets));
+            assert!(opened.table().contains("100000 of 100000"), "{}", opened.table());
             let again = measure(&args).unwrap_err().to_string();
             assert!(again.contains("is not empty"), "{again}");
             assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1, "nothing else is left behind");
         }
+    }
+
+    #[test]
+    fn a_folder_without_a_database_is_not_opened_again_and_stays_as_it_was() {
+        let parent = tempfile::tempdir().unwrap();
+        let error = reopen(&args(parent.path().to_owned(), false, true)).unwrap_err().to_string();
+        assert!(error.contains("holds no database"), "{error}");
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]

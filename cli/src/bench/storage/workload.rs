@@ -62,6 +62,23 @@ pub struct Figures {
     pub verified_gets: Vec<Duration>,
 }
 
+/// What opening an earlier run's database and reading from it took.
+#[derive(Clone, Debug, Default)]
+pub struct Reopening {
+    /// Until everything was applied and could be read.
+    pub open: Duration,
+    pub transactions: u64,
+    /// Of keys at random, sorted.
+    pub first_gets: Vec<Duration>,
+    /// The same keys once more, sorted.
+    pub gets: Vec<Duration>,
+    /// Of these.
+    pub found: u64,
+}
+
+/// Keys that are read of a database that was opened again.
+const REOPEN_GETS: u64 = 100_000;
+
 /// What nothing could be faster than.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
@@ -118,10 +135,51 @@ impl Plan {
         if std::fs::read_dir(&self.dir).is_ok_and(|mut names| names.next().is_some()) {
             return Err(format!("{} is not empty", self.dir.display()).into());
         }
+        self.open_database()
+    }
+
+    fn open_database(&self) -> Result<Arc<Database>, Failed> {
         let spec = DatabaseSpec { id: DatabaseId(*b"bench storage..."), segment_bytes: SEGMENT_BYTES_DEFAULT };
         let settings = Settings { tx_entries_max: self.entries.max(1024), ..Settings::DEFAULT };
         let vfs: Arc<dyn Vfs> = Arc::new(OsVfs);
         Ok(Arc::new(Database::open_embedded(vfs, &self.dir, spec, Options::default(), settings)?))
+    }
+
+    /// Opens the database of an earlier run and reads from it. Values are compared with what that run must have written.
+    pub fn reopen(&self) -> Result<Reopening, Failed> {
+        if !self.dir.join("ledger").is_dir() {
+            return Err(format!("{} holds no database", self.dir.display()).into());
+        }
+        let start = Instant::now();
+        let db = self.open_database()?;
+        let mut figures = Reopening { open: start.elapsed(), transactions: db.applied().tx.0, ..Reopening::default() };
+        let distinct = if self.random_keys { self.entries_total() } else { u64::from(self.entries) };
+        let snapshot = db.snapshot();
+        let mut value = vec![0; 1 + self.value_len];
+        for round in 0..2 {
+            figures.found = 0;
+            let mut took = Vec::with_capacity(REOPEN_GETS as usize);
+            for get in 0..REOPEN_GETS {
+                let mut random = [0; 8];
+                fill(&mut random, get ^ 0x5eed_0f_9e75);
+                let number = u64::from_be_bytes(random) % distinct;
+                let key = self.key(number);
+                let asked = Instant::now();
+                let found = match snapshot.get(&key)? {
+                    Some(version) => Some(snapshot.value(&key, &version)?),
+                    None => None,
+                };
+                took.push(asked.elapsed());
+                figures.found += u64::from(found.is_some());
+                fill(&mut value[1..], number);
+                if self.random_keys && found.is_some_and(|found| found[..] != value[..]) {
+                    return Err(format!("key {number} has another value than was written").into());
+                }
+            }
+            took.sort_unstable();
+            if round == 0 { figures.first_gets = took } else { figures.gets = took }
+        }
+        Ok(figures)
     }
 
     /// Commits everything. `done` is told the number of committed transactions now and then.
