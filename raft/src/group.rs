@@ -364,7 +364,8 @@ impl Group {
         let database = {
             let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
             let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
-            let options = Options::new(tuning.memory.clone());
+            // The state machine sees to it, on a strand.
+            let options = Options { applier_writes: false, ..Options::new(tuning.memory.clone()) };
             strands.log.run(move || Database::open(vfs, &dir, database, options)).await
         };
         let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| storage_error(e.into()))?;

@@ -2,6 +2,9 @@
 //!
 //! No decision of its own: what becomes of a command is the database's, the same on every replica. What the database
 //! cannot apply stops this replica; it never guesses.
+//!
+//! Apply runs among the tasks that answer calls, so it writes no file: what becomes much in memory is written on strands, and
+//! when it becomes too much apply waits for them, without a thread.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
+use alhambra_storage::Unwritten;
 use alhambra_storage::database::Database;
 use alhambra_storage::segment::Position;
 use alhambra_storage::vfs::Vfs;
@@ -52,6 +56,7 @@ struct Shared {
     gate: Arc<RwLock<()>>,
     failure: FailureCell,
     checkpoint_queued: AtomicBool,
+    write_out_queued: AtomicBool,
     index_work_queued: AtomicBool,
     /// Wakes [`StateMachine::run_space`].
     index_full: Notify,
@@ -84,6 +89,7 @@ impl StateMachine {
             gate,
             failure,
             checkpoint_queued,
+            write_out_queued: AtomicBool::new(false),
             index_work_queued: AtomicBool::new(false),
             index_full: Notify::new(),
             index_waits: AtomicBool::new(false),
@@ -130,6 +136,9 @@ impl StateMachine {
         if shared.database.checkpoint_due() {
             self.queue_checkpoint();
         }
+        if shared.database.unwritten() == Unwritten::Much {
+            self.queue_write_out();
+        }
         self.look_for_index_work();
         Ok(())
     }
@@ -159,6 +168,39 @@ impl StateMachine {
                 Err(e) => drop(shared.failure.fail("a checkpoint cannot be written", &e)),
             }
         });
+    }
+
+    /// Derived data is written on a strand: a write may have to wait for the disk, and what runs here must not.
+    fn queue_write_out(&self) {
+        if self.0.write_out_queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let shared = self.0.clone();
+        self.0.strands.background.submit(move || {
+            shared.write_out_queued.store(false, Ordering::Release);
+            if let Err(e) = shared.database.write_out() {
+                shared.failure.fail("what was applied cannot be written", &e);
+            }
+        });
+    }
+
+    /// Waits, and no thread with it, when so much is unwritten that nothing more should be applied.
+    async fn bound_unwritten(&self) -> io::Result<()> {
+        if self.0.database.unwritten() == Unwritten::TooMuch {
+            let shared = self.0.clone();
+            let written = self.0.strands.background.run(move || shared.database.write_out()).await?;
+            written.map_err(|e| self.0.failure.fail("what was applied cannot be written", &e))?;
+        }
+        while self.0.database.index_is_behind() {
+            let shared = self.0.clone();
+            match self.0.strands.index.run(move || shared.database.index_work()).await? {
+                Ok(true) => {}
+                // Nothing is left to do, or it is put off: a full disk holds up nothing that is committed.
+                Ok(false) | Err(alhambra_storage::error::Error::NoSpace { .. }) => break,
+                Err(e) => return Err(self.0.failure.fail("the index cannot be written", &e)),
+            }
+        }
+        Ok(())
     }
 
     /// Queues work on the index when there is some and none is queued.
@@ -204,14 +246,18 @@ impl StateMachine {
             if next > last.index.get() {
                 return Ok(());
             }
-            let entries = database
-                .ledger()
-                .read(LogIndex(next), LogIndex(last.index.get() + 1), 1 << 20)
-                .map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
+            let ledger = database.ledger();
+            let read = move || ledger.read(LogIndex(next), LogIndex(last.index.get() + 1), 1 << 20);
+            let entries = self.0.strands.reads.run(read).await?;
+            let entries = entries.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
             for (position, frame) in entries {
                 database
                     .apply(frame.log_id, position, frame.kind, &frame.payload)
                     .map_err(|e| self.0.failure.fail("a committed entry cannot be applied", &e))?;
+                if database.unwritten() == Unwritten::Much {
+                    self.queue_write_out();
+                }
+                self.bound_unwritten().await?;
             }
             tokio::task::yield_now().await;
         }
@@ -302,6 +348,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(entry) = entries.next().await {
             self.apply_one(entry?)?;
+            self.bound_unwritten().await?;
             // Whoever fills the memory up waits until some of it is given back, and no thread with it.
             if self.0.database.memory().is_exceeded() {
                 let memory = self.0.database.memory().clone();

@@ -278,6 +278,19 @@ pub(crate) struct Applying<'a> {
     pub digested: &'a [Digested],
 }
 
+/// Bounds what is in memory only.
+fn write_out(core: &Core) -> Result<()> {
+    core.spill()?;
+    if core.index.must_be_helped() { indexing::help(core) } else { Ok(()) }
+}
+
+/// See [`Database::write_out`].
+pub(crate) fn write_out_apart(db: &Database) -> Result<()> {
+    // Nor a checkpoint, which writes the same.
+    let _no_install = db.exclusive.lock();
+    db.core().spill().inspect_err(|_| db.applier.lock().fail())
+}
+
 /// The one writer of a database's derived state.
 #[derive(Debug)]
 pub(crate) struct Applier {
@@ -315,7 +328,12 @@ pub(crate) fn run(db: &Database, entry: Applying<'_>) -> Result<Vec<Outcome>> {
         // Under the lock: an install replaces both.
         applier.unpark(db)?;
         db.account.warm();
-        let outcomes = applier.apply(&db.core(), entry)?;
+        let core = db.core();
+        let outcomes = if db.options.applier_writes {
+            applier.apply(&core, entry)?
+        } else {
+            applier.apply_in_memory(&core, entry)?
+        };
         db.note_memory(applier.state_bytes());
         (outcomes, applier.state.tx)
     };
@@ -395,10 +413,17 @@ impl Applier {
         if self.failed { Err(Error::Poisoned) } else { Ok(()) }
     }
 
+    /// Applies the next log entry and writes what waits in memory out when it is much.
+    pub(crate) fn apply(&mut self, core: &Core, entry: Applying<'_>) -> Result<Vec<Outcome>> {
+        let outcomes = self.apply_in_memory(core, entry)?;
+        write_out(core).inspect_err(|_| self.failed = true)?;
+        Ok(outcomes)
+    }
+
     /// Applies the next log entry: derived logs, then the index, then the published mark that readers start from `R1`.
     ///
     /// Outcomes are deterministic. An error says that this replica cannot go on.
-    pub(crate) fn apply(&mut self, core: &Core, entry: Applying<'_>) -> Result<Vec<Outcome>> {
+    pub(crate) fn apply_in_memory(&mut self, core: &Core, entry: Applying<'_>) -> Result<Vec<Outcome>> {
         self.must_be_sound()?;
         let expected = self.state.applied.map_or(LogIndex(0), |id| LogIndex(id.index.0 + 1));
         if entry.log_id.index != expected {
@@ -428,10 +453,6 @@ impl Applier {
         self.state.end = Position(entry.position.0 + frame_bytes);
         self.since.bytes += frame_bytes;
         core.publish(&self.state);
-        core.spill()?;
-        if core.index.must_be_helped() {
-            indexing::help(core)?;
-        }
         Ok(outcomes)
     }
 

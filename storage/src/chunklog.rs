@@ -27,6 +27,17 @@ use crate::format::derived::{self, CHUNK_HEADER_BYTES, ChunkHeader, LogKind};
 use crate::limits::{COPY_BYTES, UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_SPILL};
 use crate::vfs::{File, OpenMode, Vfs};
 
+/// How much a database has in memory that belongs in its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unwritten {
+    /// Not worth a write.
+    Little,
+    /// It should be written.
+    Much,
+    /// Nothing more should be applied before it is.
+    TooMuch,
+}
+
 /// What a log may do with its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
@@ -261,6 +272,17 @@ impl ChunkLog {
             rest = &rest[equal..];
         }
         Ok(())
+    }
+
+    /// How much waits to be written.
+    pub(crate) fn unwritten(&self) -> Unwritten {
+        let tail = self.tail.read();
+        match tail.waiting_bytes() {
+            _ if self.access == Access::Read => Unwritten::Little,
+            waiting if waiting >= UNWRITTEN_BYTES_MAX => Unwritten::TooMuch,
+            waiting if waiting >= tail.spill_bytes => Unwritten::Much,
+            _ => Unwritten::Little,
+        }
     }
 
     /// Writes to the files when enough bytes wait. While a sync is running nothing is written until the buffer's bound is

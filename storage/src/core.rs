@@ -11,7 +11,7 @@ use alhambra_ledger::{Digest, digest};
 use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Applied, LogSizes, State};
-use crate::chunklog::ChunkLog;
+use crate::chunklog::{ChunkLog, Unwritten};
 use crate::command::Settings;
 use crate::commitlog::CommitRecord;
 use crate::database::{DatabaseSpec, Options};
@@ -147,6 +147,11 @@ impl Core {
 
     pub(crate) fn settings(&self) -> Option<Settings> {
         self.published.read().settings.clone()
+    }
+
+    /// How much of the derived logs waits to be written.
+    pub(crate) fn unwritten(&self) -> Unwritten {
+        self.derived_logs().into_iter().map(ChunkLog::unwritten).max().unwrap_or(Unwritten::Little)
     }
 
     /// Writes out what waits in memory, when it is much.

@@ -18,6 +18,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::apply::{self, Applier, Applying, Outcome};
 use crate::checkpoint::{self, Applied};
+use crate::chunklog::Unwritten;
 use crate::command::{Seal, Settings};
 use crate::core::Core;
 use crate::digested::Digested;
@@ -64,6 +65,10 @@ pub struct Options {
     pub index: IndexOptions,
     /// Counts what this database holds in memory; shared by all databases of a process.
     pub memory: Arc<MemoryBudget>,
+    /// Whether [`Database::apply`] also writes out what waits in memory. Whoever applies where nothing may wait for a file says
+    /// no, looks at [`Database::unwritten`] and [`Database::index_is_behind`] after each entry, and has [`Database::write_out`] and
+    /// [`Database::index_work`] done on another thread.
+    pub applier_writes: bool,
 }
 
 impl Default for Options {
@@ -84,6 +89,7 @@ impl Options {
             derived_chunk_bytes: CHUNK_BYTES_DEFAULT,
             index,
             memory,
+            applier_writes: true,
         }
     }
 }
@@ -171,6 +177,19 @@ impl Database {
         self.applier.lock().since.is_due(&self.options)
     }
 
+    /// How much of the derived logs is in memory that belongs in their files.
+    pub fn unwritten(&self) -> Unwritten {
+        self.core().unwritten()
+    }
+
+    /// Writes out what waits of the derived logs when it is much; see [`Options::applier_writes`].
+    ///
+    /// # Errors
+    /// After them this replica cannot go on, as after those of [`Database::apply`].
+    pub fn write_out(&self) -> Result<()> {
+        apply::write_out_apart(self)
+    }
+
     /// Takes a checkpoint of everything applied; what of it the ledger has not flushed yet is flushed first.
     pub fn checkpoint(&self) -> Result<()> {
         checkpoint::write(self).map(drop)
@@ -179,6 +198,12 @@ impl Database {
     /// Whether [`Database::index_work`] has something to do.
     pub fn index_work_due(&self) -> bool {
         indexing::is_due(&self.core())
+    }
+
+    /// Whether so much of the index is in memory only that nothing more should be applied before [`Database::index_work`]. Not so
+    /// for a while after that found no space.
+    pub fn index_is_behind(&self) -> bool {
+        self.core().index.must_be_helped()
     }
 
     /// Does a bounded piece of what the index does in the background: writes full in-memory parts out, merges runs, rebuilds.

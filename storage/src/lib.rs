@@ -46,6 +46,7 @@ mod waiting;
 mod wire;
 
 pub use checkpoint::Applied;
+pub use chunklog::Unwritten;
 pub use committer::{Committer, Durability};
 pub use database::{Database, DatabaseSpec, Options};
 pub use error::{Error, Result};

@@ -16,4 +16,5 @@ mod quotas;
 mod replicas;
 mod scrub;
 mod seeding;
+mod slow_disk;
 mod strangers;
