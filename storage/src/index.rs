@@ -20,7 +20,7 @@
 use std::cmp::Ordering as KeyOrder;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::entry::KvMetadata;
@@ -242,7 +242,14 @@ pub struct Index {
     newest_tx: AtomicU64,
     inserting: Mutex<()>,
     manifest: Mutex<Manifest>,
-    job: Mutex<Option<Job>>,
+    /// Under way; the last one goes on first.
+    jobs: Mutex<Vec<Job>>,
+    /// Bytes of work per two inserted bytes, see [`work`].
+    pressure: AtomicU64,
+    /// Bytes of work that inserts have not paid for yet; less than 0 when more was done than they owe.
+    owed: AtomicI64,
+    /// Bytes of work done since this was opened.
+    work_bytes: AtomicU64,
     damaged: AtomicBool,
     rebuilding: AtomicBool,
     /// Whether [`Index::work`] may have something to do; looked at after every applied log entry.
@@ -327,7 +334,10 @@ impl Index {
             newest_tx: AtomicU64::new(newest.0),
             inserting: Mutex::new(()),
             manifest: Mutex::new(manifest),
-            job: Mutex::new(None),
+            jobs: Mutex::new(Vec::new()),
+            pressure: AtomicU64::new(0),
+            owed: AtomicI64::new(0),
+            work_bytes: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
             rebuilding: AtomicBool::new(false),
             due: AtomicBool::new(true),
@@ -336,7 +346,8 @@ impl Index {
         {
             let mut view = index.view.write();
             let runs = view.runs.clone();
-            *view = Arc::new(View { runs, frozen: Vec::new(), active: index.new_memtable(TxId(newest.0 + 1)) });
+            let active = index.new_memtable(TxId(newest.0 + 1));
+            index.set_view(&mut view, View { runs, frozen: Vec::new(), active });
         }
         index
     }
@@ -381,6 +392,15 @@ impl Index {
         Arc::clone(&self.view.read())
     }
 
+    fn set_view(&self, view: &mut Arc<View>, new: View) {
+        let pressure = work::pressure(&new);
+        self.pressure.store(pressure, Ordering::Relaxed);
+        if pressure == 0 {
+            self.owed.store(0, Ordering::Relaxed);
+        }
+        *view = Arc::new(new);
+    }
+
     /// Adds the entries of one transaction, as (stored key, 0-based place in the transaction, metadata), each key at
     /// most once, then publishes the transaction. Entries that are not indexable are left out and make no revision.
     ///
@@ -402,7 +422,7 @@ impl Index {
             .filter(|(_, _, metadata)| !metadata.non_indexable)
             .map(|(key, entry, metadata)| active.prepare(tx, key, entry, &metadata));
         let mut batch = Vec::new();
-        let mut memory_bytes = 0;
+        let (mut memory_bytes, mut brought) = (0, 0);
         loop {
             // The iterator may decode or read, so it runs without the lock.
             batch.extend(entries.by_ref().take(self.steps_per_lock));
@@ -410,9 +430,15 @@ impl Index {
                 break;
             }
             memory_bytes = active.insert(tx, &batch);
+            brought += batch.iter().map(|insert| insert.bytes()).sum::<u64>();
             batch.clear();
         }
         self.newest_tx.store(tx.0, Ordering::Release);
+        let pressure = self.pressure.load(Ordering::Relaxed);
+        // Rebuilding stops by itself when it is ahead of the work.
+        if pressure > 0 && !self.is_rebuilding() {
+            self.owed.fetch_add((brought * pressure / 2).cast_signed(), Ordering::Relaxed);
+        }
         if memory_bytes >= self.memtable_bytes {
             self.freeze();
         }
@@ -427,12 +453,13 @@ impl Index {
         let mut frozen = view.frozen.clone();
         frozen.push(Arc::clone(&view.active));
         let active = self.new_memtable(TxId(self.newest_tx().0 + 1));
-        *view = Arc::new(View { runs: view.runs.clone(), frozen, active });
+        let runs = view.runs.clone();
+        self.set_view(&mut view, View { runs, frozen, active });
         drop(view);
         self.due.store(true, Ordering::Release);
     }
 
-    /// Whether so many full parts wait to be written that whoever inserts has to help.
+    /// Whether so many full parts wait to be written that whoever inserts has to wait for one.
     pub(crate) fn is_behind(&self) -> bool {
         self.view.read().frozen.len() >= INDEX_FROZEN_MAX
     }
@@ -678,10 +705,10 @@ impl Index {
     /// Forgets everything, also on disk, and begins to rebuild. Reads after transaction 0 fail until it has ended.
     pub(crate) fn start_over(&self) -> Result<()> {
         // In this order: no run is written any more, nothing is inserted, readers are told, and only then files go.
-        let mut job = self.job.lock();
+        let mut jobs = self.jobs.lock();
         let _nothing_inserted = self.inserting.lock();
         self.rebuilding.store(true, Ordering::Release);
-        *job = None;
+        jobs.clear();
         match self.remove_manifest() {
             Ok(()) => {}
             // A full disk holds up nothing that is committed. The old manifest may come back after a crash: with its files it
@@ -695,7 +722,9 @@ impl Index {
             let mut view = self.view.write();
             self.newest_tx.store(0, Ordering::Release);
             let empty = View { runs: Vec::new(), frozen: Vec::new(), active: self.new_memtable(TxId(1)) };
-            std::mem::replace(&mut *view, Arc::new(empty))
+            let old = Arc::clone(&view);
+            self.set_view(&mut view, empty);
+            old
         };
         old.runs.iter().for_each(|run| run.retire());
         self.damaged.store(false, Ordering::Release);

@@ -94,19 +94,16 @@ pub(crate) fn complete(core: &Core) -> Result<()> {
     Ok(())
 }
 
-/// For the applier: memory stays bounded even when nobody does the work in the background.
+/// For the applier: memory and the number of runs stay bounded even when nobody does the work in the background. What a
+/// transaction pays is in proportion to what it inserts.
 pub(crate) fn help(core: &Core) -> Result<()> {
-    while core.index.is_behind() {
-        match core.index.work(&|tx| flushed(core, tx), INDEX_WORK_BYTES) {
-            Ok(_) => {}
-            // It is noted: the index is made anew, and its memory is given back with it.
-            Err(Error::Corrupted { .. }) if core.index.is_damaged() => return Ok(()),
-            // A full disk is waited for; what is committed is applied all the same, and stays in memory meanwhile.
-            Err(Error::NoSpace { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        }
+    match core.index.help(&|tx| flushed(core, tx)) {
+        // It is noted: the index is made anew, and its memory is given back with it.
+        Err(Error::Corrupted { .. }) if core.index.is_damaged() => Ok(()),
+        // A full disk is waited for; what is committed is applied all the same, and stays in memory meanwhile.
+        Err(Error::NoSpace { .. }) => Ok(()),
+        other => other,
     }
-    Ok(())
 }
 
 /// The newest transaction that has a commit record, published or not.

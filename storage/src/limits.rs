@@ -136,8 +136,9 @@ pub const INDEX_INNER_BLOCK_BYTES: usize = 16 << 10;
 /// An in-memory part of an index is full at about so many bytes.
 pub const INDEX_MEMTABLE_BYTES_DEFAULT: usize = 16 << 20;
 
-/// Full in-memory parts that wait to be written; with more, whoever inserts helps first.
-pub const INDEX_FROZEN_MAX: usize = 3;
+/// Full in-memory parts that wait to be written, at most: whoever inserts pays in small pieces from the second one on, and waits
+/// at this many.
+pub const INDEX_FROZEN_MAX: usize = 4;
 
 /// Neighbouring runs of one size class that are merged, and the factor between classes. Bounds the number of runs by this
 /// less one per class, and how often a version is written by one per class.
@@ -148,6 +149,10 @@ pub const INDEX_SIZE_CLASS_BYTES: u64 = 8 << 20;
 
 /// Bytes that one step of background work on an index writes, about.
 pub const INDEX_WORK_BYTES: u64 = 256 << 10;
+
+/// Bytes of a run that are written before they are synced, so that no sync has to write more. Whoever waits for a step waits for
+/// one sync at most.
+pub const INDEX_SYNC_BYTES: u64 = 8 << 20;
 
 /// Transactions that one step of rebuilding an index inserts.
 pub const INDEX_REBUILD_TXS: u64 = 4096;

@@ -107,7 +107,7 @@ impl Index {
     /// Compares the manifest with what is in memory; answers its length in bytes.
     fn check_manifest(&self) -> Result<u64> {
         // Only a job writes it.
-        let _no_job = self.job.lock();
+        let _no_job = self.jobs.lock();
         let known = self.manifest.lock().clone();
         let corrupted =
             |damage| Error::Corrupted { path: self.dir.join(MANIFEST_NAME), segment: None, offset: 0, damage };

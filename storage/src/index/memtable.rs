@@ -10,26 +10,26 @@
 //! ```
 //!
 //! Nothing is kept in the order of keys while transactions go in: sorting waits until a scan or a run needs it, happens on
-//! the thread of whoever needs it, and holds the lock for `SORT_KEYS` keys at a time. What is sorted once stays sorted; pieces
+//! the thread of whoever needs it, and holds the lock for some thousand keys at a time. What is sorted once stays sorted; pieces
 //! are merged when they are about equally long, so there are few of them.
 //!
 //! Versions are only ever added, behind those that are there, so what a transaction id `at` sees never changes.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ops::Bound;
-use std::sync::Arc;
 
 use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::ids::TxId;
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock};
 
 use super::range::KeyRange;
 use super::version::{Found, Stored};
 
-/// Keys sorted, or numbers merged, under one hold of the lock.
-const SORT_KEYS: usize = 4096;
+mod order;
+
+use order::{Order, next, peek};
+pub(super) use order::{Piece, Sorting};
 
 /// Keys whose memory is fetched together.
 const TOGETHER: usize = 32;
@@ -43,6 +43,9 @@ const TABLE_PLACES_MIN: usize = 32;
 
 /// What an allocation costs beyond its length, bytes.
 const ALLOCATION_BYTES: usize = 16;
+
+/// What a version takes beyond the bytes of its key, about: the key, two places of the table, its place in `writes`, and slack.
+const ENTRY_BYTES: usize = 96;
 
 /// A version without its expiry, which few versions have.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +120,13 @@ pub(super) struct Insert<K> {
     hash: u32,
     slot: Slot,
     expires_at: Option<i64>,
+}
+
+impl<K: AsRef<[u8]>> Insert<K> {
+    /// Memory that it takes, about, whatever has to grow for it.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.key.as_ref().len() + ENTRY_BYTES) as u64
+    }
 }
 
 #[derive(Debug, Default)]
@@ -269,16 +279,6 @@ impl State {
             + self.writes.capacity() * 4
             + self.txs.capacity() * 16
     }
-}
-
-/// Numbers of keys in the order of the keys.
-pub(super) type Piece = Arc<[u32]>;
-
-#[derive(Debug, Default)]
-struct Order {
-    pieces: Vec<Piece>,
-    /// Keys up to here are in a piece.
-    sorted: usize,
 }
 
 /// See the module. One thread inserts, any number reads.
@@ -468,19 +468,6 @@ impl Memtable {
         }
     }
 
-    /// The numbers of all keys in the order of the keys, for [`Memtable::drain`]. Only for a part that takes no more: sorts
-    /// everything under one hold of the lock.
-    pub(super) fn sort(&self) -> Piece {
-        let state = self.state.read();
-        // The first bytes beside the numbers, so that comparing does not leave the list.
-        let mut keys: Vec<(u128, u32)> = (0u32..).zip(&state.keys).map(|(number, key)| (key.head, number)).collect();
-        keys.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| state.cmp(a.1, b.1)));
-        let sorted: Piece = keys.into_iter().map(|(_, number)| number).collect();
-        drop(state);
-        *self.order.lock() = Order { pieces: vec![Arc::clone(&sorted)], sorted: sorted.len() };
-        sorted
-    }
-
     /// Hands these keys to `each`, with all their versions.
     pub(super) fn drain<E>(
         &self,
@@ -507,104 +494,4 @@ impl Memtable {
         }
         Ok(())
     }
-
-    /// The keys that are here by now, in sorted pieces.
-    fn pieces(&self) -> Vec<Piece> {
-        let mut order = self.order.lock();
-        loop {
-            let state = self.state.read();
-            let to = state.keys.len().min(order.sorted + SORT_KEYS);
-            if to == order.sorted {
-                break;
-            }
-            let mut numbers: Vec<u32> = (order.sorted as u32..to as u32).collect();
-            numbers.sort_unstable_by(|a, b| state.cmp(*a, *b));
-            drop(state);
-            order.sorted = to;
-            order.pieces.push(numbers.into());
-            while let [.., a, b] = &order.pieces[..]
-                && a.len() < b.len() * 2
-            {
-                let merged = self.merge(a, b);
-                let kept = order.pieces.len() - 2;
-                order.pieces.truncate(kept);
-                order.pieces.push(merged);
-            }
-        }
-        order.pieces.clone()
-    }
-
-    fn merge(&self, a: &[u32], b: &[u32]) -> Piece {
-        let mut out = Vec::with_capacity(a.len() + b.len());
-        let (mut a, mut b) = (a, b);
-        let mut state = self.state.read();
-        while let ([first_a, rest_a @ ..], [first_b, rest_b @ ..]) = (a, b) {
-            if state.cmp(*first_a, *first_b).is_lt() {
-                out.push(*first_a);
-                a = rest_a;
-            } else {
-                out.push(*first_b);
-                b = rest_b;
-            }
-            if out.len().is_multiple_of(SORT_KEYS) {
-                RwLockReadGuard::bump(&mut state);
-            }
-        }
-        out.extend_from_slice(a);
-        out.extend_from_slice(b);
-        out.into()
-    }
-}
-
-impl State {
-    /// The part of a piece that lies within a range.
-    fn within<'a>(&self, piece: &'a [u32], range: &KeyRange) -> &'a [u32] {
-        let from = match range.low() {
-            Bound::Unbounded => 0,
-            Bound::Included(low) => {
-                let head = head(low);
-                piece.partition_point(|number| self.cmp_to(*number, head, low).is_lt())
-            }
-            Bound::Excluded(low) => {
-                let head = head(low);
-                piece.partition_point(|number| self.cmp_to(*number, head, low).is_le())
-            }
-        };
-        let piece = &piece[from..];
-        let to = match range.high() {
-            Bound::Unbounded => piece.len(),
-            Bound::Included(high) => {
-                let head = head(high);
-                piece.partition_point(|number| self.cmp_to(*number, head, high).is_le())
-            }
-            Bound::Excluded(high) => {
-                let head = head(high);
-                piece.partition_point(|number| self.cmp_to(*number, head, high).is_lt())
-            }
-        };
-        &piece[..to]
-    }
-}
-
-/// Which cursor has the next key. A key is in one piece only.
-fn nearest(state: &State, cursors: &[&[u32]], desc: bool) -> Option<usize> {
-    let end = |cursor: &&[u32]| if desc { *cursor.last().expect("not empty") } else { cursor[0] };
-    let by_key = |a: &usize, b: &usize| state.cmp(end(&cursors[*a]), end(&cursors[*b]));
-    if desc { (0..cursors.len()).max_by(by_key) } else { (0..cursors.len()).min_by(by_key) }
-}
-
-fn peek(state: &State, cursors: &[&[u32]], desc: bool) -> Option<u32> {
-    let cursor = cursors[nearest(state, cursors, desc)?];
-    if desc { cursor.last().copied() } else { cursor.first().copied() }
-}
-
-/// Takes the next key out of the cursors.
-fn next(state: &State, cursors: &mut Vec<&[u32]>, desc: bool) -> Option<u32> {
-    let at = nearest(state, cursors, desc)?;
-    let cursor = &mut cursors[at];
-    let number = if desc { cursor.split_off_last() } else { cursor.split_off_first() }.copied();
-    if cursor.is_empty() {
-        cursors.swap_remove(at);
-    }
-    number
 }

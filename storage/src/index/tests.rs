@@ -11,6 +11,8 @@ use alhambra_ledger::ids::Revision;
 use super::*;
 use crate::vfs::mem::MemVfs;
 
+mod behind;
+
 /// An index whose files are whole: no read fails.
 #[derive(Debug)]
 struct Sound(Index);

@@ -9,7 +9,7 @@ use super::block::{BlockWriter, CELL_VERSIONS_MAX, Child, filter};
 use super::run::{Root, RunInfo, encode_footer, encode_header, file_name};
 use super::version::Stored;
 use crate::error::{Error, FileOp, Result};
-use crate::limits::{INDEX_BLOCK_BYTES, INDEX_INNER_BLOCK_BYTES};
+use crate::limits::{INDEX_BLOCK_BYTES, INDEX_INNER_BLOCK_BYTES, INDEX_SYNC_BYTES};
 use crate::vfs::{File, OpenMode, Vfs};
 
 /// Bytes that are gathered before they are written.
@@ -41,6 +41,7 @@ pub(super) struct RunWriter {
     file: Box<dyn File>,
     buffer: Vec<u8>,
     written: u64,
+    synced: u64,
     info: RunInfo,
     leaf: BlockWriter,
     leaf_first: Option<First>,
@@ -72,6 +73,7 @@ impl RunWriter {
             file,
             buffer: encode_header(database, &info),
             written: 0,
+            synced: 0,
             info,
             leaf: BlockWriter::leaf(),
             leaf_first: None,
@@ -145,6 +147,15 @@ impl RunWriter {
         self.file.write_at(self.written, &self.buffer).map_err(|e| Error::io(FileOp::Write, &self.path, e))?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
+        if self.written - self.synced >= INDEX_SYNC_BYTES {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))?;
+        self.synced = self.written;
         Ok(())
     }
 
@@ -222,7 +233,9 @@ impl RunWriter {
         let footer = encode_footer(&root, self.info.keys, self.info.versions);
         self.buffer.extend_from_slice(&footer);
         self.write_out()?;
-        self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))?;
+        if self.synced < self.written {
+            self.sync()?;
+        }
         self.info.file_bytes = self.written;
         self.finished = true;
         Ok(self.info)
