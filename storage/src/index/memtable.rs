@@ -15,13 +15,14 @@
 //!
 //! Versions are only ever added, behind those that are there, so what a transaction id `at` sees never changes.
 
-use std::cmp::Ordering;
+use std::cmp::Ordering as KeyOrder;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::ids::TxId;
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::range::KeyRange;
 use super::version::{Found, Stored};
@@ -33,6 +34,12 @@ pub(super) use order::{Piece, Sorting};
 
 /// Keys whose memory is fetched together.
 const TOGETHER: usize = 32;
+
+/// How often a reader looks whether it can have the lock before it sleeps: longer than the inserter holds it.
+const READ_SPINS: u32 = 1000;
+
+/// How often the inserter looks whether those who wait have had their turn.
+const TURN_SPINS: u32 = 100;
 
 /// The first block of the arena, bytes; blocks double up to [`ARENA_BLOCK_BYTES_MAX`], so that a small database stays small.
 const ARENA_BLOCK_BYTES_MIN: usize = 1 << 10;
@@ -106,6 +113,16 @@ pub(super) struct Key {
     versions: Versions,
 }
 
+/// Stays awake until `done` or it was asked `times`.
+fn spin(times: u32, mut done: impl FnMut() -> bool) {
+    for _ in 0..times {
+        if done() {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+}
+
 fn head(key: &[u8]) -> u128 {
     let mut head = [0; 16];
     let len = key.len().min(head.len());
@@ -155,13 +172,13 @@ impl State {
         &self.keys[number as usize]
     }
 
-    fn cmp(&self, a: u32, b: u32) -> Ordering {
+    fn cmp(&self, a: u32, b: u32) -> KeyOrder {
         let (a, b) = (self.key(a), self.key(b));
         a.head.cmp(&b.head).then_with(|| self.bytes_of(a).cmp(self.bytes_of(b)))
     }
 
     /// How the key `number` lies to another one.
-    fn cmp_to(&self, number: u32, other_head: u128, other: &[u8]) -> Ordering {
+    fn cmp_to(&self, number: u32, other_head: u128, other: &[u8]) -> KeyOrder {
         let key = self.key(number);
         key.head.cmp(&other_head).then_with(|| self.bytes_of(key).cmp(other))
     }
@@ -285,6 +302,8 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Memtable {
     state: RwLock<State>,
+    /// Readers that wait for `state`.
+    waiting: AtomicUsize,
     order: Mutex<Order>,
     /// Makes it hard to find keys that meet in the table; has no influence on answers.
     seed: u64,
@@ -295,7 +314,25 @@ pub(super) struct Memtable {
 
 impl Memtable {
     pub(super) fn new(first_tx: TxId, seed: u64, steps_per_lock: usize) -> Self {
-        Self { state: RwLock::default(), order: Mutex::default(), seed, first_tx, steps_per_lock }
+        let waiting = AtomicUsize::new(0);
+        Self { state: RwLock::default(), waiting, order: Mutex::default(), seed, first_tx, steps_per_lock }
+    }
+
+    /// For reading. The inserter lets go of the lock between `TOGETHER` keys when somebody waits here; for so short a time it is
+    /// cheaper to stay awake, and only so a reader is there before the inserter has the lock again.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        if let Some(state) = self.state.try_read() {
+            return state;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut found = None;
+        spin(READ_SPINS, || {
+            found = self.state.try_read();
+            found.is_some()
+        });
+        let state = found.unwrap_or_else(|| self.state.read());
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        state
     }
 
     /// The first transaction that belongs here.
@@ -319,7 +356,7 @@ impl Memtable {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.state.read().keys.is_empty()
+        self.read().keys.is_empty()
     }
 
     /// Adds entries of a transaction, which comes after all that are here; several calls may bring one. Answers the bytes of
@@ -331,6 +368,12 @@ impl Memtable {
             state.txs.push((tx, first));
         }
         for some in inserts.chunks(TOGETHER) {
+            if self.waiting.load(Ordering::Relaxed) > 0 {
+                // Whoever waits is awake and takes the lock at once, or sleeps and has its turn another time.
+                RwLockWriteGuard::unlocked(&mut state, || {
+                    spin(TURN_SPINS, || self.waiting.load(Ordering::Relaxed) == 0)
+                });
+            }
             state.fetch(some);
             for insert in some {
                 state.insert(tx, insert);
@@ -341,13 +384,13 @@ impl Memtable {
 
     pub(super) fn memory_bytes(&self) -> usize {
         let order = { self.order.lock().sorted * 4 };
-        self.state.read().memory_bytes() + order
+        self.read().memory_bytes() + order
     }
 
     /// Calls `read` with the versions of `key` up to `at`.
     fn with_versions<T>(&self, key: &[u8], at: TxId, read: impl FnOnce(&State, &[Slot]) -> T) -> T {
         let hash = self.hash(key);
-        let state = self.state.read();
+        let state = self.read();
         let slots = state.find(key, hash).map_or(&[][..], |key| key.versions.seen_at(at));
         read(&state, slots)
     }
@@ -395,7 +438,7 @@ impl Memtable {
             return false;
         }
         let pieces = self.pieces();
-        let state = self.state.read();
+        let state = self.read();
         let mut cursors: Vec<&[u32]> = pieces.iter().map(|piece| state.within(piece, range)).collect();
         cursors.retain(|cursor| !cursor.is_empty());
         let mut found = 0;
@@ -438,7 +481,7 @@ impl Memtable {
         let mut by_key = range.clone();
         let mut write = None;
         loop {
-            let state = self.state.read();
+            let state = self.read();
             let from = write.unwrap_or_else(|| {
                 let first = state.txs.partition_point(|(tx, _)| *tx <= since);
                 state.txs.get(first).map_or(state.writes.len(), |(_, write)| *write as usize)
@@ -474,7 +517,7 @@ impl Memtable {
         keys: &[u32],
         mut each: impl FnMut(&[u8], &[Stored]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let state = self.state.read();
+        let state = self.read();
         let (mut versions, mut bytes) = (Vec::new(), Vec::new());
         for some in keys.chunks(TOGETHER) {
             // The keys lie all over the memory. Read one after the other with work in between, each would be waited for;

@@ -106,7 +106,7 @@ impl Merging {
 impl Memtable {
     /// Goes on with sorting a part that takes no more, for a bounded number of keys. Answers how many were looked at, and all numbers in the order of the keys when that was the last step.
     pub(in crate::index) fn sort_on(&self, sorting: &mut Sorting) -> (usize, Option<Piece>) {
-        let looked_at = sorting.step(&self.state.read());
+        let looked_at = sorting.step(&self.read());
         if looked_at > 0 {
             return (looked_at, None);
         }
@@ -120,7 +120,7 @@ impl Memtable {
     pub(super) fn pieces(&self) -> Vec<Piece> {
         let mut order = self.order.lock();
         loop {
-            let state = self.state.read();
+            let state = self.read();
             let to = state.keys.len().min(order.sorted + SORT_KEYS);
             if to == order.sorted {
                 break;
@@ -145,7 +145,7 @@ impl Memtable {
     fn merge(&self, a: &[u32], b: &[u32]) -> Piece {
         let mut out = Vec::with_capacity(a.len() + b.len());
         let (mut a, mut b) = (a, b);
-        let mut state = self.state.read();
+        let mut state = self.read();
         while let ([first_a, rest_a @ ..], [first_b, rest_b @ ..]) = (a, b) {
             if state.cmp(*first_a, *first_b).is_lt() {
                 out.push(*first_a);

@@ -1,4 +1,5 @@
-//! What an insert pays when the work is behind: counted in bytes of work, not in time.
+//! What an insert pays when the work is behind, counted in bytes of work, not in time; and that readers have their turn beside
+//! one.
 
 use super::*;
 use crate::index::work::{OWED_BYTES, SYNC_STEP_BYTES};
@@ -115,4 +116,25 @@ fn what_is_urgent_does_not_wait_for_a_merge() {
     let again = Sound::open(&vfs, STEPS_PER_LOCK, usize::MAX);
     assert_eq!(again.newest_tx(), TxId(newest));
     assert_eq!(again.count(b"", TxId(newest)), newest * TX_KEYS);
+}
+
+/// One call inserts many keys under one lock, which readers that wait get in between. Rounds, because nothing says that a reader
+/// runs at the same time; one that gets in late every time would be one that waits for the end.
+#[test]
+fn a_reader_has_its_turn_before_an_insert_is_done() {
+    const KEYS: u64 = 20_000;
+    let within = (0..1000).any(|_| {
+        let table = Memtable::new(TxId(1), 0, STEPS_PER_LOCK);
+        let inserts: Vec<_> =
+            (0..KEYS).map(|number| table.prepare(TxId(1), key(number), number as u32, &plain())).collect();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while table.newest(&key(0), TxId(1)).is_none() {}
+                table.newest(&key(KEYS - 1), TxId(1)).is_none()
+            });
+            table.insert(TxId(1), &inserts);
+            reader.join().unwrap()
+        })
+    });
+    assert!(within, "no reader saw the first key without the last");
 }
