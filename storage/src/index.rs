@@ -464,10 +464,17 @@ impl Index {
         self.view.read().frozen.len() >= INDEX_FROZEN_MAX
     }
 
-    /// As [`Index::is_behind`], for the applier: after a full disk not before another part is full, so that what is committed
+    /// Whether the applier has to help: it owes enough, or as [`Index::is_behind`]. After a full disk not before another part is full, so that what is committed
     /// is not held up by attempts that cannot succeed.
     pub(crate) fn must_be_helped(&self) -> bool {
-        self.view.read().frozen.len() >= self.help_from.load(Ordering::Relaxed)
+        self.is_asked(work::OWED_BYTES)
+    }
+
+    /// Whether so much is owed, on a disk that had room when it was last tried, or too many parts are full.
+    fn is_asked(&self, owed_from: i64) -> bool {
+        let help_from = self.help_from.load(Ordering::Relaxed);
+        let owes = help_from == INDEX_FROZEN_MAX && self.owed.load(Ordering::Relaxed) >= owed_from;
+        owes || self.view.read().frozen.len() >= help_from
     }
 
     /// Helping has found no space, or has done something.

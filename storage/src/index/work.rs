@@ -146,8 +146,7 @@ impl Index {
 
     /// For whoever inserts: does what is owed for what was inserted since the last call, if nobody else has done it meanwhile.
     pub(crate) fn help(&self, flushed: Flushed<'_>) -> Result<()> {
-        let asked = |index: &Self, from| index.must_be_helped() || index.owed.load(Ordering::Relaxed) >= from;
-        if !asked(self, OWED_BYTES) {
+        if !self.must_be_helped() {
             return Ok(());
         }
         loop {
@@ -159,7 +158,7 @@ impl Index {
                 break;
             };
             // Somebody else may have paid while this waited.
-            if !asked(self, 1) {
+            if !self.is_asked(1) {
                 break;
             }
             let budget = u64::try_from(self.owed.load(Ordering::Relaxed)).unwrap_or(0).clamp(1, INDEX_WORK_BYTES);
