@@ -134,10 +134,10 @@ fn a_disk_that_stays_full_is_not_tried_at_every_entry_and_holds_nothing_up() {
     let mut replica = Replica::with(LARGE);
     (0..10).for_each(|n| replica.grow(n, "space"));
     replica.faulty.set_full_below(Some(&index_dir()));
-    (10..110).for_each(|n| replica.grow(n, "no space"));
+    (10..160).for_each(|n| replica.grow(n, "no space"));
     assert!(matches!(replica.db.index_work(), Err(Error::NoSpace { .. })), "there is something to write");
-    let entries = 50;
-    let tried = replica.steps_of_index(|replica| (110..110 + entries).for_each(|n| replica.grow(n, "no space"))).len();
+    let entries = 80;
+    let tried = replica.steps_of_index(|replica| (160..160 + entries).for_each(|n| replica.grow(n, "no space"))).len();
     // As often as an in-memory part becomes full, which is not at every entry.
     assert!(tried > 0 && (tried as u64) < entries / 2, "{tried} attempts in {entries} entries");
     replica.faulty.set_full_below(None);
