@@ -161,7 +161,7 @@ impl Plan {
             let mut took = Vec::with_capacity(REOPEN_GETS as usize);
             for get in 0..REOPEN_GETS {
                 let mut random = [0; 8];
-                fill(&mut random, get ^ 0x5eed_0f_9e75);
+                fill(&mut random, get ^ 0x5eed);
                 let number = u64::from_be_bytes(random) % distinct;
                 let key = self.key(number);
                 let asked = Instant::now();
