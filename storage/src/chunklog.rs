@@ -26,6 +26,10 @@ use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::derived::{self, CHUNK_HEADER_BYTES, ChunkHeader, LogKind};
 use crate::limits::{COPY_BYTES, UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_SPILL};
 use crate::vfs::{File, OpenMode, Vfs};
+use crate::wire::Put;
+
+/// Length and checksum of a record, bytes.
+const RECORD_HEAD_BYTES: usize = 8;
 
 /// How much a database has in memory that belongs in its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -199,6 +203,28 @@ impl ChunkLog {
         let at = tail.end();
         tail.open.extend_from_slice(bytes);
         at
+    }
+
+    /// Adds a record of a log that consists of them: length, checksum, content. Answers its place and its length in all.
+    pub(crate) fn append_record(&self, content: &[u8]) -> (u64, usize) {
+        let mut record = Vec::with_capacity(RECORD_HEAD_BYTES + content.len());
+        record.put_u32(u32::try_from(content.len()).expect("it came in a frame"));
+        record.put_u32(crc32c::crc32c(content));
+        record.put_bytes(content);
+        (self.append(&record), record.len())
+    }
+
+    /// The content of the record at `at`, and the length of the record in all.
+    pub(crate) fn read_record(&self, at: u64) -> Result<(Vec<u8>, usize)> {
+        let mut head = [0; RECORD_HEAD_BYTES];
+        self.read_into(at, &mut head)?;
+        let (len, crc) = head.split_at(4);
+        let len = u32::from_be_bytes(len.try_into().expect("4 bytes")) as usize;
+        let content = self.read(at + RECORD_HEAD_BYTES as u64, len)?;
+        if crc32c::crc32c(&content).to_be_bytes() != crc {
+            return Err(self.corrupted(at, Damage::Checksum));
+        }
+        Ok((content, RECORD_HEAD_BYTES + len))
     }
 
     /// Copies `out.len()` bytes at `at`; all of them must have been appended.

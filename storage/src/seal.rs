@@ -184,9 +184,10 @@ impl SealLog {
             return;
         }
         let own = trail.closed.remove(&seal.segment);
-        let record = encode_record(&seal);
-        let at = self.log.append(&record);
-        let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len: record.len() };
+        let mut content = Vec::new();
+        seal.encode_into(&mut content);
+        let (at, len) = self.log.append_record(&content);
+        let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len };
         inner.applied.insert(seal.segment, applied);
         inner.uncompared.push(seal.segment);
         let same_content =
@@ -336,28 +337,10 @@ pub(crate) fn pending(db: &Database) -> Result<Vec<Seal>> {
     Ok(seals)
 }
 
-/// Length and checksum, then the seal.
-fn encode_record(seal: &Seal) -> Vec<u8> {
-    let mut body = Vec::new();
-    seal.encode_into(&mut body);
-    let mut out = Vec::with_capacity(8 + body.len());
-    out.put_u32(u32::try_from(body.len()).expect("a seal came in a frame"));
-    out.put_u32(crc32c::crc32c(&body));
-    out.put_bytes(&body);
-    out
-}
-
 /// The seal whose record stands at `at`, and the length of the record.
 fn read_record(log: &ChunkLog, at: u64) -> Result<(Seal, usize)> {
-    let mut head = [0; 8];
-    log.read_into(at, &mut head)?;
-    let (len, crc) = head.split_at(4);
-    let len = u32::from_be_bytes(len.try_into().expect("4 bytes")) as usize;
-    let body = log.read(at + 8, len)?;
-    if crc32c::crc32c(&body).to_be_bytes() != crc {
-        return Err(log.corrupted(at, Damage::Checksum));
-    }
-    let mut reader = Reader::new(&body);
+    let (content, len) = log.read_record(at)?;
+    let mut reader = Reader::new(&content);
     let seal = Seal::read(&mut reader).and_then(|seal| reader.finish().map(|()| seal));
-    seal.map(|seal| (seal, 8 + len)).map_err(|Malformed| log.corrupted(at, Damage::Field))
+    seal.map(|seal| (seal, len)).map_err(|Malformed| log.corrupted(at, Damage::Field))
 }

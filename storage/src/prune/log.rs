@@ -43,7 +43,7 @@ impl PruneLog {
     pub(crate) fn append(&self, as_of: TxId, order: Option<Citation>, pruned: Pruned) -> u32 {
         let mut rules = self.rules.write();
         let record = PruneRecord { number: rules.newest() + 1, as_of, order, pruned };
-        self.log.append(&encode(&record));
+        self.log.append_record(&encode(&record));
         Arc::make_mut(&mut rules).add(&record);
         record.number
     }
@@ -64,26 +64,19 @@ fn read_all(log: &ChunkLog) -> Result<Vec<PruneRecord>> {
     let mut records: Vec<PruneRecord> = Vec::new();
     let (mut at, end) = (0, log.end());
     while at < end {
-        let mut head = [0; 8];
-        log.read_into(at, &mut head)?;
-        let (len, crc) = head.split_at(4);
-        let len = u32::from_be_bytes(len.try_into().expect("4 bytes"));
-        let body = log.read(at + 8, len as usize)?;
-        if crc32c::crc32c(&body).to_be_bytes() != crc {
-            return Err(log.corrupted(at, Damage::Checksum));
-        }
-        let mut reader = Reader::new(&body);
+        let (content, len) = log.read_record(at)?;
+        let mut reader = Reader::new(&content);
         let record = read(&mut reader).and_then(|record| reader.finish().map(|()| record));
         match record {
             Ok(record) if record.number as usize == records.len() + 1 => records.push(record),
             Ok(_) | Err(Malformed) => return Err(log.corrupted(at, Damage::Field)),
         }
-        at += 8 + u64::from(len);
+        at += len as u64;
     }
     Ok(records)
 }
 
-/// Length and checksum, then the record.
+/// The content of a record.
 fn encode(record: &PruneRecord) -> Vec<u8> {
     let mut body = Vec::new();
     body.put_u32(record.number);
@@ -105,11 +98,7 @@ fn encode(record: &PruneRecord) -> Vec<u8> {
             body.put_u32(*entry);
         }
     }
-    let mut out = Vec::with_capacity(8 + body.len());
-    out.put_u32(u32::try_from(body.len()).expect("a prune came in a frame"));
-    out.put_u32(crc32c::crc32c(&body));
-    out.put_bytes(&body);
-    out
+    body
 }
 
 fn read(reader: &mut Reader<'_>) -> std::result::Result<PruneRecord, Malformed> {
