@@ -20,7 +20,7 @@ use proptest::prelude::*;
 
 use crate::database::a_proposal;
 use crate::model::{self, Model, Proposal};
-use crate::replicas::files;
+use crate::replicas::{Replica, files};
 use crate::support::{self, apply_through, compare_pruned, dir, open, put};
 use crate::transfer::flip;
 
@@ -122,26 +122,9 @@ pub fn carry_out(
     (Command::Prune(Prune { order: Some(citation(last)), target }), outcome, taken)
 }
 
-/// A replica that gets a log made elsewhere.
-struct Replica {
-    disk: MemVfs,
-    vfs: Arc<dyn Vfs>,
-    db: Option<Database>,
-}
-
+/// With a log made elsewhere.
 impl Replica {
-    fn new() -> Self {
-        let disk = MemVfs::new();
-        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
-        let db = Some(open(&vfs, &dir()).expect("an empty disk"));
-        Self { disk, vfs, db }
-    }
-
-    fn db(&self) -> &Database {
-        self.db.as_ref().expect("open but for a moment in restart")
-    }
-
-    fn take(&self, log: &[Frame]) -> Vec<Outcome> {
+    fn catch_up(&self, log: &[Frame]) -> Vec<Outcome> {
         let next = support::next_index(self.db()) as usize;
         if next < log.len() {
             self.db().ledger().stage(&log[next..]).expect("follows");
@@ -152,14 +135,14 @@ impl Replica {
     }
 
     /// The power fails; with `derive` everything but the ledger is lost as well.
-    fn restart(&mut self, derive: bool, log: &[Frame]) {
+    fn lose_power(&mut self, derive: bool, log: &[Frame]) {
         self.db = None;
         self.disk.crash(Crash::PowerLoss);
         if derive && self.vfs.exists(&dir().join("checkpoint")).expect("healthy disk") {
             self.vfs.remove_file(&dir().join("checkpoint")).expect("there");
         }
         self.db = Some(open(&self.vfs, &dir()).expect("reopens"));
-        self.take(log);
+        self.catch_up(log);
     }
 
     fn prune_all(&self) {
@@ -196,20 +179,20 @@ proptest! {
             log.push(Frame { log_id, kind: FrameKind::Command, payload: command.encode() });
         };
         push(&mut log, support::genesis());
-        one.take(&log);
+        one.catch_up(&log);
         for (n, step) in steps.iter().enumerate() {
             let ts = 100 + n as i64;
             let bit = |k: usize| schedule >> ((n * 7 + k) % 64) & 1 == 1;
             match step {
                 Step::Batch(proposals) => {
                     push(&mut log, support::batch(ts, proposals));
-                    let outcomes: Vec<_> = one.take(&log).iter().map(support::outcome).collect();
+                    let outcomes: Vec<_> = one.catch_up(&log).iter().map(support::outcome).collect();
                     prop_assert_eq!(outcomes, model.batch(ts, proposals));
                 }
                 Step::Prune(order) => {
                     let (command, want, taken) = carry_out(order, ts, &mut model, &mut prunes);
                     push(&mut log, command);
-                    match &one.take(&log)[..] {
+                    match &one.catch_up(&log)[..] {
                         [Outcome::Pruned { number }] => prop_assert!(taken && *number as usize == prunes.len()),
                         [Outcome::Rejected(Rejection::NothingToPrune)] => prop_assert!(!taken),
                         [found] => prop_assert_eq!(support::outcome(found), want),
@@ -222,10 +205,10 @@ proptest! {
             }
             for seal in one.db().pending_seals().expect("healthy disk") {
                 push(&mut log, Command::Seal(seal));
-                one.take(&log);
+                one.catch_up(&log);
             }
             if bit(1) {
-                other.take(&log);
+                other.catch_up(&log);
                 if bit(2) {
                     other.db().checkpoint().expect("healthy disk");
                 }
@@ -233,7 +216,7 @@ proptest! {
                     other.db().prune_step(ALL).expect("healthy disk");
                 }
                 if bit(4) && bit(5) {
-                    other.restart(bit(6), &log);
+                    other.lose_power(bit(6), &log);
                 }
             }
         }
@@ -246,10 +229,10 @@ proptest! {
                 break;
             }
             seals.into_iter().for_each(|seal| push(&mut log, Command::Seal(seal)));
-            one.take(&log);
+            one.catch_up(&log);
         }
         check(one.db(), &model, &prunes);
-        other.take(&log);
+        other.catch_up(&log);
         other.prune_all();
         check(other.db(), &model, &prunes);
         for replica in [&one, &other] {
@@ -265,7 +248,7 @@ proptest! {
             prop_assert_eq!(digest, other.db().ledger().recompute_digest(segment.number).expect("closed"));
         }
         // Everything is derived again from a ledger that has lost values.
-        other.restart(true, &log);
+        other.lose_power(true, &log);
         check(other.db(), &model, &prunes);
         other.db().checkpoint().expect("healthy disk");
         for folder in ["tx", "commit", "aht", "seal", "prune"] {

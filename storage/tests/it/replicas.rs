@@ -29,21 +29,21 @@ pub fn files(vfs: &Arc<dyn Vfs>, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// One replica with a schedule of its own.
-struct Replica {
-    disk: MemVfs,
-    vfs: Arc<dyn Vfs>,
-    db: Option<Database>,
+pub struct Replica {
+    pub disk: MemVfs,
+    pub vfs: Arc<dyn Vfs>,
+    pub db: Option<Database>,
 }
 
 impl Replica {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let disk = MemVfs::new();
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
         let db = Some(open(&vfs, &dir()).expect("an empty disk"));
         Self { disk, vfs, db }
     }
 
-    fn db(&self) -> &Database {
+    pub fn db(&self) -> &Database {
         self.db.as_ref().expect("open but for a moment in restart")
     }
 
