@@ -281,7 +281,7 @@ pub(crate) struct Applying<'a> {
 /// Bounds what is in memory only.
 fn write_out(core: &Core) -> Result<()> {
     core.spill()?;
-    if core.index.must_be_helped() { indexing::help(core) } else { Ok(()) }
+    indexing::help(core)
 }
 
 /// See [`Database::write_out`].

@@ -464,8 +464,8 @@ impl Index {
         self.view.read().frozen.len() >= INDEX_FROZEN_MAX
     }
 
-    /// Whether the applier has to help: it owes enough, or as [`Index::is_behind`]. After a full disk not before another part is full, so that what is committed
-    /// is not held up by attempts that cannot succeed.
+    /// Whether the applier has to help: it owes enough, or as [`Index::is_behind`]. After a full disk not before another part is
+    /// full, so that what is committed is not held up by attempts that cannot succeed.
     pub(crate) fn must_be_helped(&self) -> bool {
         self.is_asked(work::OWED_BYTES)
     }
