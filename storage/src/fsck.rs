@@ -2,7 +2,8 @@
 //!
 //! [`check`] derives everything again from the segments, with the code that applies, and compares each transaction record,
 //! commit record, hash and seal with the files, in bounded memory but for the keys: what was found equal is read from the
-//! files from then on. [`seals`] hashes the sealed segments alone.
+//! files from then on. The keys come last: every block of the index is read, and each run must hold the versions of the keys
+//! that its transactions wrote and no others. [`seals`] hashes the sealed segments alone.
 //!
 //! Behind what a checkpoint covers there is nothing to compare with: derived logs are cut to it at the next open. Frames
 //! there are checked by their own checksums and order.
@@ -80,11 +81,14 @@ pub struct Checked {
     pub segments: u64,
     /// Sealed segments that were compared with their seals.
     pub sealed: u64,
+    /// Runs of the index that are whole and hold what the ledger gives.
+    pub index_runs: u64,
     /// Frames behind the checkpoint: whole and in order; there is nothing to compare them with.
     pub uncompared_frames: u64,
     /// Bytes of a torn tail: what a crash leaves; cut at the next open.
     pub torn_bytes: u64,
-    /// Files that a crash may leave unfinished and that are made again at the next open: sidecars, a place of `marks`.
+    /// Files that a crash may leave unfinished and that are made again at the next open: sidecars, a place of `marks`,
+    /// runs of the index that its manifest does not name.
     pub unfinished: Vec<PathBuf>,
     /// The check went to the end and was not stopped by its caller.
     pub complete: bool,
@@ -109,9 +113,9 @@ impl Checked {
 /// How far a check is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of segments read.
+    /// Bytes of segments and of the index read.
     pub bytes_done: u64,
-    /// Bytes of all segments.
+    /// Bytes of all segments and of the index.
     pub bytes_total: u64,
     /// Newest transaction derived again.
     pub tx: TxId,

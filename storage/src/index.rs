@@ -36,6 +36,7 @@ mod alone;
 mod block;
 mod cache;
 mod check;
+mod compare;
 #[cfg(test)]
 mod fuzz;
 mod manifest;
@@ -49,6 +50,7 @@ mod writer;
 pub use alone::Alone;
 pub use cache::BlockCache;
 pub(crate) use check::Place as CheckPlace;
+pub(crate) use compare::{OnDisk, Verdict, differs};
 pub use range::{KeyRange, ScanSpec};
 pub use version::Version;
 

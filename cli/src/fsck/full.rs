@@ -96,6 +96,7 @@ fn print(reports: &[(PathBuf, Checked)], output: Output) -> Result<(), Failure> 
                         "resumed_after": checked.resumed_after,
                         "segments": checked.segments,
                         "sealed": checked.sealed,
+                        "index_runs": checked.index_runs,
                         "uncompared_frames": checked.uncompared_frames,
                         "torn_bytes": checked.torn_bytes,
                         "unfinished": checked.unfinished,
@@ -112,14 +113,22 @@ fn print(reports: &[(PathBuf, Checked)], output: Output) -> Result<(), Failure> 
             print_raw(lines.collect::<String>())
         }
         Output::Table => {
-            let mut table =
-                Table::new(&["database", "transactions", "segments", "sealed", "behind checkpoint", "result"]);
+            let mut table = Table::new(&[
+                "database",
+                "transactions",
+                "segments",
+                "sealed",
+                "index runs",
+                "behind checkpoint",
+                "result",
+            ]);
             for (dir, checked) in reports {
                 table.row([
                     dir.display().to_string(),
                     (checked.resumed_after + checked.txs).to_string(),
                     checked.segments.to_string(),
                     checked.sealed.to_string(),
+                    checked.index_runs.to_string(),
                     checked.uncompared_frames.to_string(),
                     result(checked).to_owned(),
                 ]);

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{LogIndex, TxId};
 
 use crate::ahtlog::{Frontier, inner_count};
@@ -18,6 +19,7 @@ use crate::database::DatabaseSpec;
 use crate::error::{Error, Result};
 use crate::format::SegmentHeader;
 use crate::format::derived::{COMMIT_RECORD_BYTES, DIGEST_BYTES, LogKind};
+use crate::index::Index;
 use crate::indexing;
 use crate::segment::{Frame, Position};
 use crate::txlog::Record;
@@ -70,6 +72,21 @@ impl Replay {
     /// The next frames are of this segment, which has lost values.
     pub(super) fn lend(&self, segment: &SegmentHeader) {
         self.core.ledger.lend(segment);
+    }
+
+    /// The keys of all transactions so far.
+    pub(super) fn index(&self) -> &Index {
+        &self.core.index
+    }
+
+    /// The Alh of a transaction that was derived.
+    pub(super) fn alh(&self, tx: TxId) -> Result<Digest> {
+        self.core.alh(tx)
+    }
+
+    /// The log entry of a transaction that was derived.
+    pub(super) fn log_index(&self, tx: TxId) -> Result<LogIndex> {
+        Ok(self.core.commit_record(tx)?.log_index)
     }
 
     /// State and sizes after the last frame, as a checkpoint holds them.

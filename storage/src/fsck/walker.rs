@@ -18,6 +18,7 @@ use crate::database::DatabaseSpec;
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::derived::{LogKind, SMALL_FILE_HEAD_BYTES};
 use crate::format::{self, HeaderFault, SEGMENT_HEADER_BYTES, SIDECAR_HEADER_BYTES, SegmentHeader, SidecarHeader};
+use crate::index::OnDisk;
 use crate::limits::COPY_BYTES;
 use crate::marks::{Marks, MarksOnDisk, Vote};
 use crate::seal::SealLog;
@@ -25,6 +26,8 @@ use crate::segment::walk::{Step, Walk};
 use crate::segment::{FrameKind, Position, SEGMENT_SUFFIX, SIDECAR_SUFFIX, file_name, parse_name, pruned_view};
 use crate::transfer::hash_range;
 use crate::vfs::{File, FileKind, OpenMode, Vfs};
+
+mod index;
 
 /// Frames between two calls of the progress callback, at most so many bytes.
 const PROGRESS_BYTES: u64 = COPY_BYTES as u64;
@@ -59,6 +62,7 @@ pub(super) struct Walker {
     position: Option<PositionFile>,
     kept: Option<Kept>,
     replay: Option<Replay>,
+    index: Option<OnDisk>,
     /// Generations and digests of the closed segments that are whole.
     digests: BTreeMap<u64, (u32, Digest)>,
     /// `None` at the start and behind damage.
@@ -96,6 +100,7 @@ impl Walker {
             position: position.map(|path| PositionFile::new(vfs, path)),
             kept: None,
             replay: None,
+            index: None,
             digests: BTreeMap::new(),
             end: None,
             progress: Progress::default(),
@@ -109,6 +114,7 @@ impl Walker {
         let spec = walker.spec()?;
         if let Some(DatabaseSpec { id, .. }) = spec {
             walker.small_files(id)?;
+            walker.open_index(id)?;
         } else if walker.checkpoint.is_none() && walker.report.is_sound() && walker.numbers.is_empty() {
             return Err(Error::NoDatabase { dir: dir.into() });
         }
@@ -200,6 +206,9 @@ impl Walker {
             }
         }
         self.finish()?;
+        if !self.check_index(progress)? {
+            return Ok(self.report);
+        }
         if let Some(position) = &self.position {
             position.remove()?;
         }

@@ -10,12 +10,16 @@ use bytes::Bytes;
 use super::Index;
 use super::manifest::{MANIFEST_NAME, Manifest};
 use super::run::{CellWalk, FOOTER_BYTES, HEADER_BYTES, Run};
+use super::version::Stored;
 use crate::error::{Damage, Error, Result};
 use crate::format::derived::SMALL_FILE_HEAD_BYTES;
 use crate::wire::Malformed;
 
 /// Cells that are looked at before the budget is looked at again.
 const CELLS_PER_LOOK: usize = 64;
+
+/// What is done with each cell besides.
+type EachCell<'a> = &'a mut dyn FnMut(&Bytes, u64, &[Stored]) -> Result<()>;
 
 /// How far a check of the index is.
 #[derive(Debug, Default)]
@@ -31,7 +35,7 @@ pub(crate) struct Place {
 
 /// One run, opened by its name again.
 #[derive(Debug)]
-struct RunCheck {
+pub(super) struct RunCheck {
     run: Arc<Run>,
     walk: CellWalk,
     keys: u64,
@@ -83,7 +87,7 @@ impl Index {
             let before = check.walk.bytes();
             let mut more = true;
             while more && *bytes + (check.walk.bytes() - before) < budget {
-                more = match check.advance() {
+                more = match check.advance(&mut |_, _, _| Ok(())) {
                     Ok(more) => more,
                     // Its file is gone for good reason.
                     Err(_) if !self.has(info.number) => break,
@@ -123,13 +127,18 @@ impl Index {
 }
 
 impl RunCheck {
-    fn new(run: Arc<Run>) -> Self {
+    pub(super) fn new(run: Arc<Run>) -> Self {
         let walk = run.cells();
         Self { run, walk, keys: 0, versions: 0, last: None }
     }
 
-    /// Looks at some cells; false behind the last.
-    fn advance(&mut self) -> Result<bool> {
+    /// Bytes of the blocks that were read.
+    pub(super) fn bytes(&self) -> u64 {
+        self.walk.bytes()
+    }
+
+    /// Looks at some cells and hands each to `each`: key, versions before it, versions. False behind the last.
+    pub(super) fn advance(&mut self, each: EachCell<'_>) -> Result<bool> {
         let info = &self.run.info;
         for _ in 0..CELLS_PER_LOOK {
             let Some((key, cell)) = self.walk.next_cell()? else {
@@ -150,6 +159,7 @@ impl RunCheck {
             if !follows || !within {
                 return Err(self.run.bad_cell());
             }
+            each(&key, cell.before, &listed)?;
             self.keys += u64::from(!same);
             self.versions += cell.count;
             self.last = Some((key, newest, cell.before + cell.count));

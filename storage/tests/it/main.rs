@@ -10,6 +10,7 @@ mod db_crash;
 mod db_faults;
 mod db_golden;
 mod fsck;
+mod fsck_index;
 mod index_space;
 mod large_tx;
 mod ledger_crash;
