@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! caller   encode, hash ─► queue ─┐                    (each on its own thread, at the same time)
-//! baton                           └► one log entry ─► staged ─► flushed ─┐      (one at a time)
-//! turn                                                                   └► applied, callers woken   (one at a time, in order)
+//! baton                           └► log entries ─► staged ─► flushed ─┐        (one round at a time)
+//! turn                                                                 └► applied, callers woken   (one at a time, in order)
 //! ```
 //!
-//! There are no timers: a log entry leaves as soon as the one before has, with whatever waits by then. While one entry is
-//! applied the next one is flushed; a third waits in the queue and grows. Small entries do not overlap, because there the
-//! flush is what costs: whoever was answered may come again and share the next one. The baton and the turn are handed on by the
-//! callers themselves, this module starts no thread. A caller whose proposal cannot be carried out any more, because a
-//! write failed or a thread panicked, gets an error and never waits for ever: its place in the queue answers when it is
-//! dropped.
+//! There are no timers: a round leaves as soon as the one before has, with whatever waits by then. While one is applied the
+//! next one is flushed; a third waits in the queue and grows. Small rounds do not overlap, because there the flush is what
+//! costs: whoever was answered may come again and share the next one. A round with many callers makes several log entries,
+//! which share the flush: the callers of the first prepare what they do next while the second is applied. The baton and the turn
+//! are handed on by the callers themselves, this module starts no thread. A caller whose proposal cannot be carried out any
+//! more, because a write failed or a thread panicked, gets an error and never waits for ever: its place in the queue answers
+//! when it is dropped.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Thread};
 
 use alhambra_ledger::ids::{LogId, LogIndex};
 use bytes::Bytes;
@@ -28,8 +30,8 @@ use crate::digested::Digested;
 use crate::embedded::{TERM, flush_or_take_back};
 use crate::error::{Error, Result};
 use crate::limits::{
-    COMMIT_BATCH_BYTES_MAX, COMMIT_QUEUE_BYTES_MAX, COMMIT_SMALL_BYTES, FRAME_PAYLOAD_BYTES_MAX, UNSYNCED_BYTES_FLUSH,
-    UNSYNCED_BYTES_MAX,
+    COMMIT_BATCH_BYTES_MAX, COMMIT_ENTRY_PROPOSALS, COMMIT_QUEUE_BYTES_MAX, COMMIT_ROUND_ENTRIES, COMMIT_SMALL_BYTES,
+    FRAME_PAYLOAD_BYTES_MAX, UNSYNCED_BYTES_FLUSH, UNSYNCED_BYTES_MAX,
 };
 use crate::segment::{Frame, FrameKind, Position};
 
@@ -74,7 +76,7 @@ struct State {
     applied: u64,
     /// Log entries whose callers are answered.
     answered: u64,
-    /// Of the newest log entry, bytes and proposals.
+    /// Of the newest round, bytes and proposals.
     newest: (usize, usize),
     /// Bytes of log entries that may not be flushed.
     unflushed: u64,
@@ -96,11 +98,12 @@ struct Waiting {
 }
 
 /// Where a caller waits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Place {
     /// What is said, and who hears it next.
     call: Mutex<Option<(Call, Option<Round>)>>,
-    called: Condvar,
+    /// Who waits. Parking is cheaper than a condition: nothing but the thread itself is looked up and locked.
+    caller: Thread,
 }
 
 #[derive(Debug)]
@@ -122,41 +125,47 @@ struct Round {
 impl Round {
     fn wake_next(&self) {
         let first = 2 * self.number + 1;
-        self.places.iter().skip(first).take(2).for_each(|place| {
-            place.called.notify_one();
-        });
+        self.places.iter().skip(first).take(2).for_each(|place| place.caller.unpark());
     }
 }
 
 impl Place {
-    fn answer(&self, answer: Result<Outcome>) {
-        *self.call.lock() = Some((Call::Answer(answer), None));
-        self.called.notify_one();
+    /// Where the calling thread will wait.
+    fn new() -> Self {
+        Self { call: Mutex::new(None), caller: thread::current() }
     }
 
-    /// Answers all callers of a log entry. The first is who calls this, and wakes the next ones.
-    fn answer_all(proposals: Vec<Waiting>, outcomes: Vec<Outcome>) {
-        let places: Arc<[Arc<Place>]> = proposals.into_iter().filter_map(|mut waiting| waiting.place.take()).collect();
+    fn answer(&self, answer: Result<Outcome>) {
+        *self.call.lock() = Some((Call::Answer(answer), None));
+        self.caller.unpark();
+    }
+
+    /// Answers all callers of a log entry; `leads` says that this is called by the first of them, who need not be woken.
+    fn answer_all(proposals: &mut [Waiting], outcomes: Vec<Outcome>, leads: bool) {
+        let places: Arc<[Arc<Place>]> = proposals.iter_mut().filter_map(|waiting| waiting.place.take()).collect();
         for (number, (place, outcome)) in places.iter().zip(outcomes).enumerate() {
             let round = Round { places: Arc::clone(&places), number };
             *place.call.lock() = Some((Call::Answer(Ok(outcome)), Some(round)));
         }
-        Round { places, number: 0 }.wake_next();
+        match places.first() {
+            Some(first) if !leads => first.caller.unpark(),
+            _ => Round { places, number: 0 }.wake_next(),
+        }
     }
 
     /// Gives the baton to whoever waits here, unless there is an answer already.
     fn lead(&self) {
         self.call.lock().get_or_insert((Call::Lead, None));
-        self.called.notify_one();
+        self.caller.unpark();
     }
 
     fn wait(&self) -> Call {
-        let mut call = self.call.lock();
         loop {
-            match call.take() {
-                None => self.called.wait(&mut call),
+            let said = self.call.lock().take();
+            match said {
+                // Whoever speaks does so first and unparks then; the token of somebody else only makes another round.
+                None => thread::park(),
                 Some((said, round)) => {
-                    drop(call);
                     if let Some(round) = round {
                         round.wake_next();
                     }
@@ -180,6 +189,25 @@ impl Drop for Waiting {
         if let Some(place) = self.place.take() {
             place.answer(Err(Error::Poisoned));
         }
+    }
+}
+
+/// Proposals that were taken from the queue for one log entry.
+#[derive(Debug, Default)]
+struct Taken {
+    proposals: Vec<Waiting>,
+    bytes: usize,
+}
+
+impl Taken {
+    fn push(&mut self, next: Waiting) {
+        self.bytes += next.proposal.len();
+        self.proposals.push(next);
+    }
+
+    fn payload(&self) -> Bytes {
+        let ts = self.proposals.iter().map(|waiting| waiting.ts).max().unwrap_or_default();
+        encode_batch(ts, &self.proposals.iter().map(|waiting| &waiting.proposal[..]).collect::<Vec<_>>())
     }
 }
 
@@ -231,7 +259,7 @@ impl Committer {
         if proposal.len() > FRAME_PAYLOAD_BYTES_MAX - encode_batch(ts, &[]).len() {
             return Err(Error::FrameTooLong { len: proposal.len(), max: FRAME_PAYLOAD_BYTES_MAX });
         }
-        let place = Arc::new(Place::default());
+        let place = Arc::new(Place::new());
         let waiting = Waiting { ts, proposal, digested: Some(digested), place: Some(Arc::clone(&place)) };
         if !self.queue(waiting)? {
             match place.wait() {
@@ -275,59 +303,76 @@ impl Committer {
         let baton = Baton { committer: self, handed_on: false };
         let sealed = if self.seals_due.load(Ordering::Acquire) { self.seal() } else { Ok(()) };
         match sealed.and_then(|()| self.write()) {
-            Ok(Some(entry)) => {
+            Ok(entries) => {
                 baton.hand_on();
-                self.apply(entry);
+                entries.into_iter().enumerate().for_each(|(n, entry)| self.apply(entry, n == 0));
             }
-            Ok(None) => baton.hand_on(),
             // Dropped, and with it everybody who waits.
             Err(Failed) => drop(baton),
         }
         self.follow_up();
     }
 
-    /// Makes one log entry of what waits; `None` when there was no space for it, which its callers have been told.
-    fn write(&self) -> std::result::Result<Option<Entry>, Failed> {
-        let (mut proposals, bytes) = self.take();
-        let Some(first) = proposals.first() else { return Ok(None) };
-        let ts = proposals.iter().map(|waiting| waiting.ts).fold(first.ts, i64::max);
-        let payload = encode_batch(ts, &proposals.iter().map(|waiting| &waiting.proposal[..]).collect::<Vec<_>>());
-        match self.append(payload.clone()) {
-            Ok((log_id, position)) => {
-                let mut state = self.state.lock();
-                let number = state.staged;
-                state.staged += 1;
-                state.newest = (bytes, proposals.len());
-                if self.durability == Durability::Unsynced {
-                    state.unflushed += payload.len() as u64;
-                }
-                drop(state);
-                let digested = proposals.iter_mut().filter_map(|waiting| waiting.digested.take()).collect();
-                Ok(Some(Entry { number, log_id, position, payload, digested, proposals, bytes }))
+    /// Writes what waits and flushes it once; answers the log entries, without those that there was no space for, which
+    /// their callers have been told.
+    fn write(&self) -> std::result::Result<Vec<Entry>, Failed> {
+        let taken = self.take();
+        if taken.is_empty() {
+            return Ok(Vec::new());
+        }
+        let payloads: Vec<_> = taken.iter().map(Taken::payload).collect();
+        let (written, error) = self.append(&payloads).unwrap_or_else(|error| (Vec::new(), Some(error)));
+        let first = {
+            let mut state = self.state.lock();
+            let first = state.staged;
+            state.staged += written.len() as u64;
+            if !written.is_empty() {
+                state.newest =
+                    (taken.iter().map(|one| one.bytes).sum(), taken.iter().map(|one| one.proposals.len()).sum());
             }
-            Err(error) => {
-                let waits = matches!(error, Error::NoSpace { .. });
-                self.leave(bytes);
-                // The error goes to one of them; errors of the system have no copies.
-                let mut error = Some(error);
-                for waiting in proposals {
-                    let again = match &error {
-                        Some(Error::NoSpace { op, path, source }) => {
-                            Some(Error::NoSpace { op: *op, path: path.clone(), source: source.kind().into() })
-                        }
-                        _ => None,
-                    };
-                    let told = std::mem::replace(&mut error, again).unwrap_or(Error::Poisoned);
-                    waiting.answer(Err(told));
-                }
-                if waits { Ok(None) } else { Err(Failed) }
+            if self.durability == Durability::Unsynced {
+                state.unflushed += payloads.iter().take(written.len()).map(|payload| payload.len() as u64).sum::<u64>();
+            }
+            first
+        };
+        let mut taken = taken.into_iter();
+        let entries = (first..).zip(written).zip(payloads).zip(taken.by_ref());
+        let entries = entries.map(|(((number, (log_id, position)), payload), Taken { mut proposals, bytes })| {
+            let digested = proposals.iter_mut().filter_map(|waiting| waiting.digested.take()).collect();
+            Entry { number, log_id, position, payload, digested, proposals, bytes }
+        });
+        let entries = entries.collect();
+        match error {
+            None => Ok(entries),
+            Some(error) => {
+                let is_space = matches!(error, Error::NoSpace { .. });
+                self.refuse(taken, error);
+                if is_space { Ok(entries) } else { Err(Failed) }
             }
         }
     }
 
-    /// Takes from the queue when at most one log entry is still to be applied, and none if that is a small one: until then
+    /// Tells the callers of what was not written. The error goes to one of them; errors of the system have no copies.
+    fn refuse(&self, taken: impl Iterator<Item = Taken>, error: Error) {
+        let mut error = Some(error);
+        for Taken { proposals, bytes } in taken {
+            self.leave(bytes);
+            for waiting in proposals {
+                let again = match &error {
+                    Some(Error::NoSpace { op, path, source }) => {
+                        Some(Error::NoSpace { op: *op, path: path.clone(), source: source.kind().into() })
+                    }
+                    _ => None,
+                };
+                let told = std::mem::replace(&mut error, again).unwrap_or(Error::Poisoned);
+                waiting.answer(Err(told));
+            }
+        }
+    }
+
+    /// Takes a round from the queue when at most one log entry is still to be applied, and none if that is of a small one: until then
     /// what waits may grow.
-    fn take(&self) -> (Vec<Waiting>, usize) {
+    fn take(&self) -> Vec<Taken> {
         let mut state = self.state.lock();
         let is_small = state.newest.0 <= COMMIT_SMALL_BYTES;
         while !state.apply_failed
@@ -338,26 +383,37 @@ impl Committer {
         // Lets those who were just answered come, while they do.
         while is_small && state.waiting.len() < state.newest.1 {
             let came = state.waiting.len();
-            MutexGuard::unlocked(&mut state, std::thread::yield_now);
+            MutexGuard::unlocked(&mut state, thread::yield_now);
             if state.waiting.len() <= came {
                 break;
             }
         }
-        let (mut taken, mut bytes) = (Vec::new(), 0);
         if state.apply_failed {
-            return (taken, bytes);
+            return Vec::new();
         }
-        while let Some(next) = state.waiting.front()
-            && (taken.is_empty() || bytes + next.proposal.len() <= COMMIT_BATCH_BYTES_MAX)
+        let entries = (state.waiting.len() / COMMIT_ENTRY_PROPOSALS).clamp(1, COMMIT_ROUND_ENTRIES);
+        let share = state.waiting.len().div_ceil(entries);
+        let mut taken: Vec<Taken> = Vec::with_capacity(entries);
+        let mut bytes = 0;
+        while let Some(next) =
+            state.waiting.pop_front_if(|next| bytes == 0 || bytes + next.proposal.len() <= COMMIT_BATCH_BYTES_MAX)
         {
             bytes += next.proposal.len();
-            taken.extend(state.waiting.pop_front());
+            match taken.last_mut().filter(|last| last.proposals.len() < share) {
+                Some(last) => last.push(next),
+                None => {
+                    let mut one = Taken::default();
+                    one.push(next);
+                    taken.push(one);
+                }
+            }
         }
-        (taken, bytes)
+        taken
     }
 
-    /// Stages a command behind all others, and flushes it if that was chosen.
-    fn append(&self, payload: Bytes) -> Result<(LogId, Position)> {
+    /// Stages commands behind all others, and flushes them if that was chosen. When there is no space for all of them, those
+    /// are answered that are durable, and why the others are not.
+    fn append(&self, payloads: &[Bytes]) -> Result<Appended> {
         let ledger = self.db.ledger();
         let flushes = match self.durability {
             Durability::Synced => true,
@@ -368,19 +424,25 @@ impl Committer {
                 false
             }
         };
-        let index = ledger.last_log_id().map_or(0, |last| last.index.0 + 1);
-        let log_id = LogId { term: TERM, index: LogIndex(index) };
-        let frame = Frame { log_id, kind: FrameKind::Command, payload };
-        let positions = ledger.stage(std::slice::from_ref(&frame))?;
-        if flushes {
-            flush_or_take_back(&ledger, log_id.index)?;
+        let first = ledger.last_log_id().map_or(0, |last| last.index.0 + 1);
+        let frames = (first..).zip(payloads).map(|(index, payload)| {
+            let log_id = LogId { term: TERM, index: LogIndex(index) };
+            Frame { log_id, kind: FrameKind::Command, payload: payload.clone() }
+        });
+        let frames: Vec<_> = frames.collect();
+        let positions = ledger.stage(&frames)?;
+        let mut staged: Vec<_> = frames.iter().map(|frame| frame.log_id).zip(positions).collect();
+        if !flushes {
+            return Ok((staged, None));
         }
-        Ok((log_id, positions[0]))
+        let (durable, error) = flush_or_take_back(&ledger, LogIndex(first), staged.len())?;
+        staged.truncate(durable);
+        Ok((staged, error))
     }
 
-    /// Applies a log entry when its turn has come, and answers its callers.
-    fn apply(&self, entry: Entry) {
-        let Entry { number, log_id, position, payload, digested, proposals, bytes } = entry;
+    /// Applies a log entry when its turn has come, and answers its callers, the first of whom is who calls this if it `leads`.
+    fn apply(&self, entry: Entry, leads: bool) {
+        let Entry { number, log_id, position, payload, digested, mut proposals, bytes } = entry;
         {
             let mut state = self.state.lock();
             while state.applied < number && !state.apply_failed {
@@ -404,7 +466,7 @@ impl Committer {
             Ok(outcomes) => {
                 turn.done();
                 self.leave(bytes);
-                Place::answer_all(proposals, outcomes);
+                Place::answer_all(&mut proposals, outcomes, leads);
                 self.state.lock().answered += 1;
                 self.turn.notify_all();
             }
@@ -477,8 +539,12 @@ impl Committer {
         let written = self.db.pending_seals().and_then(|seals| {
             seals.into_iter().try_for_each(|seal| {
                 let payload = Command::Seal(seal).encode();
-                let (log_id, position) = self.append(payload.clone())?;
-                self.db.apply(log_id, position, FrameKind::Command, &payload).map(drop)
+                match self.append(std::slice::from_ref(&payload))? {
+                    (written, None) => written.into_iter().try_for_each(|(log_id, position)| {
+                        self.db.apply(log_id, position, FrameKind::Command, &payload).map(drop)
+                    }),
+                    (_, Some(error)) => Err(error),
+                }
             })
         });
         match written {
@@ -500,6 +566,9 @@ impl Committer {
         self.room.notify_all();
     }
 }
+
+/// Log entries that were written, and why the others were not.
+type Appended = (Vec<(LogId, Position)>, Option<Error>);
 
 /// A write or an apply has failed, and whoever asked for it was told.
 struct Failed;

@@ -89,31 +89,40 @@ impl Database {
         let log_id = LogId { term: TERM, index: LogIndex(index) };
         let frame = Frame { log_id, kind: FrameKind::Command, payload };
         let positions = ledger.stage(std::slice::from_ref(&frame))?;
-        flush_or_take_back(&ledger, log_id.index)?;
-        self.apply(log_id, positions[0], frame.kind, &frame.payload)
+        match flush_or_take_back(&ledger, log_id.index, 1)? {
+            (_, None) => self.apply(log_id, positions[0], frame.kind, &frame.payload),
+            (_, Some(error)) => Err(error),
+        }
     }
 }
 
-/// Makes the newest log entry durable. When there is no space it is taken back: surely not committed, it must not come with the
-/// next one. Another thread (a checkpoint, a sync, whoever gives memory back) may have found space for it meanwhile; then it is
-/// committed all the same.
-pub(crate) fn flush_or_take_back(ledger: &Ledger, index: LogIndex) -> Result<()> {
+/// Makes the newest log entries durable, `count` from `first` on, and answers how many are. When there is no space for all, the
+/// others are taken back, and the error says why: surely not committed, they must not come with the next one. Another thread
+/// (a checkpoint, a sync, whoever gives memory back) may have found space for them meanwhile; then they are committed all the same.
+///
+/// # Errors
+/// Nobody knows what is committed.
+pub(crate) fn flush_or_take_back(ledger: &Ledger, first: LogIndex, count: usize) -> Result<(usize, Option<Error>)> {
     match ledger.flush() {
-        Ok(_) => Ok(()),
-        Err(error @ Error::NoSpace { .. }) => take_back(ledger, index, error),
+        Ok(_) => Ok((count, None)),
+        Err(error @ Error::NoSpace { .. }) => take_back(ledger, first, count, error),
         Err(error) => Err(error),
     }
 }
 
 /// See [`flush_or_take_back`], for a flush that has ended with `error`.
-fn take_back(ledger: &Ledger, index: LogIndex, error: Error) -> Result<()> {
-    match ledger.take_back(index) {
-        Ok(true) => Err(error),
-        Ok(false) => Ok(()),
-        // What found no space now has left nobody knows what: the ledger takes no writes any more.
-        Err(Error::NoSpace { .. }) => Err(Error::Poisoned),
-        Err(error) => Err(error),
+fn take_back(ledger: &Ledger, first: LogIndex, count: usize, error: Error) -> Result<(usize, Option<Error>)> {
+    // They are flushed in order, so the newest goes first.
+    for before in (0..count).rev() {
+        match ledger.take_back(LogIndex(first.0 + before as u64)) {
+            Ok(true) => {}
+            Ok(false) => return Ok((before + 1, (before + 1 < count).then_some(error))),
+            // What found no space now has left nobody knows what: the ledger takes no writes any more.
+            Err(Error::NoSpace { .. }) => return Err(Error::Poisoned),
+            Err(error) => return Err(error),
+        }
     }
+    Ok((0, Some(error)))
 }
 
 #[cfg(test)]
@@ -179,7 +188,8 @@ mod tests {
                 Meanwhile::Checkpoint => ledger.flush().and_then(|_| db.checkpoint()),
             }
         };
-        let answer = others().and_then(|()| take_back(&ledger, log_id.index, error));
+        let answer = others().and_then(|()| take_back(&ledger, log_id.index, 1, error));
+        let answer = answer.and_then(|(_, error)| error.map_or(Ok(()), Err));
         let answer = answer.and_then(|()| db.apply(log_id, positions[0], frame.kind, &frame.payload).map(drop));
         let later = (BEFORE + 1..BEFORE + 3).try_for_each(|n| db.commit_command(&batch(n)).map(drop));
         (answer, later)
@@ -254,5 +264,59 @@ mod tests {
                 assert!(!has(&db, BEFORE) && has(&db, BEFORE + 1), "{place}");
             }
         }
+    }
+
+    /// Several log entries share a flush, which finds no space at any step of it: those that are told to be durable are, the
+    /// others are gone.
+    #[test]
+    fn a_round_finds_no_space_at_any_step_and_what_is_durable_stays() {
+        const ROUND: u64 = 9;
+        let write = |db: &Database| {
+            let ledger = db.ledger();
+            let first = ledger.last_log_id().unwrap().index.0 + 1;
+            let frames: Vec<_> = (0..ROUND)
+                .map(|n| Frame {
+                    log_id: LogId { term: TERM, index: LogIndex(first + n) },
+                    kind: FrameKind::Command,
+                    payload: batch(BEFORE + n).encode(),
+                })
+                .collect();
+            let positions = ledger.stage(&frames).unwrap();
+            let (durable, error) = flush_or_take_back(&ledger, LogIndex(first), frames.len()).unwrap();
+            for (frame, position) in frames.iter().zip(positions).take(durable) {
+                db.apply(frame.log_id, position, frame.kind, &frame.payload).unwrap();
+            }
+            assert_eq!(error.is_none(), durable == frames.len(), "{error:?}");
+            assert!(matches!(error, None | Some(Error::NoSpace { .. })), "{error:?}");
+            durable as u64
+        };
+        let steps = {
+            let (_disk, faulty, _vfs, db) = filled();
+            let from = faulty.step_count();
+            assert_eq!(write(&db), ROUND);
+            faulty.step_count() - from
+        };
+        let (mut none, mut partly) = (0, 0);
+        for step in 0..steps {
+            for fault in [Fault::Error, Fault::Short, Fault::LostSync].map(|fault| fault(ErrorKind::StorageFull)) {
+                let place = format!("{fault:?} at step {step}");
+                let (disk, faulty, vfs, db) = filled();
+                faulty.fail_after(step, fault);
+                let durable = write(&db);
+                // Some steps can wait for space.
+                none += u64::from(durable == 0);
+                partly += u64::from(durable > 0 && durable < ROUND);
+                db.commit_command(&batch(BEFORE + ROUND)).unwrap_or_else(|e| panic!("{place}: {e}"));
+                drop((db, vfs));
+                disk.crash(Crash::PowerLoss);
+                let vfs: Arc<dyn Vfs> = Arc::new(disk);
+                let db = open(&vfs).unwrap_or_else(|e| panic!("{place}: {e}"));
+                for n in 0..ROUND {
+                    assert_eq!(has(&db, BEFORE + n), n < durable, "{place}: {n} of {durable}");
+                }
+                assert!(has(&db, BEFORE + ROUND), "{place}");
+            }
+        }
+        assert!(none > 0 && partly > 0, "the round is in several segments");
     }
 }

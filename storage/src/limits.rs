@@ -80,7 +80,14 @@ pub const COMMIT_QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Proposals in one log entry of a group commit, bytes, if there is more than one.
 pub const COMMIT_BATCH_BYTES_MAX: usize = 4 << 20;
 
-/// Log entries of a group commit up to this size wait for the one before, bytes: flushing them costs more than applying
+/// Log entries that a group commit makes at most of what waits. They share a flush; the callers of one come again while the next
+/// is applied.
+pub const COMMIT_ROUND_ENTRIES: usize = 4;
+
+/// Proposals in a log entry of a group commit, if it makes more than one.
+pub const COMMIT_ENTRY_PROPOSALS: usize = 8;
+
+/// Rounds of a group commit up to this size wait for the one before, bytes: flushing them costs more than applying
 /// them.
 pub const COMMIT_SMALL_BYTES: usize = 64 << 10;
 

@@ -71,8 +71,9 @@ fn contents(db: &Database) -> BTreeMap<u64, (Bytes, Bytes)> {
 
 #[test]
 fn many_threads_get_one_order_and_each_its_own_answer() {
-    const THREADS: usize = 8;
-    const EACH: usize = 60;
+    // Rounds of several log entries.
+    const THREADS: usize = 40;
+    const EACH: usize = 15;
     for durability in [Durability::Synced, Durability::Unsynced] {
         let disk = MemVfs::new();
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
@@ -172,7 +173,7 @@ fn after_a_failed_step_every_caller_gets_an_error_and_nothing_told_is_lost() {
     }
 }
 
-/// Commits from four threads until they are through or refused; answers what they were told.
+/// Commits from many threads, so that rounds have several log entries, until they are through or refused; answers what they were told.
 fn run_with_fault(step: Option<u64>) -> (u64, BTreeMap<u64, (Bytes, Bytes)>, MemVfs) {
     let disk = MemVfs::new();
     drop(open(&(Arc::new(disk.clone()) as Arc<dyn Vfs>)));
@@ -184,9 +185,9 @@ fn run_with_fault(step: Option<u64>) -> (u64, BTreeMap<u64, (Bytes, Bytes)>, Mem
         faulty.fail_at(before + step, Fault::Error(std::io::ErrorKind::Other));
     }
     let committer = Committer::new(Arc::clone(&db), Durability::Synced);
-    let told = within("commit", 4, |thread| {
+    let told = within("commit", 20, |thread| {
         let mut told = Vec::new();
-        for n in 0..20 {
+        for n in 0..4 {
             let (key, value) = (format!("k{thread}"), format!("{thread}/{n}").repeat(20));
             match committer.commit(1, proposal(&key, value.as_bytes())) {
                 Ok(Outcome::Committed { tx, .. }) => told.push((tx.0, (Bytes::from(key), Bytes::from(value)))),
