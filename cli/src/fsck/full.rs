@@ -40,8 +40,21 @@ pub(super) fn run(vfs: &Arc<dyn Vfs>, databases: Vec<PathBuf>, args: &Args) -> R
     let first = checked.first_bad_tx().or(checked.findings.first()).expect("it is not sound");
     Err(Failure::failed(
         format!("{} of {} databases damaged; {}: {first}", bad.len(), reports.len(), dir.display()),
-        REPAIR,
+        advice(&bad),
     ))
+}
+
+/// What helps: an index is made again from the rest, and nothing else is.
+fn advice(bad: &[&(PathBuf, Checked)]) -> String {
+    let index = |dir: &Path| dir.join("index");
+    let only_index = bad.iter().all(|(dir, checked)| {
+        checked.findings.iter().all(|finding| finding.path().is_some_and(|path| path.starts_with(index(dir))))
+    });
+    if !only_index {
+        return REPAIR.to_owned();
+    }
+    let folders: Vec<_> = bad.iter().map(|(dir, _)| index(dir).display().to_string()).collect();
+    format!("remove {}: the node makes it again from the ledger when it starts", folders.join(" and "))
 }
 
 /// Beside the data folder, because nothing in it is changed.

@@ -215,6 +215,16 @@ fn fsck_checks_a_stopped_node() {
         assert!(databases.len() >= 2 && databases.iter().all(|d| d["transactions"].as_u64().unwrap() >= 1), "{report}");
     }
     assert!(!dir.join("node-1.fsck").exists(), "nothing is left of a check that came to its end");
+
+    // The index needs no other node: the advice says so, and following it helps.
+    let index = segment.parent().unwrap().with_file_name("index");
+    fs::create_dir_all(&index).unwrap();
+    fs::write(index.join("manifest"), b"nothing of ours").unwrap();
+    let output = run(&mut alhambra(&["fsck", "--dir", node.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stderr(&output).contains(&format!("remove {}:", index.display())), "{}", stderr(&output));
+    fs::remove_dir_all(&index).unwrap();
+    assert_eq!(full(&[]).0, Some(0));
 }
 
 fn find(dir: &std::path::Path, wanted: &dyn Fn(&std::path::Path) -> bool) -> Vec<std::path::PathBuf> {
