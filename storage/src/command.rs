@@ -99,6 +99,18 @@ pub enum Precondition {
         /// Newest transaction that may have written the key.
         tx: TxId,
     },
+    /// The transaction becomes this one: its own id stands in what it writes.
+    Becomes(TxId),
+}
+
+impl Precondition {
+    /// The stored key that it is about, if it is about one.
+    pub const fn key(&self) -> Option<&Bytes> {
+        match self {
+            Self::MustExist(key) | Self::MustNotExist(key) | Self::NotModifiedAfter { key, .. } => Some(key),
+            Self::Becomes(_) => None,
+        }
+    }
 }
 
 /// One client's transaction before it has an id.

@@ -49,6 +49,7 @@ pub(crate) fn check(
             LocatedPrecondition::NotModifiedAfter { key, tx } => {
                 index.get(key, tail)?.is_none_or(|version| version.tx <= tx)
             }
+            LocatedPrecondition::Becomes(tx) => tail.next() == Some(tx),
         };
         if !holds {
             return Ok(Err(Rejection::Precondition { index: number }));

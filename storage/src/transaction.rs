@@ -294,14 +294,12 @@ impl Transaction {
 
     /// Adds a condition on the state just before the transaction; pending writes do not count.
     pub fn require(&mut self, precondition: Precondition) -> Result<()> {
-        let (Precondition::MustExist(key)
-        | Precondition::MustNotExist(key)
-        | Precondition::NotModifiedAfter { key, .. }) = &precondition;
-        self.check_key(key)?;
+        let key = precondition.key();
+        key.map_or(Ok(()), |key| self.check_key(key))?;
         if self.preconditions.len() >= self.settings.tx_entries_max as usize {
             return Err(TransactionError::TooMany { max: self.settings.tx_entries_max });
         }
-        self.bytes = self.grown(precondition_bytes(key), 0)?;
+        self.bytes = self.grown(precondition_bytes(key.map_or(&[], |key| key)), 0)?;
         self.preconditions.push(precondition);
         Ok(())
     }

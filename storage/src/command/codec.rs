@@ -37,6 +37,7 @@ const ENTRY_HAS_METADATA: u8 = 1;
 const MUST_EXIST: u8 = 1;
 const MUST_NOT_EXIST: u8 = 2;
 const NOT_MODIFIED_AFTER: u8 = 3;
+const BECOMES: u8 = 4;
 
 const SETTINGS_EXCLUDE_COMMIT_TIME: u8 = 1;
 
@@ -90,6 +91,8 @@ pub enum LocatedPrecondition<'a> {
         /// Newest transaction that may have written the key.
         tx: TxId,
     },
+    /// See [`Precondition::Becomes`].
+    Becomes(TxId),
 }
 
 /// One proposal of a [`LocatedBatch`].
@@ -264,6 +267,7 @@ fn own_proposals(payload: &Bytes, batch: &LocatedBatch<'_>) -> Option<Vec<TxProp
                 LocatedPrecondition::NotModifiedAfter { key, tx } => {
                     Precondition::NotModifiedAfter { key: own(key), tx }
                 }
+                LocatedPrecondition::Becomes(tx) => Precondition::Becomes(tx),
             })
             .collect(),
         read_set: proposal.read_set.as_ref().map(|reads| reads.within(payload)),
@@ -351,12 +355,14 @@ pub(super) fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>
                 return Err(Malformed);
             }
             for _ in 0..count {
-                let kind = reader.u8()?;
-                let key = reader.prefixed()?;
-                batch.preconditions.push(match kind {
-                    MUST_EXIST => LocatedPrecondition::MustExist(key),
-                    MUST_NOT_EXIST => LocatedPrecondition::MustNotExist(key),
-                    NOT_MODIFIED_AFTER => LocatedPrecondition::NotModifiedAfter { key, tx: TxId(reader.u64()?) },
+                batch.preconditions.push(match reader.u8()? {
+                    MUST_EXIST => LocatedPrecondition::MustExist(reader.prefixed()?),
+                    MUST_NOT_EXIST => LocatedPrecondition::MustNotExist(reader.prefixed()?),
+                    NOT_MODIFIED_AFTER => {
+                        let key = reader.prefixed()?;
+                        LocatedPrecondition::NotModifiedAfter { key, tx: TxId(reader.u64()?) }
+                    }
+                    BECOMES => LocatedPrecondition::Becomes(TxId(reader.u64()?)),
                     _ => return Err(Malformed),
                 });
             }
@@ -449,6 +455,10 @@ impl TxProposal {
                         out.put_prefixed(key);
                         out.put_u64(tx.0);
                     }
+                    Precondition::Becomes(tx) => {
+                        out.put_u8(BECOMES);
+                        out.put_u64(tx.0);
+                    }
                 }
             }
         }
@@ -464,6 +474,7 @@ impl TxProposal {
             .map(|condition| match condition {
                 Precondition::MustExist(key) | Precondition::MustNotExist(key) => 9 + key.len(),
                 Precondition::NotModifiedAfter { key, .. } => 17 + key.len(),
+                Precondition::Becomes(_) => 9,
             })
             .sum::<usize>();
         let reads = self.read_set.as_ref().map_or(0, ReadSet::encoded_len_max);

@@ -61,6 +61,7 @@ fn condition() -> impl Strategy<Value = Condition> {
         key().prop_map(Condition::MustExist),
         key().prop_map(Condition::MustNotExist),
         (key(), 0..30u64).prop_map(|(key, tx)| Condition::NotModifiedAfter(key, tx)),
+        (0..30u64).prop_map(Condition::Becomes),
     ]
 }
 

@@ -67,6 +67,11 @@ fn full_proposal() -> TxProposal {
     }
 }
 
+fn becoming_proposal() -> TxProposal {
+    let preconditions = vec![Precondition::Becomes(TxId(9))];
+    TxProposal { preconditions, ..small_proposal(b"\0k1", b"\x01\0\0\0\0\0\0\0\x09\0k2") }
+}
+
 fn small_proposal(key: &'static [u8], value: &'static [u8]) -> TxProposal {
     TxProposal {
         request: Some(RequestId { client: [0xc2; 16], sequence: 1, floor: TxId(0) }),
@@ -135,6 +140,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("configure_lz4", Command::Configure(lz4)),
         ("batch_compressed", Command::Batch { ts: 1_700_000_002, proposals: vec![compressed_proposal()] }),
         ("seal", Command::Seal(seal())),
+        ("batch_becomes", Command::Batch { ts: 1_700_000_004, proposals: vec![becoming_proposal()] }),
         ("batch_read_set", Command::Batch { ts: 1_700_000_003, proposals: vec![reading_proposal()] }),
         ("prune_before", prune(PruneTarget::Before { tx: TxId(5), ts: 1_700_000_003, marker: marker() })),
         ("prune_versions", prune(PruneTarget::Versions { prefix: Bytes::from_static(b"\0k"), keep: 3 })),

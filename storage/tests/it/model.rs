@@ -61,6 +61,7 @@ pub enum Condition {
     MustExist(Vec<u8>),
     MustNotExist(Vec<u8>),
     NotModifiedAfter(Vec<u8>, u64),
+    Becomes(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +179,7 @@ impl Model {
                 Condition::MustExist(key) => live(key),
                 Condition::MustNotExist(key) => !live(key),
                 Condition::NotModifiedAfter(key, tx) => newest(key).is_none_or(|(at, ..)| at <= tx),
+                Condition::Becomes(tx) => self.txs.len() as u64 + 1 == *tx,
             };
             if !holds {
                 return Some(Refusal::Condition(n as u32));

@@ -113,6 +113,7 @@ impl Store {
             Condition::MustExist(key) => !live(key),
             Condition::MustNotExist(key) => live(key),
             Condition::NotModifiedAfter(key, tx) => newest(key).is_some_and(|version| version.tx > *tx),
+            Condition::Becomes(tx) => self.last_tx + 1 != *tx,
         };
         conditions.iter().position(fails).map(|n| n as u32)
     }

@@ -69,6 +69,7 @@ pub fn proposal(proposal: &model::Proposal) -> TxProposal {
                 model::Condition::NotModifiedAfter(key, tx) => {
                     Precondition::NotModifiedAfter { key: Bytes::copy_from_slice(key), tx: TxId(*tx) }
                 }
+                model::Condition::Becomes(tx) => Precondition::Becomes(TxId(*tx)),
             })
             .collect(),
         read_set: None,

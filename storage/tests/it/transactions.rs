@@ -93,6 +93,7 @@ impl Real {
                     Condition::NotModifiedAfter(key, tx) => {
                         Precondition::NotModifiedAfter { key: own(key), tx: TxId(*tx) }
                     }
+                    Condition::Becomes(tx) => Precondition::Becomes(TxId(*tx)),
                 };
                 tx.require(condition).expect("within limits");
             }
@@ -156,6 +157,7 @@ fn an_op() -> impl Strategy<Value = Op> {
             a_key().prop_map(Condition::MustExist),
             a_key().prop_map(Condition::MustNotExist),
             (a_key(), 0..20u64).prop_map(|(key, tx)| Condition::NotModifiedAfter(key, tx)),
+            (0..20u64).prop_map(Condition::Becomes),
         ].prop_map(Op::Require),
         1 => Just(Op::Savepoint),
         1 => (0..4usize).prop_map(Op::RollBack),
