@@ -28,6 +28,12 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// ExecAll writes a key twice.
+    #[error("the key {} is written twice", String::from_utf8_lossy(.key))]
+    DuplicatedKey {
+        /// The key.
+        key: bytes::Bytes,
+    },
     /// A list limit beyond the maximum.
     #[error("the limit {limit} is larger than {limit_max}")]
     LimitTooLarge {
@@ -233,6 +239,7 @@ impl From<Error> for Status {
             Error::Wire(error) => return error.status(),
             Error::WireCause { error, cause } => return error.status_with_cause(*cause),
             Error::DatabaseNotFound { name } => return text::database_not_found(name),
+            Error::DuplicatedKey { key } => return text::duplicated_key(key),
             Error::LimitTooLarge { limit, limit_max } => return text::limit_too_large(*limit, *limit_max),
             Error::IllegalState { asked, latest } => return text::illegal_state(latest.get(), asked.get()),
             Error::InvalidSettings { reason } => return text::invalid_settings(reason),

@@ -2,6 +2,7 @@
 //! all calls is in [`gate`].
 
 mod database;
+mod exec;
 pub mod gate;
 mod immu;
 mod kv;

@@ -2,12 +2,14 @@
 //! encode.
 
 pub mod database;
+pub mod exec;
 pub mod kv;
 pub mod server;
 pub mod session;
 pub mod settings;
 pub mod transaction;
 pub mod verified;
+pub mod zset;
 
 use std::sync::Arc;
 use std::time::Duration;

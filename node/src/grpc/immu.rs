@@ -10,7 +10,7 @@ use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_server::ImmuService;
 use tonic::{Request, async_trait};
 
-use super::{Reply, database, kv, session, verified};
+use super::{Reply, database, exec, kv, session, verified};
 use crate::service::App;
 
 /// `immudb.schema.ImmuService`.
@@ -136,6 +136,33 @@ impl ImmuService for Immu {
 
     async fn count_all(&self, request: Request<()>) -> Reply<schema::EntryCount> {
         kv::count_all(&self.app, request).await
+    }
+
+    async fn exec_all(&self, request: Request<schema::ExecAllRequest>) -> Reply<schema::TxHeader> {
+        exec::exec_all(&self.app, request).await
+    }
+
+    async fn set_reference(&self, request: Request<schema::ReferenceRequest>) -> Reply<schema::TxHeader> {
+        exec::set_reference(&self.app, request).await
+    }
+
+    async fn verifiable_set_reference(
+        &self,
+        request: Request<schema::VerifiableReferenceRequest>,
+    ) -> Reply<schema::VerifiableTx> {
+        exec::verifiable_set_reference(&self.app, request).await
+    }
+
+    async fn z_add(&self, request: Request<schema::ZAddRequest>) -> Reply<schema::TxHeader> {
+        exec::z_add(&self.app, request).await
+    }
+
+    async fn verifiable_z_add(&self, request: Request<schema::VerifiableZAddRequest>) -> Reply<schema::VerifiableTx> {
+        exec::verifiable_z_add(&self.app, request).await
+    }
+
+    async fn z_scan(&self, request: Request<schema::ZScanRequest>) -> Reply<schema::ZEntries> {
+        exec::z_scan(&self.app, request).await
     }
 
     async fn tx_by_id(&self, request: Request<schema::TxRequest>) -> Reply<schema::Tx> {

@@ -13,12 +13,11 @@ use crate::service::App;
 use crate::service::kv::{self, Entry, Get, History, NewValue, Precondition, Reference, Scan};
 use crate::service::transaction::{self, Action, EntriesSpec, TxById, TxScan, TxView, ZEntry};
 
+pub(super) fn new_value(kv: schema::KeyValue) -> NewValue {
+    NewValue { metadata: convert::kv_metadata_from(kv.metadata.as_ref()), key: kv.key, value: kv.value }
+}
+
 pub(super) fn new_values(values: Vec<schema::KeyValue>) -> Vec<NewValue> {
-    let new_value = |kv: schema::KeyValue| NewValue {
-        metadata: convert::kv_metadata_from(kv.metadata.as_ref()),
-        key: kv.key,
-        value: kv.value,
-    };
     values.into_iter().map(new_value).collect()
 }
 
@@ -86,7 +85,7 @@ fn entries(found: Vec<Entry>) -> schema::Entries {
     schema::Entries { entries: found.into_iter().map(entry).collect() }
 }
 
-fn z_entry(found: ZEntry) -> schema::ZEntry {
+pub(super) fn z_entry(found: ZEntry) -> schema::ZEntry {
     schema::ZEntry {
         set: found.set,
         key: found.key,
@@ -105,7 +104,7 @@ pub(super) fn tx(view: TxView) -> schema::Tx {
     }
 }
 
-fn header(header: &TxHeader) -> Response<schema::TxHeader> {
+pub(super) fn header(header: &TxHeader) -> Response<schema::TxHeader> {
     Response::new(header.into())
 }
 

@@ -13,7 +13,7 @@ use crate::service::App;
 use crate::service::transaction::TxById;
 use crate::service::verified::{self, Verifiable};
 
-fn verifiable(found: Verifiable) -> schema::VerifiableTx {
+pub(super) fn verifiable(found: Verifiable) -> schema::VerifiableTx {
     schema::VerifiableTx { tx: Some(tx(found.tx)), dual_proof: Some((&found.proof).into()), signature: found.signature }
 }
 

@@ -146,7 +146,7 @@ fn prefixed(first: u8, rest: &[u8]) -> Bytes {
 const PLAIN_VALUE: u8 = 0;
 
 /// Whether there is a value at `now`, in the words of a read that asks for it.
-fn must_be_live(metadata: &KvMetadata, now: i64) -> Result<()> {
+pub(crate) fn must_be_live(metadata: &KvMetadata, now: i64) -> Result<()> {
     if metadata.deleted {
         Err(text::KEY_NOT_FOUND.into())
     } else if metadata.is_expired(now) {
@@ -336,7 +336,7 @@ pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precond
     }
     let entries = stored_entries(&values);
     drop(values);
-    let preconditions = conditions(&settings, preconditions)?;
+    let preconditions = conditions(&settings, preconditions, Words::Set)?;
     check_limits(&settings, &entries)?;
     let proposal = TxProposal { entries, preconditions, ..TxProposal::default() };
     let kinds: Vec<WireError> = proposal.preconditions.iter().map(failure_of).collect();
@@ -556,16 +556,16 @@ pub(crate) fn settings(cx: &Context) -> Result<Settings> {
     cx.replica.database().settings().ok_or(Error::Starting { what: "the database" })
 }
 
-fn over(len: usize, max: u32) -> bool {
+pub(crate) fn over(len: usize, max: u32) -> bool {
     len > max as usize
 }
 
-fn encode_metadata(metadata: &KvMetadata) -> Bytes {
+pub(crate) fn encode_metadata(metadata: &KvMetadata) -> Bytes {
     if metadata.is_empty() { Bytes::new() } else { Bytes::from(metadata.to_bytes()) }
 }
 
 /// What apply would refuse, refused before it travels.
-fn check_limits(settings: &Settings, entries: &Vec<ProposalEntry>) -> Result<()> {
+pub(crate) fn check_limits(settings: &Settings, entries: &[ProposalEntry]) -> Result<()> {
     if over(entries.len(), settings.tx_entries_max) {
         return Err(text::MAX_TX_ENTRIES.into());
     }
@@ -583,7 +583,24 @@ fn check_limits(settings: &Settings, entries: &Vec<ProposalEntry>) -> Result<()>
     Ok(())
 }
 
-fn conditions(settings: &Settings, preconditions: Vec<Precondition>) -> Result<Vec<Condition>> {
+/// Whose words malformed preconditions are refused in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Words {
+    /// Set and SetReference.
+    Set,
+    /// ExecAll.
+    ExecAll,
+}
+
+pub(crate) fn conditions(
+    settings: &Settings,
+    preconditions: Vec<Precondition>,
+    words: Words,
+) -> Result<Vec<Condition>> {
+    let (key_length, tx_zero) = match words {
+        Words::Set => (text::PRECONDITION_KEY_LENGTH, text::PRECONDITION_TX),
+        Words::ExecAll => (text::PRECONDITION_KEY_LENGTH_EXEC_ALL, text::PRECONDITION_TX_EXEC_ALL),
+    };
     if over(preconditions.len(), settings.tx_entries_max) {
         return Err(text::PRECONDITIONS_TOO_MANY.into());
     }
@@ -591,7 +608,7 @@ fn conditions(settings: &Settings, preconditions: Vec<Precondition>) -> Result<V
         if key.is_empty() {
             Err(text::PRECONDITION_NULL_KEY)
         } else if over(key.len() + 1, settings.key_len_max) {
-            Err(text::PRECONDITION_KEY_LENGTH)
+            Err(key_length)
         } else {
             Ok(stored_key(key))
         }
@@ -602,14 +619,17 @@ fn conditions(settings: &Settings, preconditions: Vec<Precondition>) -> Result<V
         Precondition::MustNotExist(key) => Ok(Condition::MustNotExist(stored(key)?)),
         Precondition::NotModifiedAfter(key, tx) => {
             let key = stored(key)?;
-            if tx.get() == 0 { Err(text::PRECONDITION_TX) } else { Ok(Condition::NotModifiedAfter { key, tx: *tx }) }
+            if tx.get() == 0 { Err(tx_zero) } else { Ok(Condition::NotModifiedAfter { key, tx: *tx }) }
         }
     };
     preconditions.iter().map(|precondition| condition(precondition).map_err(Error::from)).collect()
 }
 
-const fn failure_of(condition: &Condition) -> WireError {
+/// What is said when a condition does not hold.
+pub(crate) const fn failure_of(condition: &Condition) -> WireError {
     match condition {
+        // Made again by whoever asks for it.
+        Condition::Becomes(_) => text::READ_CONFLICT,
         Condition::MustExist(_) => text::KEY_MUST_EXIST,
         Condition::MustNotExist(_) => text::KEY_MUST_NOT_EXIST,
         Condition::NotModifiedAfter { .. } => text::KEY_MODIFIED,
@@ -617,7 +637,7 @@ const fn failure_of(condition: &Condition) -> WireError {
 }
 
 /// What became of a write.
-enum Committed {
+pub(crate) enum Committed {
     /// The transaction exists; this node may not have applied it yet.
     Yes(TxHeader),
     /// The precondition at this place does not hold.
@@ -634,7 +654,7 @@ pub(crate) async fn until_applied(cx: &Context, tx: TxId) -> Result<()> {
 }
 
 /// Proposes; the outcome is the leader's.
-async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committed> {
+pub(crate) async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committed> {
     let rejection = match cx.replica.write(proposal, cx.deadline).await? {
         Written::Committed(header) => return Ok(Committed::Yes(header)),
         Written::Rejected(rejection) => rejection,
@@ -750,13 +770,13 @@ mod tests {
                 "invalid precondition: invalid precondition: invalid transaction ID",
             ),
         ] {
-            let error = conditions(&settings, vec![precondition]).unwrap_err();
+            let error = conditions(&settings, vec![precondition], Words::Set).unwrap_err();
             assert_eq!(tonic::Status::from(error).message(), expected);
         }
         let fine =
             vec![Precondition::MustExist(fits.clone()), Precondition::NotModifiedAfter(fits.clone(), TxId(u64::MAX))];
-        assert_eq!(conditions(&settings, fine).unwrap().len(), 2);
-        let error = conditions(&settings, vec![Precondition::MustExist(fits); 3]).unwrap_err();
+        assert_eq!(conditions(&settings, fine, Words::Set).unwrap().len(), 2);
+        let error = conditions(&settings, vec![Precondition::MustExist(fits); 3], Words::ExecAll).unwrap_err();
         assert_eq!(tonic::Status::from(error).message(), "invalid precondition: too many preconditions");
     }
 }

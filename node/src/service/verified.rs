@@ -8,10 +8,11 @@ use alhambra_ledger::htree::InclusionProof;
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::proof::DualProof;
 use alhambra_ledger::state::TrustedState;
-use alhambra_proto::code::text;
+use alhambra_proto::code::{WireError, text};
 use alhambra_proto::schema::Signature;
 
 use super::App;
+use super::exec::{self, NewMember, NewReference};
 use super::kv::{self, Entry, Get, NewValue, Precondition, Reader, stored_key};
 use super::transaction::{self, TxById, TxView};
 use crate::context::Context;
@@ -73,14 +74,43 @@ pub async fn set(
     preconditions: Vec<Precondition>,
     trusted: TxId,
 ) -> Result<Verifiable> {
-    if trusted.get() > 0 {
-        // Before anything is written.
-        cx.view_of(trusted).await.map_err(|error| error.beyond_is(text::ILLEGAL_STATE))?;
-    }
+    must_exist(cx, trusted, text::ILLEGAL_STATE).await?;
     let header = kv::set(cx, values, preconditions).await?;
-    // The proof is made here, from what is applied here.
-    kv::until_applied(cx, header.id).await?;
-    let tx = transaction::raw(cx.replica.database().tx(header.id)?);
+    prove_new(app, cx, header.id, trusted).await
+}
+
+/// Writes a reference and proves its transaction.
+pub async fn set_reference(
+    app: &App,
+    cx: &Context,
+    reference: NewReference,
+    preconditions: Vec<Precondition>,
+    trusted: TxId,
+) -> Result<Verifiable> {
+    must_exist(cx, trusted, text::ILLEGAL_ARGUMENTS).await?;
+    let header = exec::set_reference(app, cx, reference, preconditions).await?;
+    prove_new(app, cx, header.id, trusted).await
+}
+
+/// Adds a member to a sorted set and proves its transaction.
+pub async fn add_member(app: &App, cx: &Context, member: NewMember, trusted: TxId) -> Result<Verifiable> {
+    must_exist(cx, trusted, text::ILLEGAL_ARGUMENTS).await?;
+    let header = exec::add_member(app, cx, member).await?;
+    prove_new(app, cx, header.id, trusted).await
+}
+
+/// The state that the caller trusts exists, which is asked before anything is written.
+async fn must_exist(cx: &Context, trusted: TxId, refusal: WireError) -> Result<()> {
+    if trusted.get() > 0 {
+        cx.view_of(trusted).await.map_err(|error| error.beyond_is(refusal))?;
+    }
+    Ok(())
+}
+
+/// The proof of a transaction that was just committed, made from what is applied here.
+async fn prove_new(app: &App, cx: &Context, tx: TxId, trusted: TxId) -> Result<Verifiable> {
+    kv::until_applied(cx, tx).await?;
+    let tx = transaction::raw(cx.replica.database().tx(tx)?);
     prove(app, cx, tx, trusted)
 }
 
@@ -90,9 +120,7 @@ const ENTRIES_TOLD_MAX: u32 = 16;
 /// Reads a value and proves it. Of the entries of a large transaction only the one that is proven is told: the header and the
 /// proof tie it to the others, and to send these would make the answer as large as the transaction.
 pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result<VerifiableEntry> {
-    if trusted.get() > 0 {
-        cx.view_of(trusted).await.map_err(|error| error.beyond_is(text::ILLEGAL_STATE))?;
-    }
+    must_exist(cx, trusted, text::ILLEGAL_STATE).await?;
     let key = request.key.clone();
     let entry = kv::get(app, cx, request).await?;
     let wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);

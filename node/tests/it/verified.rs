@@ -145,3 +145,56 @@ async fn with_a_key_every_state_is_signed() {
     let current = client.state().await.unwrap();
     holds(&TrustedState::try_from(&current).unwrap(), &current.signature.unwrap());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn references_and_members_of_sets_are_proven_as_an_sdk_rebuilds_them() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    let mut inner = client.inner.clone();
+    let mut state = TrustedState::empty("defaultdb".into());
+    let request = set_request(vec![kv("target", "value")], 0);
+    check(&mut state, &inner.verifiable_set(client.request(request)).await.unwrap().into_inner());
+    for (key, at_tx) in [("free", 0), ("tied", 1)] {
+        let reference = schema::ReferenceRequest {
+            key: bytes(key),
+            referenced_key: bytes("target"),
+            at_tx,
+            bound_ref: at_tx > 0,
+            ..Default::default()
+        };
+        let reference_request = Some(reference);
+        let prove_since_tx = state.tx.get();
+        let request = schema::VerifiableReferenceRequest { reference_request, prove_since_tx };
+        let written = inner.verifiable_set_reference(client.request(request)).await.unwrap().into_inner();
+        let written = check(&mut state, &written);
+        let hash = sha256(&stored::reference_value(TxId(at_tx), b"target"));
+        let entry = &written.tx.entries[0];
+        assert_eq!((&entry.key[..], entry.value_hash), (&stored::set_key(key.as_bytes())[..], hash));
+
+        // Read, the proof is that of the reference.
+        let found = inner.verifiable_get(client.request(get_request(key, state.tx.get()))).await.unwrap().into_inner();
+        let entry = found.entry.unwrap();
+        let by = entry.referenced_by.unwrap();
+        assert_eq!((&entry.value[..], by.tx, by.at_tx), (&b"value"[..], state.tx.get(), at_tx));
+        let verifiable = check(&mut state, &found.verifiable_tx.unwrap());
+        assert_eq!(verifiable.tx.header.id, TxId(by.tx), "the transaction of the reference");
+        let proof = htree::InclusionProof::try_from(&found.inclusion_proof.unwrap()).unwrap();
+        let digest = entry_digest(1, &stored::set_key(&by.key), &[], &hash).unwrap();
+        verify_entry(&proof, &digest, &verifiable.tx.header).unwrap();
+    }
+    let member = schema::ZAddRequest { set: bytes("set"), score: -2.5, key: bytes("target"), ..Default::default() };
+    let request = schema::VerifiableZAddRequest { z_add_request: Some(member.clone()), prove_since_tx: state.tx.get() };
+    let written = check(&mut state, &inner.verifiable_z_add(client.request(request)).await.unwrap().into_inner());
+    assert_eq!(&written.tx.entries[0].key[..], stored::zadd_key(b"set", -2.5, b"target", TxId(0)));
+    assert_eq!(written.tx.entries[0].value_hash, EMPTY, "a member has no value");
+
+    let illegal = "illegal arguments";
+    let beyond = state.tx.get() + 1;
+    let request = schema::VerifiableZAddRequest { z_add_request: Some(member), prove_since_tx: beyond };
+    refused(inner.verifiable_z_add(client.request(request)).await, Code::InvalidArgument, illegal, "");
+    let request = schema::VerifiableZAddRequest::default();
+    refused(inner.verifiable_z_add(client.request(request)).await, Code::InvalidArgument, illegal, "");
+    let request = schema::VerifiableReferenceRequest::default();
+    refused(inner.verifiable_set_reference(client.request(request)).await, Code::InvalidArgument, illegal, "");
+    assert_eq!(client.state().await.unwrap().tx_id, state.tx.get(), "nothing was written");
+}

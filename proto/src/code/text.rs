@@ -56,6 +56,30 @@ wire_errors! {
     OPERATION_NOT_SET = WireError::plain(Grpc::InvalidArgument, "operation is not set");
     /// ExecAll without operations.
     EMPTY_SET = WireError::plain(Grpc::InvalidArgument, "empty set");
+    /// ExecAll adds a key to a set twice.
+    DUPLICATED_MEMBERS = WireError::plain(
+        Grpc::InvalidArgument,
+        "duplicated index inside zAdd insertions are not supported in single batch transaction"
+    );
+    /// A reference to a reference.
+    REFERENCE_TO_REFERENCE = WireError::plain_text("referenced key cannot be a reference");
+    /// A reference under a key that has a value.
+    KEY_HAS_VALUE = WireError::plain_text("final key cannot be converted into a reference");
+    /// ExecAll with noWait and a reference that is not bound to the transaction itself.
+    NO_WAIT_UNBOUND = WireError::plain_text(
+        "no wait operation must be self-contained: illegal arguments: can only set references to keys added within same \
+         transaction, please use bound references with AtTx set to 0"
+    );
+    /// ExecAll with noWait and a reference to a key that it does not set.
+    NO_WAIT_REFERENCE = WireError::plain_text(
+        "no wait operation must be self-contained: illegal arguments: can not create a reference to a key that was not set in \
+         the same transaction"
+    );
+    /// ExecAll with noWait and a member of a set whose key it does not set.
+    NO_WAIT_MEMBER = WireError::plain_text(
+        "no wait operation must be self-contained: illegal arguments: can not create a reference into a set for a key that \
+         was not set in the same transaction"
+    );
     /// Metadata in a database whose headers have version 0.
     METADATA_UNSUPPORTED = WireError::plain_text(
         "metadata is unsupported when in 1.1 compatibility mode, do not use metadata-related features such as \
@@ -198,6 +222,15 @@ pub fn illegal_state(latest_tx: u64, initial_tx: u64) -> Status {
 pub fn database_not_found(name: &str) -> Status {
     let text = format!("'{name}' does not exist");
     coded(ImmuCode::InvalidDatabaseName, text.clone(), text)
+}
+
+/// ExecAll writes a key twice.
+pub fn duplicated_key(key: &[u8]) -> Status {
+    Status::invalid_argument(format!(
+        "rpc error: code = InvalidArgument desc = {}: key/reference '{}'",
+        DUPLICATED_KEYS.text(),
+        String::from_utf8_lossy(key)
+    ))
 }
 
 /// A list limit beyond the maximum.
