@@ -34,6 +34,12 @@ pub enum Error {
         /// The key.
         key: bytes::Bytes,
     },
+    /// Administration of a database by somebody who may not, whether it exists or not.
+    #[error("the database {name} does not exist, or the caller does not administrate it")]
+    NotYourDatabase {
+        /// The name.
+        name: String,
+    },
     /// A list limit beyond the maximum.
     #[error("the limit {limit} is larger than {limit_max}")]
     LimitTooLarge {
@@ -84,6 +90,9 @@ pub enum Error {
         /// What is waited for.
         what: &'static str,
     },
+    /// Maintenance that takes longer than the call's deadline.
+    #[error("it takes longer than the deadline of the call, and goes on")]
+    GoesOn,
     /// The node is stopping.
     #[error("the node is stopping; surely not applied, try another node")]
     Stopping,
@@ -240,6 +249,7 @@ impl From<Error> for Status {
             Error::WireCause { error, cause } => return error.status_with_cause(*cause),
             Error::DatabaseNotFound { name } => return text::database_not_found(name),
             Error::DuplicatedKey { key } => return text::duplicated_key(key),
+            Error::NotYourDatabase { name } => return text::not_your_database(name),
             Error::LimitTooLarge { limit, limit_max } => return text::limit_too_large(*limit, *limit_max),
             Error::IllegalState { asked, latest } => return text::illegal_state(latest.get(), asked.get()),
             Error::InvalidSettings { reason } => return text::invalid_settings(reason),
@@ -247,7 +257,7 @@ impl From<Error> for Status {
             Error::Unimplemented { .. } => Code::Unsupported,
             Error::Header { .. } => Code::InvalidArgument,
             Error::Starting { .. } | Error::Stopping => Code::Starting,
-            Error::CommittedNotApplied { .. } => Code::OutcomeUnknown,
+            Error::CommittedNotApplied { .. } | Error::GoesOn => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),
             Error::Read(error) => code_of_read(error),
             Error::Meta(error) => code_of_meta(error),

@@ -1,6 +1,7 @@
 //! The gRPC face: handlers decode with `proto::convert`, call one function of [`crate::service`], and encode. What is common to
 //! all calls is in [`gate`].
 
+mod authorization;
 mod database;
 mod exec;
 pub mod gate;
@@ -23,8 +24,9 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::context::{Call, ReadLevel};
 use crate::error::Error;
+use crate::grpc::authorization::Authorization;
 use crate::grpc::gate::{GateLayer, LEVEL_HEADER};
-use crate::grpc::immu::{Authorization, Documents, Immu};
+use crate::grpc::immu::{Documents, Immu};
 use crate::service::App;
 
 /// Calls that one connection may have open; far above what a client library opens.
@@ -43,9 +45,10 @@ pub fn server(app: Arc<App>, reflection: bool) -> Router<Stack<GateLayer, Identi
     let immu = ImmuServiceServer::new(Immu { app: app.clone() })
         .max_decoding_message_size(limit)
         .max_encoding_message_size(usize::MAX);
+    let authorization = AuthorizationServiceServer::new(Authorization { app: app.clone() });
     let mut routes = Routes::new(immu)
         .add_service(DocumentServiceServer::new(Documents).max_decoding_message_size(limit))
-        .add_service(AuthorizationServiceServer::new(Authorization).max_decoding_message_size(limit));
+        .add_service(authorization.max_decoding_message_size(limit));
     if reflection {
         let builder = || {
             tonic_reflection::server::Builder::configure()

@@ -13,7 +13,7 @@ use alhambra_raft::disk::DiskLimits;
 use alhambra_raft::env::{BoxIo, Env, Listener};
 use alhambra_raft::group::Tuning;
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
-use alhambra_raft::meta::{ADMIN_USER, User};
+use alhambra_raft::meta::{ADMIN_USER, DatabaseRecord, User};
 use alhambra_storage::memory::MemoryBudget;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -41,6 +41,10 @@ const GROUPS_END: Duration = Duration::from_secs(10);
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the leader of a database compares the settings in force with those in `systemdb`, when nothing has changed there.
+const SETTINGS_LOOK: Duration = Duration::from_secs(5);
+/// How long it tries to put new ones into the log before it looks again.
+const SETTINGS_WAIT: Duration = Duration::from_secs(10);
 
 /// Why a node did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +121,8 @@ impl Node {
             message_bytes_max: config.max_recv_msg_size as usize,
             hash_cost: hash_cost(&config),
             segment_bytes: config.segment_size,
+            session_inactivity: config.max_session_inactivity_time,
+            session_age: config.max_session_age_time,
         };
         let app = Arc::new(App::new(env, choices, groups.clone(), sessions.clone(), signer, metrics.clone()));
 
@@ -135,6 +141,7 @@ impl Node {
             let sessions = sessions.clone();
             move || sessions.sweep()
         })));
+        others.push(spawn(keep_settings(groups.clone())));
         others.push(spawn(follow_users(groups.clone(), app.clone(), sessions, admin)));
         let clients = tokio::spawn(serve_clients(app, config.grpc_reflection, client_port, stops));
         Ok(NodeHandle {
@@ -324,6 +331,40 @@ async fn follow_users(groups: Arc<Groups>, app: Arc<App>, sessions: Arc<Sessions
         }
         if changes.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Puts the settings that `systemdb` has for the databases that this node leads into their logs, where they come into force.
+/// Looked at when `systemdb` changes, and now and then because leaders change.
+async fn keep_settings(groups: Arc<Groups>) {
+    let mut changes = groups.meta().watch();
+    loop {
+        for record in groups.meta().databases() {
+            let Some(group) = groups.group_by_name(&record.name).filter(|group| group.is_leader()) else { continue };
+            // Without any the database is not begun yet, and begins with these.
+            let differ =
+                |record: &DatabaseRecord| group.database().settings().is_some_and(|now| now != record.settings);
+            if !differ(&record) {
+                continue;
+            }
+            let deadline = Instant::now() + SETTINGS_WAIT;
+            // This node may know older ones than those in force.
+            let newest = groups.meta().barrier(deadline).await.ok().and_then(|()| groups.meta().database(&record.name));
+            let Some(record) = newest.filter(differ) else { continue };
+            if !record.settings.is_valid() {
+                tracing::error!(database = record.name, "systemdb has settings that no replica could apply; ignored");
+                continue;
+            }
+            match group.configure(record.settings, deadline).await {
+                Ok(()) => tracing::info!(database = record.name, "new settings are in force"),
+                // The next leader, or the next look.
+                Err(error) => tracing::warn!(database = record.name, %error, "new settings are not in force yet"),
+            }
+        }
+        match tokio::time::timeout(SETTINGS_LOOK, changes.changed()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(_)) => return,
         }
     }
 }

@@ -48,6 +48,10 @@ pub struct Choices {
     pub hash_cost: HashCost,
     /// Segment size of new databases, bytes.
     pub segment_bytes: u64,
+    /// Time after which clients are told that a session counts as inactive; 0 for never.
+    pub session_inactivity: Duration,
+    /// Age at which a session ends; 0 for never.
+    pub session_age: Duration,
 }
 
 /// Everything that calls on a node work with.
@@ -117,6 +121,11 @@ impl App {
     /// UUID of the cluster, as SDKs see it; none until the cluster is formed.
     pub fn uuid(&self) -> Option<String> {
         self.groups.identity().map(|identity| identity.cluster)
+    }
+
+    /// Age at which a session ends, and time after which it counts as inactive; 0 for never.
+    pub(crate) fn session_life(&self) -> (Duration, Duration) {
+        (self.choices.session_age, self.choices.session_inactivity)
     }
 
     /// Unix seconds now.

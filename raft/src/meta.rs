@@ -190,7 +190,7 @@ impl Meta {
 
     /// One database.
     pub fn database(&self, name: &str) -> Option<DatabaseRecord> {
-        self.inner.records.read().database(name).cloned()
+        self.inner.records.read().database(name).map(|(record, _)| record.clone())
     }
 
     /// All users, by name.
@@ -242,6 +242,31 @@ impl Meta {
         let record = self.database(&name).ok_or_else(|| MetaError::NotFound { name: name.clone() })?;
         self.wait_serving(&name, deadline).await?;
         Ok((record, existed))
+    }
+
+    /// Records other settings for a database. `expected` is the record that the caller has read; [`MetaError::Conflict`] tells
+    /// that it is another by now. What apply uses of them comes into force when the leader of the database has put them into
+    /// its log. Answers the new record.
+    pub async fn update_database(
+        &self,
+        expected: &DatabaseRecord,
+        settings: Settings,
+        face: serde_json::Value,
+        deadline: Instant,
+    ) -> Result<DatabaseRecord, MetaError> {
+        let name = expected.name.clone();
+        let tx = match self.inner.records.read().database(&name) {
+            None => return Err(MetaError::NotFound { name }),
+            Some((now, _)) if now != expected => return Err(MetaError::Conflict { name }),
+            Some((_, tx)) => tx,
+        };
+        let record = DatabaseRecord { settings, face, ..expected.clone() };
+        let key = database_key(&name);
+        let unchanged = Precondition::NotModifiedAfter { key: key.clone(), tx };
+        match self.write(vec![entry(key, &record::database_json(&record))], vec![unchanged], deadline).await? {
+            Written::At(_) => Ok(record),
+            Written::Refused => Err(MetaError::Conflict { name }),
+        }
     }
 
     /// Writes a user. `expected` is the record that the caller has read: with none the user must not exist yet, and
@@ -352,11 +377,21 @@ impl Meta {
     }
 
     fn database_json(&self, new: NewDatabase) -> String {
+        let NewDatabase { name, settings, segment_bytes, face, created_by } = new;
         let mut id = [0; 16];
         self.inner.env.rng.fill(&mut id);
-        let members = self.inner.members.read().clone();
-        let created_at = self.inner.env.clock.now_unix_ms().div_euclid(1000);
-        record::database_json(DatabaseId(id), members, created_at, new)
+        record::database_json(&DatabaseRecord {
+            name,
+            // Not known before it is recorded.
+            group: GroupId(0),
+            id: DatabaseId(id),
+            members: self.inner.members.read().clone(),
+            segment_bytes,
+            settings,
+            face,
+            created_at: self.inner.env.clock.now_unix_ms().div_euclid(1000),
+            created_by,
+        })
     }
 
     fn group(&self) -> Result<Arc<Group>, MetaError> {

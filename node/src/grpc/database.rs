@@ -1,5 +1,6 @@
 //! Databases, and what a node says about itself.
 
+use alhambra_proto::code::text;
 use alhambra_proto::schema;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response};
@@ -7,6 +8,7 @@ use tonic::{Request, Response};
 use super::gate::VERSION_HEADER;
 use super::{Reply, open, read_reply};
 use crate::COMPATIBLE_VERSION;
+use crate::error::Error;
 use crate::method;
 use crate::service::App;
 use crate::service::database::Listed;
@@ -107,10 +109,9 @@ wrapped!(ReplicationSettings, ReplicationNullableSettings, update_replication, f
     wait_for_indexing: NullableBool,
 }, {});
 
-/// The deprecated form, in which a number of 0 means not given.
-fn deprecated(message: &schema::DatabaseSettings) -> DatabaseSettings {
+/// Moves the deprecated form, in which a number of 0 means not given, into settings.
+fn update_deprecated(settings: &mut DatabaseSettings, message: &schema::DatabaseSettings) {
     let or = |given: u32, default: u32| if given == 0 { default } else { given };
-    let mut settings = DatabaseSettings::default();
     settings.file_size = or(message.file_size, settings.file_size);
     settings.max_key_len = or(message.max_key_len, settings.max_key_len);
     settings.max_value_len = or(message.max_value_len, settings.max_value_len);
@@ -123,9 +124,31 @@ fn deprecated(message: &schema::DatabaseSettings) -> DatabaseSettings {
         primary_port: message.primary_port,
         primary_username: message.primary_username.clone(),
         primary_password: message.primary_password.clone(),
-        ..ReplicationSettings::default()
+        ..settings.replication.clone()
     };
+}
+
+fn deprecated(message: &schema::DatabaseSettings) -> DatabaseSettings {
+    let mut settings = DatabaseSettings::default();
+    update_deprecated(&mut settings, message);
     settings
+}
+
+fn full_deprecated(database: &str, settings: DatabaseSettings) -> schema::DatabaseSettings {
+    schema::DatabaseSettings {
+        database_name: database.to_owned(),
+        replica: settings.replication.replica,
+        primary_database: settings.replication.primary_database,
+        primary_host: settings.replication.primary_host,
+        primary_port: settings.replication.primary_port,
+        primary_username: settings.replication.primary_username,
+        primary_password: settings.replication.primary_password,
+        file_size: settings.file_size,
+        max_key_len: settings.max_key_len,
+        max_value_len: settings.max_value_len,
+        max_tx_entries: settings.max_tx_entries,
+        exclude_commit_time: settings.exclude_commit_time,
+    }
 }
 
 pub(super) async fn create(app: &App, request: Request<schema::Database>) -> Reply<()> {
@@ -180,6 +203,57 @@ pub(super) async fn list_v2(
     };
     let databases = app.databases(&call).await?.into_iter().map(info).collect();
     Ok(read_reply(call.level, schema::DatabaseListResponseV2 { databases }))
+}
+
+pub(super) async fn update_settings(app: &App, request: Request<schema::DatabaseSettings>) -> Reply<()> {
+    let (call, request) = open(request)?;
+    app.update_database(&call, &request.database_name, |settings| update_deprecated(settings, &request)).await?;
+    Ok(Response::new(()))
+}
+
+pub(super) async fn update_settings_v2(
+    app: &App,
+    request: Request<schema::UpdateDatabaseRequest>,
+) -> Reply<schema::UpdateDatabaseResponse> {
+    let (call, request) = open(request)?;
+    let given = request.settings.ok_or(Error::from(text::ILLEGAL_ARGUMENTS))?;
+    let settings = app.update_database(&call, &request.database, |settings| update(settings, given.clone())).await?;
+    Ok(Response::new(schema::UpdateDatabaseResponse { database: request.database, settings: Some(full(settings)) }))
+}
+
+pub(super) async fn settings(app: &App, request: Request<()>) -> Reply<schema::DatabaseSettings> {
+    let (call, ()) = open(request)?;
+    let cx = app.enter(&call, &method::GET_DATABASE_SETTINGS)?;
+    let settings = app.database_settings(&cx).await?;
+    Ok(read_reply(cx.level, full_deprecated(cx.replica.name(), settings)))
+}
+
+pub(super) async fn settings_v2(
+    app: &App,
+    request: Request<schema::DatabaseSettingsRequest>,
+) -> Reply<schema::DatabaseSettingsResponse> {
+    let (call, _) = open(request)?;
+    let cx = app.enter(&call, &method::GET_DATABASE_SETTINGS_V2)?;
+    let settings = Some(full(app.database_settings(&cx).await?));
+    let database = cx.replica.name().to_string();
+    Ok(read_reply(cx.level, schema::DatabaseSettingsResponse { database, settings }))
+}
+
+pub(super) async fn flush_index(
+    app: &App,
+    request: Request<schema::FlushIndexRequest>,
+) -> Reply<schema::FlushIndexResponse> {
+    let (call, request) = open(request)?;
+    let cx = app.enter(&call, &method::FLUSH_INDEX)?;
+    app.flush_index(&cx, request.cleanup_percentage).await?;
+    Ok(Response::new(schema::FlushIndexResponse { database: cx.replica.name().to_string() }))
+}
+
+pub(super) async fn compact_index(app: &App, request: Request<()>) -> Reply<()> {
+    let (call, ()) = open(request)?;
+    let cx = app.enter(&call, &method::COMPACT_INDEX)?;
+    app.compact_index(&cx).await?;
+    Ok(Response::new(()))
 }
 
 fn with_version<T>(message: T) -> Response<T> {

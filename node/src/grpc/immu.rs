@@ -1,10 +1,9 @@
-//! The three services: every call that is built hands on to its area; the others are answered by the generated defaults, which
+//! Two of the three services: every call that is built hands on to its area; the others are answered by the generated defaults, which
 //! are `UNIMPLEMENTED` and name the call.
 
 use std::sync::Arc;
 
 use alhambra_proto::code::text;
-use alhambra_proto::model::authorization_service_server::AuthorizationService;
 use alhambra_proto::model::document_service_server::DocumentService;
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_server::ImmuService;
@@ -23,12 +22,7 @@ pub(super) struct Immu {
 #[derive(Clone, Debug)]
 pub(super) struct Documents;
 
-/// `immudb.model.AuthorizationService`: none of it yet.
-#[derive(Clone, Debug)]
-pub(super) struct Authorization;
-
 impl DocumentService for Documents {}
-impl AuthorizationService for Authorization {}
 
 #[async_trait]
 impl ImmuService for Immu {
@@ -100,6 +94,36 @@ impl ImmuService for Immu {
         request: Request<schema::DatabaseListRequestV2>,
     ) -> Reply<schema::DatabaseListResponseV2> {
         database::list_v2(&self.app, request).await
+    }
+
+    async fn update_database(&self, request: Request<schema::DatabaseSettings>) -> Reply<()> {
+        database::update_settings(&self.app, request).await
+    }
+
+    async fn update_database_v2(
+        &self,
+        request: Request<schema::UpdateDatabaseRequest>,
+    ) -> Reply<schema::UpdateDatabaseResponse> {
+        database::update_settings_v2(&self.app, request).await
+    }
+
+    async fn get_database_settings(&self, request: Request<()>) -> Reply<schema::DatabaseSettings> {
+        database::settings(&self.app, request).await
+    }
+
+    async fn get_database_settings_v2(
+        &self,
+        request: Request<schema::DatabaseSettingsRequest>,
+    ) -> Reply<schema::DatabaseSettingsResponse> {
+        database::settings_v2(&self.app, request).await
+    }
+
+    async fn flush_index(&self, request: Request<schema::FlushIndexRequest>) -> Reply<schema::FlushIndexResponse> {
+        database::flush_index(&self.app, request).await
+    }
+
+    async fn compact_index(&self, request: Request<()>) -> Reply<()> {
+        database::compact_index(&self.app, request).await
     }
 
     async fn current_state(&self, request: Request<()>) -> Reply<schema::ImmutableState> {

@@ -2,15 +2,21 @@
 
 use alhambra_proto::code::{WireError, text};
 use alhambra_raft::meta::{DEFAULT_DATABASE, DatabaseRecord, MetaError, NewDatabase, SYSTEM_DATABASE};
+use alhambra_storage::Database;
+use tokio::time::timeout_at;
 
 use super::App;
 use super::settings::DatabaseSettings;
 use crate::auth;
-use crate::context::{Call, ReadLevel};
-use crate::error::Result;
+use crate::context::{Call, Context, ReadLevel};
+use crate::error::{Error, Result};
+use crate::method::Right;
 
 /// Longest name of a database, bytes.
 const NAME_LEN_MAX: usize = 128;
+
+/// Strand of the executor on which indexes are flushed and compacted by order; far from those of databases.
+const MAINTENANCE: u64 = u64::MAX - 2;
 
 /// A database as a list shows it.
 #[derive(Clone, Debug)]
@@ -96,6 +102,91 @@ impl App {
             }),
             Err(MetaError::Exists { .. }) => Err(text::DATABASE_EXISTS.into()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Changes settings of a database; answers all of them. What apply uses of them is in force a moment later, when the
+    /// leader has put it into the log of the database.
+    pub async fn update_database(
+        &self,
+        call: &Call,
+        name: &str,
+        change: impl Fn(&mut DatabaseSettings),
+    ) -> Result<DatabaseSettings> {
+        self.may_administrate(call, name)?;
+        self.groups.meta().barrier(call.deadline).await?;
+        loop {
+            let record = self.groups.meta().database(name).ok_or(text::DATABASE_NOT_FOUND)?;
+            let before = DatabaseSettings::from_record(&record.face, &record.settings);
+            let mut settings = before.clone();
+            change(&mut settings);
+            settings.check_change(&before, name)?;
+            settings.check(name)?;
+            let (apply, face) = (settings.to_apply_after(&record.settings), settings.to_face());
+            match self.groups.meta().update_database(&record, apply, face, call.deadline).await {
+                Ok(_) => return Ok(settings),
+                // Others change it as well: again, on top of theirs.
+                Err(MetaError::Conflict { .. }) => self.groups.meta().barrier(call.deadline).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Refuses callers who do not administrate a database, and the two databases that nobody does.
+    fn may_administrate(&self, call: &Call, name: &str) -> Result<()> {
+        let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
+        if name == DEFAULT_DATABASE || name == SYSTEM_DATABASE {
+            return Err(text::DATABASE_RESERVED.into());
+        }
+        if auth::includes(auth::permission_in(&caller.user, name), Right::Admin) {
+            Ok(())
+        } else {
+            Err(Error::NotYourDatabase { name: name.to_owned() })
+        }
+    }
+
+    /// Settings of the selected database, complete.
+    pub async fn database_settings(&self, cx: &Context) -> Result<DatabaseSettings> {
+        if cx.level == ReadLevel::Linearizable {
+            self.groups.meta().barrier(cx.deadline).await?;
+        }
+        let record = self.groups.meta().database(cx.replica.name()).ok_or(text::DATABASE_NOT_FOUND)?;
+        Ok(DatabaseSettings::from_record(&record.face, &record.settings))
+    }
+
+    /// Writes out what this node has of the index in memory only, and takes a checkpoint. `cleanup` is a percentage, which
+    /// is checked and without effect: merged runs have nothing to clean up.
+    pub async fn flush_index(&self, cx: &Context, cleanup: f32) -> Result<()> {
+        if !(0.0..=100.0).contains(&cleanup) {
+            return Err(text::CLEANUP_PERCENTAGE.into());
+        }
+        self.maintain(cx, Database::release_memory).await
+    }
+
+    /// Merges what there is to merge in the index of this node.
+    pub async fn compact_index(&self, cx: &Context) -> Result<()> {
+        if !cx.replica.database().index_work_due() {
+            return Err(text::NOTHING_TO_COMPACT.into());
+        }
+        self.maintain(cx, |database| {
+            while database.index_work()? {}
+            Ok(())
+        })
+        .await
+    }
+
+    /// Does what may take long; goes on when the caller does not wait any more.
+    async fn maintain(
+        &self,
+        cx: &Context,
+        work: impl FnOnce(&Database) -> alhambra_storage::Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let database = cx.replica.database().clone();
+        let done = self.env.blocking(MAINTENANCE, move || work(&database));
+        match timeout_at(cx.deadline, done).await {
+            Ok(Some(done)) => Ok(done?),
+            Ok(None) => Err(Error::Stopping),
+            Err(_) => Err(Error::GoesOn),
         }
     }
 

@@ -152,6 +152,25 @@ impl DatabaseSettings {
         }
     }
 
+    /// Refuses to change what is for ever, in the words of the compatible server.
+    pub fn check_change(&self, before: &Self, database: &str) -> Result<()> {
+        let permanent = [
+            ("file size", self.file_size == before.file_size),
+            ("max key length", self.max_key_len == before.max_key_len),
+            ("max value length", self.max_value_len == before.max_value_len),
+            ("max number of entries per transaction", self.max_tx_entries == before.max_tx_entries),
+            ("embedded values", self.embedded_values == before.embedded_values),
+            ("prealloc files", self.prealloc_files == before.prealloc_files),
+            ("max node size", self.index.max_node_size == before.index.max_node_size),
+        ];
+        match permanent.iter().find(|(_, same)| !same) {
+            Some((name, _)) => Err(Error::InvalidSettings {
+                reason: format!("{name} can not be changed after database creation ('{database}')"),
+            }),
+            None => Ok(()),
+        }
+    }
+
     fn check_replication(&self, database: &str) -> Result<()> {
         let refuse = |reason: String| Err(Error::InvalidSettings { reason: format!("{WRAPPED}{reason}") });
         let replication = &self.replication;
@@ -181,15 +200,20 @@ impl DatabaseSettings {
         }
     }
 
-    /// Those that apply uses.
+    /// Those that apply uses, for a new database.
     pub fn to_apply(&self) -> Settings {
+        self.to_apply_after(&Settings::DEFAULT)
+    }
+
+    /// Those that apply uses; `before` has those that clients of the compatible server know nothing of.
+    pub fn to_apply_after(&self, before: &Settings) -> Settings {
         Settings {
             key_len_max: self.max_key_len,
             value_len_max: self.max_value_len,
             tx_entries_max: self.max_tx_entries,
             header_version: u16::try_from(self.write_tx_header_version).unwrap_or(u16::MAX),
             exclude_commit_time: self.exclude_commit_time,
-            ..Settings::DEFAULT
+            ..before.clone()
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests
 #![allow(deprecated, reason = "old SDKs make deprecated calls, so they are tested")]
 
+mod admin;
 mod cluster;
 mod exec;
 mod kv;

@@ -189,6 +189,10 @@ wire_errors! {
     DATABASE_EXISTS = WireError::plain_text("database already exists");
     /// `defaultdb` or `systemdb` where they may not be named.
     DATABASE_RESERVED = WireError::coded(ImmuCode::InternalError, "database is reserved");
+    /// FlushIndex with a share that is no percentage.
+    CLEANUP_PERCENTAGE = WireError::plain_text("tbtree: illegal arguments: invalid cleanupPercentage");
+    /// CompactIndex while there is nothing to merge.
+    NOTHING_TO_COMPACT = WireError::plain_text("tbtree: compaction threshold not yet reached");
     /// A name that is empty or too long.
     DATABASE_NAME_LENGTH = WireError::plain_text("database name length outside of limits");
     /// A name with a character that is neither letter, digit, underscore nor punctuation.
@@ -231,6 +235,11 @@ pub fn duplicated_key(key: &[u8]) -> Status {
         DUPLICATED_KEYS.text(),
         String::from_utf8_lossy(key)
     ))
+}
+
+/// Administration of a database by somebody who may not, whether it exists or not.
+pub fn not_your_database(name: &str) -> Status {
+    plain_text(format!("the database '{name}' does not exist or you do not have admin permission on this database"))
 }
 
 /// A list limit beyond the maximum.

@@ -10,7 +10,7 @@ use alhambra_storage::read::ReadSnapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{DatabaseRecord, NewDatabase, User};
+use super::{DatabaseRecord, User};
 
 /// Keys of databases begin so.
 pub(super) const DATABASE: &str = "database/";
@@ -86,12 +86,8 @@ pub(super) fn user_json(user: &User) -> String {
     json(user)
 }
 
-pub(super) fn database_json(
-    id: DatabaseId,
-    members: BTreeMap<u64, String>,
-    created_at: i64,
-    new: NewDatabase,
-) -> String {
+/// What is recorded of a database; its name is in the key, and its group is the transaction that recorded it first.
+pub(super) fn database_json(record: &DatabaseRecord) -> String {
     let Settings {
         key_len_max,
         value_len_max,
@@ -101,11 +97,11 @@ pub(super) fn database_json(
         quota_bytes,
         quota_tx_per_second,
         compression,
-    } = new.settings;
+    } = record.settings;
     json(&DatabaseJson {
-        id: id.to_string(),
-        members,
-        segment_bytes: new.segment_bytes,
+        id: record.id.to_string(),
+        members: record.members.clone(),
+        segment_bytes: record.segment_bytes,
         settings: SettingsJson {
             key_len_max,
             value_len_max,
@@ -116,9 +112,9 @@ pub(super) fn database_json(
             quota_tx_per_second,
             compression: compression.into(),
         },
-        face: new.face,
-        created_at,
-        created_by: new.created_by,
+        face: record.face.clone(),
+        created_at: record.created_at,
+        created_by: record.created_by.clone(),
     })
 }
 
@@ -210,8 +206,8 @@ impl Records {
         self.databases.values().map(|(record, _)| record)
     }
 
-    pub(super) fn database(&self, name: &str) -> Option<&DatabaseRecord> {
-        self.databases.get(name).map(|(record, _)| record)
+    pub(super) fn database(&self, name: &str) -> Option<(&DatabaseRecord, TxId)> {
+        self.databases.get(name).map(|(record, tx)| (record, *tx))
     }
 
     pub(super) fn users(&self) -> impl Iterator<Item = &User> {
@@ -321,15 +317,19 @@ mod tests {
     /// The forms of `docs/format.md`.
     #[test]
     fn records_have_fixed_forms_and_are_read_back() {
-        let new = NewDatabase {
+        let members = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
+        let written = DatabaseRecord {
             name: "orders".into(),
-            settings: settings(),
+            group: GroupId(9),
+            id: DatabaseId([0xab; 16]),
+            members,
             segment_bytes: 1 << 20,
+            settings: settings(),
             face: serde_json::json!({ "fileSize": 5 }),
+            created_at: 77,
             created_by: "immudb".into(),
         };
-        let members = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
-        let text = database_json(DatabaseId([0xab; 16]), members.clone(), 77, new);
+        let text = database_json(&written);
         assert_eq!(
             text,
             concat!(
@@ -340,9 +340,7 @@ mod tests {
                 r#""created_at":77,"created_by":"immudb"}"#
             )
         );
-        let record = read_database("orders", GroupId(9), text.as_bytes()).unwrap();
-        assert_eq!((record.group, record.id, record.members), (GroupId(9), DatabaseId([0xab; 16]), members));
-        assert_eq!((record.settings, record.created_at), (settings(), 77));
+        assert_eq!(read_database("orders", GroupId(9), text.as_bytes()).unwrap(), written);
         assert_eq!(node_json("a:1"), r#"{"addr":"a:1"}"#);
         let user = User {
             name: "eve".into(),
