@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""The key-value calls through the official Python SDK (package immudb-py, nothing of it is changed), against three nodes.
+
+Each flow is a few calls as a user would make them, with everything that the SDK verifies by itself, in a key space of its own.
+It runs on every node in turn, so that leaders and followers are asked; then, with --kills, again while the leader is killed
+every few seconds: a flow that is cut short by a dead node or an unknown outcome begins anew in another key space, and an
+answer that is wrong fails the run, whoever died.
+
+    scripts/python-env.sh
+    .venv/bin/python conformance/kv.py --demo target/release/alhambra
+"""
+
+import argparse
+import contextlib
+import datetime
+import itertools
+import os
+import pathlib
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+import grpc
+from immudb import ImmudbClient, datatypes, datatypesv2
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "examples"))
+from notarize import CALL_TIMEOUT_S, GIVE_UP_AFTER_S, CarriedState, Cluster, start_demo  # noqa: E402
+
+# What a client sees when a node dies under it: nothing is wrong with the answer, there is none.
+CUT_SHORT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+# A login is of one node until tokens are of the cluster.
+OTHER_LOGIN = ("not logged in", "invalid token", "session not found")
+FLOWS = []
+# Of key spaces, none of which is used twice.
+NUMBERS = itertools.count()
+
+
+class Wrong(Exception):
+    """An answer that no server should give."""
+
+
+def flow(function):
+    FLOWS.append(function)
+    return function
+
+
+def same(found, expected, what):
+    if found != expected:
+        raise Wrong(f"{what}: {found!r} instead of {expected!r}")
+
+
+@contextlib.contextmanager
+def refused(text):
+    """The call inside must be refused with exactly this text."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if error.code() in CUT_SHORT:
+            raise
+        same(error.details(), text, "refusal")
+    else:
+        raise Wrong(f"not refused: {text}")
+
+
+@flow
+def values_and_history(client, space):
+    key = space + b"value"
+    for n in range(3):
+        answer = client.verifiedSet(key, b"%d" % n)
+        same(answer.verified, True, "verifiedSet")
+    same(client.get(key).value, b"2", "get")
+    same(client.verifiedGet(key).value, b"2", "verifiedGet")
+    same(client.verifiedGetAt(key, answer.id).value, b"2", "verifiedGetAt")
+    same(client.verifiedGetSince(key, answer.id).value, b"2", "verifiedGetSince")
+    same(client.verifiedGet(key, atRevision=1).value, b"0", "verifiedGet of a revision")
+    same([item.value for item in client.history(key, 0, 10, True)], [b"2", b"1", b"0"], "history")
+    client.delete(datatypes.DeleteKeysRequest(keys=[key]))
+    same(client.get(key), None, "a deleted key")
+    same([item.value for item in client.history(key, 0, 10, False)], [b"0", b"1", b"2", b""], "history with a deletion")
+
+
+@flow
+def many_at_once(client, space):
+    pairs = {space + b"%03d" % n: b"v%d" % n for n in range(100)}
+    client.setAll(pairs)
+    same(client.getAll(list(pairs)), pairs, "getAll")
+    same(client.scan(b"", space, False, 1000), pairs, "scan")
+    same(list(client.scan(b"", space, True, 3)), list(reversed(list(pairs)))[:3], "scan downward")
+
+
+@flow
+def expiry(client, space):
+    now = datetime.datetime.now()
+    client.expireableSet(space + b"past", b"v", now - datetime.timedelta(hours=1))
+    client.expireableSet(space + b"future", b"v", now + datetime.timedelta(hours=1))
+    with refused("tbtree: key not found: expired entry"):
+        client.get(space + b"past")
+    same(client.get(space + b"future").value, b"v", "a value that lives")
+    same(list(client.scan(b"", space, False, 10)), [space + b"future"], "scan")
+
+
+@flow
+def references(client, space):
+    target, name = space + b"target", space + b"reference"
+    client.verifiedSet(target, b"old")
+    client.setReference(target, name)
+    same(client.get(name).value, b"old", "get through a reference")
+    client.verifiedSet(target, b"new")
+    found = client.verifiedGet(name)
+    same((found.verified, found.value), (True, b"new"), "verifiedGet through a reference")
+    same(client.verifiedSetReference(target, space + b"second").verified, True, "verifiedSetReference")
+    with refused("referenced key cannot be a reference"):
+        client.setReference(name, space + b"third")
+    with refused("final key cannot be converted into a reference"):
+        client.setReference(target, target)
+    with refused("tbtree: key not found"):
+        client.setReference(space + b"absent", space + b"fourth")
+
+
+@flow
+def sorted_sets(client, space):
+    keys = [space + b"%d" % n for n in range(5)]
+    client.setAll({key: b"value" for key in keys})
+    for score, key in zip([3.0, 1.0, 2.0, -1.0], keys):
+        client.zAdd(space, score, key)
+    same(client.verifiedZAdd(space, 2.5, keys[4]).verified, True, "verifiedZAdd")
+
+    def scores(**options):
+        return [entry.score for entry in client.zScan(space, **options).entries]
+
+    bounds = {"seekKey": b"", "seekScore": 0, "seekAtTx": 0, "inclusive": True, "limit": 10, "desc": False}
+    same(scores(**bounds, minscore=0.0, maxscore=9.0), [1.0, 2.0, 2.5, 3.0], "zScan")
+    same(scores(**bounds, minscore=2.0, maxscore=2.5), [2.0, 2.5], "zScan between")
+    same(scores(**{**bounds, "desc": True}, minscore=1.0, maxscore=3.0), [2.5, 2.0, 1.0], "zScan downward")
+
+
+def own_reference(target, key):
+    """A reference bound to the transaction that writes it; the constructor knows none."""
+    request = datatypes.ReferenceRequest(referencedKey=target, key=key)
+    request.boundRef = True
+    return request
+
+
+@flow
+def one_transaction_of_many_operations(client, space):
+    first, second = space + b"first", space + b"second"
+    header = client.execAll([
+        datatypes.KeyValue(first, b"1"),
+        datatypes.KeyValue(second, b"2"),
+        datatypes.ReferenceRequest(referencedKey=first, key=space + b"reference"),
+        own_reference(first, space + b"own"),
+        datatypes.ZAddRequest(set=space, score=1.5, key=second),
+    ])
+    same(header.nentries, 5, "entries of the transaction")
+    client.verifiedSet(first, b"changed")
+    same(client.get(space + b"reference").value, b"changed", "a free reference")
+    same(client.get(space + b"own").value, b"1", "a reference bound to its own transaction")
+    same(len(client.txById(header.id)), 5, "txById")
+    same(client.verifiedTxById(header.id)[:2], [first, second], "verifiedTxById")
+    with refused("empty set"):
+        client.execAll([])
+    with refused("rpc error: code = InvalidArgument desc = duplicated keys are not supported in single batch transaction: "
+                 f"key/reference '{first.decode()}'"):
+        client.execAll([datatypes.KeyValue(first, b"1"), datatypes.KeyValue(first, b"2")])
+
+
+@flow
+def transactions_in_order(client, space):
+    ids = [client.set(space + b"%d" % n, b"v").id for n in range(5)]
+    found = client.txScan(ids[0], limit=2500).txs
+    same(found[0].header.id, ids[0], "txScan begins there")
+    same([tx.header.id for tx in found], list(range(ids[0], ids[0] + len(found))), "txScan leaves nothing out")
+
+
+@flow
+def administration(client, space):
+    name = "c" + space.decode().replace("/", "").replace("-", "")[-24:].lower()
+    settings = datatypesv2.DatabaseSettingsV2(maxKeyLen=32)
+    created = client.createDatabaseV2(name, settings=settings, ifNotExists=True)
+    same((created.name, created.settings.maxKeyLen), (name, 32), "createDatabaseV2")
+    changed = client.updateDatabaseV2(name, datatypesv2.DatabaseSettingsV2(syncFrequency=30))
+    same(changed.settings.syncFrequency, 30, "updateDatabaseV2")
+    with refused(f"rpc error: code = InvalidArgument desc = illegal arguments: max key length can not be changed after "
+                 f"database creation ('{name}')"):
+        client.updateDatabaseV2(name, datatypesv2.DatabaseSettingsV2(maxKeyLen=31))
+    same(name in [database.name for database in client.databaseListV2().databases], True, "databaseListV2")
+    client.useDatabase(name.encode())
+    same(client.getDatabaseSettingsV2().settings.maxKeyLen, 32, "getDatabaseSettingsV2")
+    client.set(b"k" * 31, b"v")
+    with refused("max key length exceeded"):
+        client.set(b"k" * 32, b"v")
+    same(client.flushIndex(10.0, True).database, name, "flushIndex")
+    for percentage in [101.0, -1.0]:
+        with refused("tbtree: illegal arguments: invalid cleanupPercentage"):
+            client.flushIndex(percentage, True)
+
+
+@flow
+def a_session(client, space, endpoint=None, login=None):
+    username, password, database = login
+    inside = ImmudbClient(endpoint, timeout=CALL_TIMEOUT_S)
+    with inside.openManagedSession(username, password, database.encode()):
+        inside.set(space + b"key", b"value")
+        same(inside.get(space + b"key").value, b"value", "get in a session")
+        same(inside.currentState().db, database, "currentState")
+    same(client.get(space + b"key").value, b"value", "get beside the session")
+    # The SDK forgets the session that it has closed.
+    with refused("not logged in"):
+        inside.get(space + b"key")
+    inside.channel.close()
+
+
+class Killer:
+    """Kills the leader with SIGKILL every few seconds until it is told to stop."""
+
+    def __init__(self, cluster, every_s):
+        self.cluster, self.every_s, self.kills = cluster, every_s, 0
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while not self.stop.wait(self.every_s):
+            os.kill(self.cluster.leader()["pid"], signal.SIGKILL)
+            self.kills += 1
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+        self.cluster.wait_ready()
+
+
+def attempt(cluster, state, node, function, number):
+    """Runs a flow on one node, in a key space of its own."""
+    endpoint = node["endpoint"]
+    space = f"conformance/{os.getpid()}-{number}-{function.__name__}/".encode()
+    username, password, database = cluster.login()
+    client = ImmudbClient(endpoint, rs=state, timeout=CALL_TIMEOUT_S)
+    try:
+        client.login(username, password, database.encode())
+        more = {"endpoint": endpoint, "login": (username, password, database)} if function is a_session else {}
+        function(client, space, **more)
+    finally:
+        client.shutdown()
+
+
+def run(cluster, state, rounds, kills, rng):
+    """Every flow on every node; answers how many ran and how many began anew."""
+    ran, again = 0, 0
+    for _ in range(rounds):
+        order = [(node, function) for node in range(len(cluster.nodes())) for function in FLOWS]
+        rng.shuffle(order)
+        for place, function in order:
+            deadline = time.monotonic() + GIVE_UP_AFTER_S
+            while True:
+                try:
+                    attempt(cluster, state, cluster.nodes()[place], function, next(NUMBERS))
+                    break
+                except grpc.RpcError as error:
+                    text = f"{error.code().name}: {error.details()}"
+                    cut = kills and (error.code() in CUT_SHORT or (error.details() or "") in OTHER_LOGIN)
+                    if not cut or time.monotonic() > deadline:
+                        raise Wrong(f"{function.__name__} on node {place + 1}: {text}") from error
+                    again += 1
+                    time.sleep(0.1)
+                except Wrong as error:
+                    raise Wrong(f"{function.__name__} on node {place + 1}: {error}") from error
+            ran += 1
+    return ran, again
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--demo", metavar="BINARY", help="start a demo of its own with this alhambra binary")
+    where.add_argument("--attach", metavar="DIR", help="use the running demo of this folder")
+    parser.add_argument("--base-port", type=int, default=3322, help="base port of the own demo")
+    parser.add_argument("--kills", type=float, metavar="SECONDS", help="then again, killing the leader this often")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each flow runs on each node, with kills")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    arguments = parser.parse_args()
+    print(f"{len(FLOWS)} flows, seed {arguments.seed}", flush=True)
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="conformance-") as own:
+        demo = start_demo(arguments.demo, arguments.base_port, own) if arguments.demo else None
+        try:
+            cluster, state = Cluster(arguments.attach or own), CarriedState()
+            cluster.wait_ready()
+            started = time.monotonic()
+            ran, _ = run(cluster, state, 1, False, rng)
+            print(f"quiet: {ran} flows ok in {time.monotonic() - started:.1f} s", flush=True)
+            if arguments.kills:
+                started = time.monotonic()
+                with Killer(cluster, arguments.kills) as killer:
+                    ran, again = run(cluster, state, arguments.rounds, True, rng)
+                print(f"leader killed {killer.kills} times: {ran} flows ok, {again} cut short and begun anew, in "
+                      f"{time.monotonic() - started:.1f} s", flush=True)
+        except Wrong as error:
+            sys.exit(f"FAILED: {error} (seed {arguments.seed})")
+        finally:
+            if demo is not None:
+                demo.send_signal(signal.SIGTERM)
+                demo.wait(timeout=GIVE_UP_AFTER_S)
+
+
+if __name__ == "__main__":
+    main()
