@@ -54,6 +54,8 @@ pub struct Call {
     pub token: Option<Box<str>>,
     /// When the call has to have an answer.
     pub deadline: Instant,
+    /// Whether the client chose the deadline.
+    pub chosen: bool,
     /// How new the data of reads has to be.
     pub level: ReadLevel,
 }

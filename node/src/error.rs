@@ -96,6 +96,12 @@ pub enum Error {
     /// The node is stopping.
     #[error("the node is stopping; surely not applied, try another node")]
     Stopping,
+    /// The other end of a stream was silent for too long.
+    #[error("{what}")]
+    StreamIdle {
+        /// What did not happen.
+        what: &'static str,
+    },
     /// The write is committed, but this node could not show it before the deadline.
     #[error("the write is committed as transaction {tx}, but this node has not applied it before the deadline")]
     CommittedNotApplied {
@@ -257,6 +263,7 @@ impl From<Error> for Status {
             Error::Unimplemented { .. } => Code::Unsupported,
             Error::Header { .. } => Code::InvalidArgument,
             Error::Starting { .. } | Error::Stopping => Code::Starting,
+            Error::StreamIdle { .. } => Code::Canceled,
             Error::CommittedNotApplied { .. } | Error::GoesOn => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),
             Error::Read(error) => code_of_read(error),

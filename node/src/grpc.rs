@@ -8,6 +8,7 @@ pub mod gate;
 mod immu;
 mod kv;
 mod session;
+mod stream;
 mod verified;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ pub mod session;
 pub mod settings;
 pub mod transaction;
 pub mod verified;
+pub mod walk;
 pub mod zset;
 
 use std::sync::Arc;

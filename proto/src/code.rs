@@ -403,6 +403,16 @@ impl WireError {
         self.grpc
     }
 
+    /// Its text inside the text of another error: a plain status shows its code, as Go renders it.
+    pub fn inside(&self) -> String {
+        match self.coded {
+            None if self.grpc != tonic::Code::Unknown => {
+                format!("rpc error: code = {:?} desc = {}", self.grpc, self.text)
+            }
+            _ => self.text.to_owned(),
+        }
+    }
+
     /// The status to answer with.
     pub fn status(&self) -> Status {
         match self.coded {

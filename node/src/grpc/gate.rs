@@ -169,7 +169,9 @@ fn admit(app: &App, method: &Method, headers: &HeaderMap, now: Instant) -> std::
         return Err(Refusal::AfterUuid(text::SESSION_NOT_FOUND.into()));
     }
     let level = read_level(headers).map_err(Refusal::AfterUuid)?;
-    Ok(Call { session, token: token(headers), deadline: deadline(headers, now, app.request_timeout()), level })
+    let timeout = timeout(headers);
+    let deadline = deadline(timeout, now, app.request_timeout());
+    Ok(Call { session, token: token(headers), deadline, chosen: timeout.is_some(), level })
 }
 
 fn read_level(headers: &HeaderMap) -> Result<ReadLevel> {
@@ -185,9 +187,13 @@ fn token(headers: &HeaderMap) -> Option<Box<str>> {
     Some(token.into())
 }
 
+/// The time that the client gives the call.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(TIMEOUT_HEADER).and_then(|value| parse_timeout(value.as_bytes()))
+}
+
 /// When the call has to have an answer. A client's own deadline is met a little early.
-fn deadline(headers: &HeaderMap, now: Instant, default: Duration) -> Instant {
-    let client = headers.get(TIMEOUT_HEADER).and_then(|value| parse_timeout(value.as_bytes()));
+fn deadline(client: Option<Duration>, now: Instant, default: Duration) -> Instant {
     match client {
         Some(timeout) => {
             let timeout = timeout.min(TIMEOUT_MAX);
@@ -306,12 +312,12 @@ mod tests {
     async fn a_deadline_of_the_client_is_met_early_and_its_absence_filled() {
         let now = Instant::now();
         let default = Duration::from_secs(10);
-        let of = |text: &str| deadline(&headers(TIMEOUT_HEADER, text), now, default) - now;
+        let of = |text: &str| deadline(timeout(&headers(TIMEOUT_HEADER, text)), now, default) - now;
         assert_eq!(of("1S"), Duration::from_millis(950));
         assert_eq!(of("100m"), Duration::from_millis(90));
         assert_eq!(of("99999999H"), TIMEOUT_MAX - ANSWER_TRAVELS);
         assert_eq!(of("nonsense"), default);
-        assert_eq!(deadline(&HeaderMap::new(), now, default) - now, default);
+        assert_eq!(deadline(timeout(&HeaderMap::new()), now, default) - now, default);
     }
 
     #[test]

@@ -7,9 +7,10 @@ use alhambra_proto::code::text;
 use alhambra_proto::model::document_service_server::DocumentService;
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_server::ImmuService;
-use tonic::{Request, async_trait};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Streaming, async_trait};
 
-use super::{Reply, database, exec, kv, session, verified};
+use super::{Reply, database, exec, kv, session, stream, verified};
 use crate::service::App;
 
 /// `immudb.schema.ImmuService`.
@@ -207,5 +208,32 @@ impl ImmuService for Immu {
 
     async fn verifiable_tx_by_id(&self, request: Request<schema::VerifiableTxRequest>) -> Reply<schema::VerifiableTx> {
         verified::tx_by_id(&self.app, request).await
+    }
+
+    async fn stream_get(&self, request: Request<schema::KeyRequest>) -> Reply<BoxStream<schema::Chunk>> {
+        stream::get(&self.app, request).await
+    }
+
+    async fn stream_set(&self, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
+        stream::set(&self.app, request).await
+    }
+
+    async fn stream_verifiable_get(
+        &self,
+        request: Request<schema::VerifiableGetRequest>,
+    ) -> Reply<BoxStream<schema::Chunk>> {
+        stream::verifiable_get(&self.app, request).await
+    }
+
+    async fn stream_verifiable_set(&self, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::VerifiableTx> {
+        stream::verifiable_set(&self.app, request).await
+    }
+
+    async fn stream_scan(&self, request: Request<schema::ScanRequest>) -> Reply<BoxStream<schema::Chunk>> {
+        stream::scan(&self.app, request).await
+    }
+
+    async fn stream_history(&self, request: Request<schema::HistoryRequest>) -> Reply<BoxStream<schema::Chunk>> {
+        stream::history(&self.app, request).await
     }
 }

@@ -42,6 +42,30 @@ pub(super) fn get_of(request: schema::KeyRequest) -> Get {
     }
 }
 
+pub(super) fn scan_of(request: schema::ScanRequest) -> Scan {
+    Scan {
+        seek_key: request.seek_key,
+        end_key: request.end_key,
+        prefix: request.prefix,
+        desc: request.desc,
+        limit: request.limit,
+        since_tx: TxId(request.since_tx),
+        inclusive_seek: request.inclusive_seek,
+        inclusive_end: request.inclusive_end,
+        offset: request.offset,
+    }
+}
+
+pub(super) fn history_of(request: schema::HistoryRequest) -> History {
+    History {
+        key: request.key,
+        offset: request.offset,
+        limit: request.limit,
+        desc: request.desc,
+        since_tx: TxId(request.since_tx),
+    }
+}
+
 /// The form of entries that is asked for. A number that is no action counts as leaving out.
 pub(super) fn entries_spec(spec: Option<schema::EntriesSpec>) -> Option<EntriesSpec> {
     let action = |spec: Option<schema::EntryTypeSpec>| match spec
@@ -59,7 +83,7 @@ pub(super) fn entries_spec(spec: Option<schema::EntriesSpec>) -> Option<EntriesS
     })
 }
 
-fn reference(reference: Reference) -> schema::Reference {
+pub(super) fn reference(reference: Reference) -> schema::Reference {
     schema::Reference {
         tx: reference.tx.get(),
         key: reference.key,
@@ -139,32 +163,14 @@ pub(super) async fn get_all(app: &App, request: Request<schema::KeyListRequest>)
 pub(super) async fn scan(app: &App, request: Request<schema::ScanRequest>) -> Reply<schema::Entries> {
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::SCAN)?;
-    let scan = Scan {
-        seek_key: request.seek_key,
-        end_key: request.end_key,
-        prefix: request.prefix,
-        desc: request.desc,
-        limit: request.limit,
-        since_tx: TxId(request.since_tx),
-        inclusive_seek: request.inclusive_seek,
-        inclusive_end: request.inclusive_end,
-        offset: request.offset,
-    };
-    let found = kv::scan(app, &cx, scan).await?;
+    let found = kv::scan(app, &cx, scan_of(request)).await?;
     Ok(read_reply(cx.level, entries(found)))
 }
 
 pub(super) async fn history(app: &App, request: Request<schema::HistoryRequest>) -> Reply<schema::Entries> {
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::HISTORY)?;
-    let history = History {
-        key: request.key,
-        offset: request.offset,
-        limit: request.limit,
-        desc: request.desc,
-        since_tx: TxId(request.since_tx),
-    };
-    let found = kv::history(app, &cx, history).await?;
+    let found = kv::history(app, &cx, history_of(request)).await?;
     Ok(read_reply(cx.level, entries(found)))
 }
 

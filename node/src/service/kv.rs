@@ -17,7 +17,8 @@ use alhambra_storage::index::{ScanSpec, Version};
 use alhambra_storage::read::ReadSnapshot;
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{App, ENTRIES_PER_TURN, result_limit};
+use super::walk::{HistoryWalk, ScanWalk};
+use super::{App, ENTRIES_PER_TURN};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
@@ -182,7 +183,7 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// What this version of a stored key holds.
-    fn version(&self, key: &[u8], version: &Version) -> Result<Found> {
+    pub(super) fn version(&self, key: &[u8], version: &Version) -> Result<Found> {
         let stored = self.view.value(key, version)?;
         Ok(Found { tx: version.tx, revision: version.revision, metadata: version.metadata, stored })
     }
@@ -425,43 +426,16 @@ pub async fn get_all(app: &App, cx: &Context, keys: Vec<Bytes>, since_tx: TxId) 
 
 /// Reads a range of keys.
 pub async fn scan(app: &App, cx: &Context, scan: Scan) -> Result<Vec<Entry>> {
-    let limit = result_limit(scan.limit)?;
-    let key_len_max = settings(cx)?.key_len_max;
-    if over(scan.seek_key.len() + 1, key_len_max) || over(scan.prefix.len() + 1, key_len_max) {
-        return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
-    }
-    let view = cx.view(scan.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
-    let reader = Reader { context: cx, view: &view, now: app.now() };
-    let Some(spec) = range(&scan) else { return Ok(Vec::new()) };
-    // Errors pass every filter.
-    let live = view.scan(&spec).filter(|found| found.as_ref().map_or(true, |(_, version)| version.is_live(reader.now)));
-    let offset = usize::try_from(scan.offset).unwrap_or(usize::MAX);
+    let mut walk = ScanWalk::begin(app, cx, &scan).await?;
     let mut out = Vec::new();
-    let mut passed = 0;
-    for (n, found) in live.enumerate() {
-        let (key, version) = found?;
-        if n < offset {
-            take_turns(n).await;
-            continue;
-        }
-        passed += 1;
-        if passed > limit {
-            break;
-        }
-        let user_key = key.slice(1..);
-        match reader.version(&key, &version).and_then(|found| reader.resolve(user_key, found)) {
-            Ok(entry) => out.push(entry),
-            // A reference whose target is gone, or a value that was pruned, has used up its place.
-            Err(error) if is_absence(&error) => {}
-            Err(error) => return Err(error),
-        }
-        take_turns(n).await;
+    while let Some(entry) = walk.next(cx).await? {
+        out.push(entry);
     }
     Ok(out)
 }
 
 /// The range of stored keys that a scan walks; none when it is empty.
-fn range(scan: &Scan) -> Option<ScanSpec> {
+pub(super) fn range(scan: &Scan) -> Option<ScanSpec> {
     let prefix = stored_key(&scan.prefix);
     let bound = |key: &Bytes, inclusive: bool| (!key.is_empty()).then(|| (stored_key(key), inclusive));
     let seek = bound(&scan.seek_key, scan.inclusive_seek);
@@ -482,47 +456,10 @@ fn range(scan: &Scan) -> Option<ScanSpec> {
 
 /// Reads versions of a key; references are not followed.
 pub async fn history(app: &App, cx: &Context, history: History) -> Result<Vec<Entry>> {
-    let limit = u64::try_from(history.limit).map_err(|_| text::TREE_ILLEGAL_ARGUMENTS)?;
-    let limit = result_limit(limit)?;
-    let view = cx.view(history.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
-    let key = stored_key(&history.key);
-    let count = view.revisions(&key)?;
-    if count == 0 {
-        return Err(text::KEY_NOT_FOUND.into());
-    }
-    if history.offset == count {
-        return Err(text::NO_MORE_ENTRIES.into());
-    }
-    if history.offset > count {
-        return Ok(Vec::new());
-    }
-    let now = app.now();
-    let reader = Reader { context: cx, view: &view, now };
-    let versions = view.history(&key, history.offset, limit, history.desc)?;
-    let mut out = Vec::with_capacity(versions.len());
-    for (n, version) in versions.iter().enumerate() {
-        let expired = version.metadata.is_expired(now);
-        let value = if expired {
-            Bytes::new()
-        } else {
-            // The first byte tells plain values from references; a deletion has not even that.
-            let stored = match reader.version(&key, version) {
-                // Its revision and transaction are still there for who asks for them.
-                Err(Error::ValuePruned { .. }) => continue,
-                found => found?.stored,
-            };
-            if stored.is_empty() { stored } else { stored.slice(1..) }
-        };
-        out.push(Entry {
-            tx: version.tx,
-            key: history.key.clone(),
-            value,
-            metadata: version.metadata,
-            expired,
-            revision: version.revision,
-            referenced_by: None,
-        });
-        take_turns(n).await;
+    let mut walk = HistoryWalk::begin(app, cx, history).await?;
+    let mut out = Vec::new();
+    while let Some(entry) = walk.next(cx).await? {
+        out.push(entry);
     }
     Ok(out)
 }

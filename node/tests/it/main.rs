@@ -10,6 +10,7 @@ mod kv;
 mod reads;
 mod server;
 mod sessions;
+mod streams;
 mod support;
 mod transactions;
 mod verified;

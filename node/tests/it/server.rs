@@ -49,7 +49,7 @@ impl Decoder for Raw {
     }
 }
 
-const BUILT: [&Method; 30] = [
+const BUILT: &[&Method] = &[
     &method::OPEN_SESSION,
     &method::CLOSE_SESSION,
     &method::KEEP_ALIVE,
@@ -74,6 +74,27 @@ const BUILT: [&Method; 30] = [
     &method::VERIFIABLE_SET,
     &method::VERIFIABLE_GET,
     &method::VERIFIABLE_TX_BY_ID,
+    &method::EXEC_ALL,
+    &method::SET_REFERENCE,
+    &method::ZADD,
+    &method::ZSCAN,
+    &method::VERIFIABLE_SET_REFERENCE,
+    &method::VERIFIABLE_ZADD,
+    &method::UPDATE_DATABASE,
+    &method::UPDATE_DATABASE_V2,
+    &method::GET_DATABASE_SETTINGS,
+    &method::GET_DATABASE_SETTINGS_V2,
+    &method::FLUSH_INDEX,
+    &method::COMPACT_INDEX,
+    &method::AUTHORIZATION_OPEN_SESSION,
+    &method::AUTHORIZATION_KEEP_ALIVE,
+    &method::AUTHORIZATION_CLOSE_SESSION,
+    &method::STREAM_GET,
+    &method::STREAM_SET,
+    &method::STREAM_VERIFIABLE_GET,
+    &method::STREAM_VERIFIABLE_SET,
+    &method::STREAM_SCAN,
+    &method::STREAM_HISTORY,
     &method::CREATE_DATABASE,
     &method::CREATE_DATABASE_WITH,
     &method::CREATE_DATABASE_V2,

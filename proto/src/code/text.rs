@@ -126,6 +126,21 @@ wire_errors! {
     /// More preconditions than a transaction may have entries.
     PRECONDITIONS_TOO_MANY = WireError::plain_text("invalid precondition: too many preconditions");
 
+    // Streams.
+
+    /// A streamed value that is longer than the database allows.
+    STREAM_VALUE_TOO_LONG = WireError::caused(
+        ImmuCode::DataException,
+        "internal store max value length exceeded",
+        "max value length exceeded"
+    );
+    /// Streamed values that are too long together.
+    STREAM_VALUES_TOO_LONG = WireError::coded(ImmuCode::DataException, "max transaction values length exceeded");
+    /// A stream without the message that has to come first.
+    STREAM_EOF = WireError::plain_text("EOF");
+    /// A first message that is shorter than its number.
+    STREAM_UNEXPECTED_EOF = WireError::plain_text("unexpected EOF");
+
     // Sessions and tokens.
 
     /// A unary call with a session id that is not known (any more).
@@ -220,6 +235,16 @@ pub fn illegal_arguments(reason: &str) -> Status {
 /// VerifiableTxById with a `proveSinceTx` beyond the last transaction.
 pub fn illegal_state(latest_tx: u64, initial_tx: u64) -> Status {
     plain_text(format!("illegal state: latest txID={latest_tx} is lower than specified as initial tx={initial_tx}"))
+}
+
+/// A streamSet whose write fails with `error` ([`WireError::inside`]).
+pub fn stream_set(error: &str) -> Status {
+    plain_text(format!("StreamSet receives following error: {error}"))
+}
+
+/// A streamVerifiableSet whose write fails with `error` ([`WireError::inside`]).
+pub fn stream_verifiable_set(error: &str) -> Status {
+    plain_text(format!("StreamVerifiableSet received the following error: {error}"))
 }
 
 /// UseDatabase of an unknown database.
