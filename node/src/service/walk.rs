@@ -111,7 +111,7 @@ impl HistoryWalk {
 
     /// The next version; none at the end.
     pub async fn next(&mut self, cx: &Context) -> Result<Option<Entry>> {
-        while let Some(version) = self.versions.next() {
+        for version in self.versions.by_ref() {
             take_turns(self.steps).await;
             self.steps += 1;
             let expired = version.metadata.is_expired(self.now);
