@@ -1,4 +1,4 @@
-//! `alhambra set`, `get`, `history` and `scan`: verified unless told otherwise.
+//! `alhambra set`, `get`, `history` and `scan`, verified unless told otherwise; `delete` and `count`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -12,7 +12,7 @@ use crate::output::{Output, Table, print_json, print_raw, text};
 use crate::trusted::Trusted;
 
 /// The most that the server answers at once.
-const ENTRIES_MAX: u16 = 2500;
+pub const ENTRIES_MAX: u16 = 2500;
 
 /// Flags that all of these commands have.
 #[derive(Debug, clap::Args)]
@@ -30,9 +30,46 @@ pub struct Common {
 }
 
 impl Common {
-    async fn connect(&self) -> Result<Trusted, Failure> {
+    /// Connects as the flags say.
+    pub async fn connect(&self) -> Result<Trusted, Failure> {
         Trusted::connect(&self.connect, (!self.no_verify).then_some(&self.states)).await
     }
+
+    /// Whether proofs are asked for.
+    pub fn verifies(&self) -> bool {
+        !self.no_verify
+    }
+
+    /// Form of the answer.
+    pub fn output(&self) -> Output {
+        self.output
+    }
+}
+
+/// Flags of `alhambra delete`.
+#[derive(Debug, clap::Args)]
+pub struct DeleteArgs {
+    /// The keys; all must have a value.
+    #[arg(value_name = "KEY", required = true)]
+    keys: Vec<OsString>,
+    #[command(flatten)]
+    connect: Connect,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Flags of `alhambra count`.
+#[derive(Debug, clap::Args)]
+pub struct CountArgs {
+    /// Only keys that begin so.
+    #[arg(value_name = "PREFIX", default_value = "")]
+    prefix: OsString,
+    #[command(flatten)]
+    connect: Connect,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 /// Flags of `alhambra set`.
@@ -117,6 +154,45 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
         Output::Table => {
             let mut table = Table::new(&["key", "value", "tx", "verified"]);
             table.row([text(&key), text(&value), tx.to_string(), yes(verify)]);
+            print_raw(table.render())
+        }
+    }
+}
+
+/// Marks keys as deleted, all in one transaction; their histories stay.
+pub async fn delete(args: DeleteArgs) -> Result<(), Failure> {
+    let keys: Vec<Vec<u8>> = args.keys.into_iter().map(OsString::into_vec).collect();
+    if keys.iter().any(Vec::is_empty) {
+        return Err(Failure::new(Kind::Usage, "a key is empty", "give keys of at least one byte"));
+    }
+    let trusted = Trusted::connect(&args.connect, None).await?;
+    let outcome = trusted.client.delete(keys.iter().map(|key| key.clone().into()).collect()).await;
+    let outcome = outcome.map_err(|error| trusted.explain(&error, if keys.len() == 1 { Some(&keys[0]) } else { None }));
+    let tx = trusted.close(outcome).await?.id.get();
+    let names: Vec<String> = keys.iter().map(|key| text(key)).collect();
+    match args.output {
+        Output::Json => print_json(&json!({"keys": names, "tx": tx})),
+        Output::Raw => print_raw(format!("{tx}\n")),
+        Output::Table => {
+            let mut table = Table::new(&["deleted", "tx"]);
+            names.into_iter().for_each(|name| table.row([name, tx.to_string()]));
+            print_raw(table.render())
+        }
+    }
+}
+
+/// Counts keys, deleted and expired ones included.
+pub async fn count(args: CountArgs) -> Result<(), Failure> {
+    let prefix = args.prefix.into_vec();
+    let trusted = Trusted::connect(&args.connect, None).await?;
+    let outcome = trusted.client.count(prefix.clone()).await.map_err(|error| trusted.explain(&error, None));
+    let count = trusted.close(outcome).await?;
+    match args.output {
+        Output::Json => print_json(&json!({"prefix": text(&prefix), "count": count})),
+        Output::Raw => print_raw(format!("{count}\n")),
+        Output::Table => {
+            let mut table = Table::new(&["prefix", "keys"]);
+            table.row([text(&prefix), count.to_string()]);
             print_raw(table.render())
         }
     }
@@ -280,7 +356,8 @@ async fn judge(trusted: &mut Trusted, entries: Vec<Entry>, no_verify: bool) -> R
     Ok(judged)
 }
 
-fn tell_if_cut(shown: usize, limit: u16) {
+/// Tells that a list may go on.
+pub fn tell_if_cut(shown: usize, limit: u16) {
     if shown == usize::from(limit) {
         eprintln!("only {limit} were asked for, there may be more; go on with --offset {limit}");
     }
@@ -290,6 +367,7 @@ fn lines(entries: &[(Entry, bool)]) -> Vec<u8> {
     entries.iter().flat_map(|(entry, _)| entry.value.iter().copied().chain([b'\n'])).collect()
 }
 
-fn yes(verified: bool) -> String {
+/// How a table says whether something was verified.
+pub fn yes(verified: bool) -> String {
     if verified { "yes" } else { "no" }.to_owned()
 }

@@ -14,6 +14,7 @@ mod kv;
 mod output;
 mod serve;
 mod session;
+mod sets;
 mod shell;
 mod signals;
 mod status;
@@ -44,6 +45,16 @@ enum Command {
     Set(kv::SetArgs),
     /// Read the newest value of a key, and verify it
     Get(kv::GetArgs),
+    /// Mark keys as deleted; their histories stay
+    Delete(kv::DeleteArgs),
+    /// Give a key another name, and verify that it is in the history
+    Reference(sets::ReferenceArgs),
+    /// Add a key to a sorted set, and verify that it is in the history
+    Zadd(sets::ZAddArgs),
+    /// List the members of a sorted set by score, and verify their values
+    Zscan(sets::ZScanArgs),
+    /// Count keys, deleted and expired ones included
+    Count(kv::CountArgs),
     /// List all versions of a key, and verify each
     History(kv::HistoryArgs),
     /// List keys with their newest values, and verify each
@@ -92,6 +103,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Set(args) => block_on(kv::set(args)),
         Command::Get(args) => block_on(kv::get(args)),
+        Command::Delete(args) => block_on(kv::delete(args)),
+        Command::Reference(args) => block_on(sets::reference(args)),
+        Command::Zadd(args) => block_on(sets::zadd(args)),
+        Command::Zscan(args) => block_on(sets::zscan(args)),
+        Command::Count(args) => block_on(kv::count(args)),
         Command::History(args) => block_on(kv::history(args)),
         Command::Scan(args) => block_on(kv::scan(args)),
         Command::Verify(args) => block_on(verify::run(args)),

@@ -123,6 +123,33 @@ impl KeyValue {
     }
 }
 
+/// An entry as it must stand in the transaction that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    key: Vec<u8>,
+    value_hash: Digest,
+    metadata: KvMetadata,
+}
+
+impl Wanted {
+    /// A value.
+    pub(crate) fn value(pair: &KeyValue) -> Self {
+        let value_hash = sha256(&kv::set_value(&pair.value));
+        Self { key: kv::set_key(&pair.key), value_hash, metadata: pair.metadata }
+    }
+
+    /// A reference; `at_tx` 0 for one that is not bound.
+    pub(crate) fn reference(key: &[u8], target: &[u8], at_tx: TxId) -> Self {
+        let value_hash = sha256(&kv::reference_value(at_tx, target));
+        Self { key: kv::set_key(key), value_hash, metadata: KvMetadata::default() }
+    }
+
+    /// A member of a sorted set; `at_tx` 0 for one that is not bound.
+    pub(crate) fn member(set: &[u8], score: f64, key: &[u8], at_tx: TxId) -> Self {
+        Self { key: kv::zadd_key(set, score, key, at_tx), value_hash: EMPTY, metadata: KvMetadata::default() }
+    }
+}
+
 /// The question of a verified get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GetQuestion<'a> {
@@ -189,23 +216,24 @@ fn dual(tx: &VerifiableTx, trusted: &TrustedState, key: Option<&VerifyingKey>) -
     Ok(next)
 }
 
-/// Checks the answer to a verified set of `pairs` and gives the header of the new transaction and the state to trust.
-pub(crate) fn set(
-    pairs: &[KeyValue],
+/// Checks the answer to a verified write of exactly these entries and gives the header of the new transaction and the state
+/// to trust.
+pub(crate) fn written(
+    wanted: &[Wanted],
     reply: &schema::VerifiableTx,
     trusted: &TrustedState,
     key: Option<&VerifyingKey>,
 ) -> Result<(TxHeader, TrustedState), Check> {
     let reply = VerifiableTx::try_from(reply)?;
     let (header, entries) = (&reply.tx.header, &reply.tx.entries);
-    let count = |found| Check::EntryCount { expected: pairs.len(), found };
-    require(entries.len() == pairs.len(), count(entries.len()))?;
-    require(usize::try_from(header.nentries) == Ok(pairs.len()), count(header.nentries as usize))?;
+    let count = |found| Check::EntryCount { expected: wanted.len(), found };
+    require(entries.len() == wanted.len(), count(entries.len()))?;
+    require(usize::try_from(header.nentries) == Ok(wanted.len()), count(header.nentries as usize))?;
     require(header.id > trusted.tx, Check::Transaction { expected: TxId(trusted.tx.get() + 1), found: header.id })?;
-    for (pair, entry) in pairs.iter().zip(entries) {
-        require(entry.key == kv::set_key(&pair.key), Check::Key)?;
-        require(entry.value_hash == sha256(&kv::set_value(&pair.value)), Check::Value)?;
-        require(entry.metadata == pair.metadata, Check::Metadata)?;
+    for (wanted, entry) in wanted.iter().zip(entries) {
+        require(entry.key == wanted.key, Check::Key)?;
+        require(entry.value_hash == wanted.value_hash, Check::Value)?;
+        require(entry.metadata == wanted.metadata, Check::Metadata)?;
     }
     complete(&reply.tx)?;
     let next = dual(&reply, trusted, key)?;

@@ -105,6 +105,37 @@ impl From<schema::Entry> for Entry {
     }
 }
 
+/// A member of a sorted set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZEntry {
+    /// Its score.
+    pub score: f64,
+    /// Its key.
+    pub key: Bytes,
+    /// Transaction it is bound to; 0: the newest version of the key.
+    pub at_tx: TxId,
+    /// What the key has.
+    pub entry: Option<Entry>,
+}
+
+/// Which members [`Client::z_scan`] returns. Limit 0 means the maximum (2500). Members outside the bounds, and those whose value
+/// is gone, use up their place in offset and limit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ZScan {
+    /// Name of the set.
+    pub set: Bytes,
+    /// From the greatest score down. Then members of exactly the greatest score are left out.
+    pub desc: bool,
+    /// Smallest score.
+    pub min_score: Option<f64>,
+    /// Greatest score.
+    pub max_score: Option<f64>,
+    /// Members to leave out at the start.
+    pub offset: u64,
+    /// Most members; 0 for the maximum.
+    pub limit: u64,
+}
+
 /// Which keys [`Client::scan`] returns. All limits as the protocol has them: limit 0 means the maximum (2500).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
@@ -224,6 +255,65 @@ impl Client {
             .call("set", Kind::Write, connection.deadline(), request, async |mut c, r| c.set(r).await)
             .await?;
         header("set", &reply)
+    }
+
+    /// Writes a reference to `target` under `key`, which leads to its newest value, or with an `at_tx` other than 0 to what that
+    /// transaction wrote.
+    pub async fn set_reference(
+        &self,
+        key: impl Into<Bytes>,
+        target: impl Into<Bytes>,
+        at_tx: TxId,
+    ) -> Result<TxHeader, Error> {
+        let connection = self.connection();
+        let request = reference_request(key.into(), target.into(), at_tx);
+        let reply = connection
+            .call("set_reference", Kind::Write, connection.deadline(), request, async |mut c, r| {
+                c.set_reference(r).await
+            })
+            .await?;
+        header("set_reference", &reply)
+    }
+
+    /// Adds `key` with a score to a sorted set; `at_tx` as for [`Self::set_reference`].
+    pub async fn z_add(
+        &self,
+        set: impl Into<Bytes>,
+        score: f64,
+        key: impl Into<Bytes>,
+        at_tx: TxId,
+    ) -> Result<TxHeader, Error> {
+        let connection = self.connection();
+        let request = z_add_request(set.into(), score, key.into(), at_tx);
+        let reply = connection
+            .call("z_add", Kind::Write, connection.deadline(), request, async |mut c, r| c.z_add(r).await)
+            .await?;
+        header("z_add", &reply)
+    }
+
+    /// Members of a sorted set, by score.
+    pub async fn z_scan(&self, scan: ZScan) -> Result<Vec<ZEntry>, Error> {
+        let connection = self.connection();
+        let score = |score: Option<f64>| score.map(|score| schema::Score { score });
+        let request = schema::ZScanRequest {
+            set: scan.set,
+            desc: scan.desc,
+            limit: scan.limit,
+            offset: scan.offset,
+            min_score: score(scan.min_score),
+            max_score: score(scan.max_score),
+            ..Default::default()
+        };
+        let reply = connection
+            .call("z_scan", Kind::Read, connection.deadline(), request, async |mut c, r| c.z_scan(r).await)
+            .await?;
+        let z_entry = |found: schema::ZEntry| ZEntry {
+            score: found.score,
+            key: found.key,
+            at_tx: TxId(found.at_tx),
+            entry: found.entry.map(Into::into),
+        };
+        Ok(reply.entries.into_iter().map(z_entry).collect())
     }
 
     /// Marks the keys as deleted, as one transaction. All must exist.
@@ -407,6 +497,20 @@ impl Client {
             .await?;
         Ok(reply.databases)
     }
+}
+
+pub(crate) fn reference_request(key: Bytes, target: Bytes, at_tx: TxId) -> schema::ReferenceRequest {
+    schema::ReferenceRequest {
+        key,
+        referenced_key: target,
+        at_tx: at_tx.get(),
+        bound_ref: at_tx.get() > 0,
+        ..Default::default()
+    }
+}
+
+pub(crate) fn z_add_request(set: Bytes, score: f64, key: Bytes, at_tx: TxId) -> schema::ZAddRequest {
+    schema::ZAddRequest { set, score, key, at_tx: at_tx.get(), bound_ref: at_tx.get() > 0, no_wait: false }
 }
 
 pub(crate) fn set_request(pairs: &[KeyValue]) -> schema::SetRequest {

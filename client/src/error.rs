@@ -157,11 +157,14 @@ impl Error {
         }
     }
 
-    /// True when the server says that the client's state is beyond its history.
+    /// True when the server says that the client's state is beyond its history. References and sorted sets have only one text for
+    /// that and for wrong arguments, so it may be those.
     pub(crate) fn is_illegal_state(&self) -> bool {
         match self {
             Self::Refused { status, .. } => {
-                text::ILLEGAL_STATE.is(status) || status.message().starts_with("illegal state: latest txID=")
+                text::ILLEGAL_STATE.is(status)
+                    || text::ILLEGAL_ARGUMENTS.is(status)
+                    || status.message().starts_with("illegal state: latest txID=")
             }
             _ => false,
         }

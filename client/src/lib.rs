@@ -25,7 +25,7 @@ mod verified;
 pub use alhambra_ledger::ids::TxId;
 pub use alhambra_ledger::state::TrustedState;
 pub use check::{Check, KeyValue};
-pub use client::{Client, Entry, Options, Reference, Scan};
+pub use client::{Client, Entry, Options, Reference, Scan, ZEntry, ZScan};
 pub use error::Error;
 pub use state_store::{Advanced, Evidence, FileStateStore, MemoryStateStore, StateError, StateId, StateStore};
 pub use verified::{StateCheck, Verified};

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::time::Instant;
 
-use crate::check::{self, Check, GetQuestion, KeyValue};
-use crate::client::{Client, Entry, set_request};
+use crate::check::{self, Check, GetQuestion, KeyValue, Wanted};
+use crate::client::{Client, Entry, reference_request, set_request, z_add_request};
 use crate::error::Error;
 use crate::retry::Kind;
 use crate::state_store::{Advanced, Evidence, StateId};
@@ -72,9 +72,69 @@ impl Client {
             .connection
             .call(round.call, Kind::Write, round.deadline, request.clone(), async |mut c, r| c.verifiable_set(r).await)
             .await;
-        let reply = self.answered(&round, &request, answer).await?;
-        let checked = check::set(&pairs, &reply, &round.trusted, self.inner.server_key.as_ref());
-        let (header, next) = self.judged(&round, &request, &reply, checked)?;
+        self.written(round, &request, answer, &pairs.iter().map(Wanted::value).collect::<Vec<_>>()).await
+    }
+
+    /// Writes a reference to `target` under `key` and verifies that it is in the history. It leads to the newest value of the
+    /// target, or with an `at_tx` other than 0 to what that transaction wrote.
+    pub async fn verified_set_reference(
+        &self,
+        key: impl Into<Bytes>,
+        target: impl Into<Bytes>,
+        at_tx: TxId,
+    ) -> Result<Verified<()>, Error> {
+        let reference = reference_request(key.into(), target.into(), at_tx);
+        let wanted = Wanted::reference(&reference.key, &reference.referenced_key, at_tx);
+        let _one_at_a_time = self.inner.verifying.lock().await;
+        let round = self.begin("verified_set_reference").await?;
+        let prove_since_tx = round.trusted.tx.get();
+        let request = schema::VerifiableReferenceRequest { reference_request: Some(reference), prove_since_tx };
+        let answer = self
+            .inner
+            .connection
+            .call(round.call, Kind::Write, round.deadline, request.clone(), async |mut c, r| {
+                c.verifiable_set_reference(r).await
+            })
+            .await;
+        self.written(round, &request, answer, &[wanted]).await
+    }
+
+    /// Adds `key` with a score to a sorted set and verifies that it is in the history. The member leads to the newest value of
+    /// the key, or with an `at_tx` other than 0 to what that transaction wrote.
+    pub async fn verified_z_add(
+        &self,
+        set: impl Into<Bytes>,
+        score: f64,
+        key: impl Into<Bytes>,
+        at_tx: TxId,
+    ) -> Result<Verified<()>, Error> {
+        let member = z_add_request(set.into(), score, key.into(), at_tx);
+        let wanted = Wanted::member(&member.set, score, &member.key, at_tx);
+        let _one_at_a_time = self.inner.verifying.lock().await;
+        let round = self.begin("verified_z_add").await?;
+        let prove_since_tx = round.trusted.tx.get();
+        let request = schema::VerifiableZAddRequest { z_add_request: Some(member), prove_since_tx };
+        let answer = self
+            .inner
+            .connection
+            .call(round.call, Kind::Write, round.deadline, request.clone(), async |mut c, r| {
+                c.verifiable_z_add(r).await
+            })
+            .await;
+        self.written(round, &request, answer, &[wanted]).await
+    }
+
+    /// Judges the answer to a write of these entries.
+    async fn written<Req: Message>(
+        &self,
+        round: Round,
+        request: &Req,
+        answer: Result<schema::VerifiableTx, Error>,
+        wanted: &[Wanted],
+    ) -> Result<Verified<()>, Error> {
+        let reply = self.answered(&round, request, answer).await?;
+        let checked = check::written(wanted, &reply, &round.trusted, self.inner.server_key.as_ref());
+        let (header, next) = self.judged(&round, request, &reply, checked)?;
         let state = self.store(round, next).await?;
         Ok(Verified { value: (), header, state })
     }

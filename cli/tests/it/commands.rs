@@ -266,3 +266,62 @@ fn config_shows_every_setting_with_its_origin() {
         assert!(text.lines().any(|found| found == line), "{line:?} is missing in:\n{text}");
     }
 }
+
+#[test]
+fn references_sets_deletions_and_counts() {
+    let client = Client::start();
+    client.json(&["set", "invoice-17", "EUR 1200"]);
+    let named = client.json(&["reference", "latest", "invoice-17"]);
+    let expected = json!({"key": "latest", "target": "invoice-17", "at_tx": null, "tx": 2, "verified": true});
+    assert_eq!(named, expected);
+    client.json(&["reference", "first", "invoice-17", "--at-tx", "1"]);
+    client.json(&["set", "invoice-17", "EUR 1250"]);
+    for (key, value) in [("latest", "EUR 1250"), ("first", "EUR 1200")] {
+        assert_eq!(client.answer(&["get", key, "--output", "raw"]), value);
+    }
+
+    client.json(&["set", "invoice-18", "EUR 80"]);
+    client.json(&["zadd", "amounts", "1250", "invoice-17"]);
+    client.json(&["zadd", "amounts", "-80.5", "invoice-18"]);
+    let added = client.json(&["zadd", "amounts", "80", "invoice-18", "--at-tx", "5"]);
+    assert_eq!((&added["score"], &added["at_tx"], &added["verified"]), (&json!(80.0), &json!(5), &json!(true)));
+    let set = client.json(&["zscan", "amounts"]);
+    let members: Vec<_> =
+        set["members"].as_array().unwrap().iter().map(|m| (&m["score"], &m["value"], &m["verified"])).collect();
+    let yes = json!(true);
+    assert_eq!(
+        members,
+        [
+            (&json!(80.0), &json!("EUR 80"), &yes),
+            (&json!(1250.0), &json!("EUR 1250"), &yes),
+            (&json!(-80.5), &json!("EUR 80"), &yes)
+        ],
+        "negative scores come last"
+    );
+    let some = ["zscan", "amounts", "--min", "100", "--output", "raw"];
+    assert_eq!(client.answer(&some), "invoice-17\n");
+    let table = client.answer(&["zscan", "amounts", "--desc", "--limit", "1"]);
+    assert!(
+        table.starts_with("score  key         value     version  verified\n1250   invoice-17  EUR 1250"),
+        "{table}"
+    );
+
+    assert_eq!(client.json(&["count"])["count"], json!(4));
+    assert_eq!(client.answer(&["count", "invoice-", "--output", "raw"]), "2\n");
+    client.json(&["delete", "invoice-18", "latest"]);
+    let gone = client.call(&["get", "invoice-18"]);
+    assert_eq!(gone.status.code(), Some(3), "{}", stderr(&gone));
+    for (arguments, text) in [
+        (&["delete", "invoice-18"][..], "there is no key \"invoice-18\""),
+        (&["reference", "x", "absent"], "there is no key \"absent\""),
+        (&["reference", "x", "first"], "referenced key cannot be a reference"),
+        (&["reference", "", "first"], "the key is empty"),
+        (&["zadd", "amounts", "1", "absent"], "there is no key \"absent\""),
+        (&["zscan", ""], "the set is empty"),
+    ] {
+        let output = client.call(arguments);
+        assert!(!output.status.success());
+        assert!(stderr(&output).contains(text) && stderr(&output).contains("what to do"), "{}", stderr(&output));
+    }
+    assert_eq!(client.demo.stop(), Some(0));
+}

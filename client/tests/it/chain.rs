@@ -26,7 +26,11 @@ impl Stored {
     }
 
     pub fn reference(key: &[u8], target: &[u8]) -> Self {
-        let value = kv::reference_value(TxId(0), target).into();
+        Self::bound_reference(key, target, TxId(0))
+    }
+
+    pub fn bound_reference(key: &[u8], target: &[u8], at_tx: TxId) -> Self {
+        let value = kv::reference_value(at_tx, target).into();
         Self { key: kv::set_key(key).into(), value, metadata: KvMetadata::default() }
     }
 }

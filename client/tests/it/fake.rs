@@ -279,6 +279,35 @@ impl ImmuService for Node {
         Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
     }
 
+    async fn verifiable_set_reference(
+        &self,
+        request: Request<schema::VerifiableReferenceRequest>,
+    ) -> Result<Response<schema::VerifiableTx>, Status> {
+        let request = self.admit("verifiable_set_reference", request)?;
+        if self.beyond(request.prove_since_tx) {
+            return Err(text::ILLEGAL_ARGUMENTS.status());
+        }
+        let wanted = request.reference_request.unwrap();
+        let entry = Stored::bound_reference(&wanted.key, &wanted.referenced_key, TxId(wanted.at_tx));
+        let tx = self.cluster.chain.lock().unwrap().commit(vec![entry]);
+        Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
+    }
+
+    async fn verifiable_z_add(
+        &self,
+        request: Request<schema::VerifiableZAddRequest>,
+    ) -> Result<Response<schema::VerifiableTx>, Status> {
+        let request = self.admit("verifiable_z_add", request)?;
+        if self.beyond(request.prove_since_tx) {
+            return Err(text::ILLEGAL_ARGUMENTS.status());
+        }
+        let wanted = request.z_add_request.unwrap();
+        let key = kv::zadd_key(&wanted.set, wanted.score, &wanted.key, TxId(wanted.at_tx)).into();
+        let entry = Stored { key, value: Default::default(), metadata: KvMetadata::default() };
+        let tx = self.cluster.chain.lock().unwrap().commit(vec![entry]);
+        Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
+    }
+
     async fn get(&self, request: Request<schema::KeyRequest>) -> Result<Response<schema::Entry>, Status> {
         let request = self.admit("get", request)?;
         Ok(Response::new(self.entry(&request.key, request.at_tx)?.0))

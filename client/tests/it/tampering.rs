@@ -317,3 +317,52 @@ async fn evidence_is_a_file_that_names_states_and_answer() {
     assert_eq!(step(client.verify_state().await.unwrap_err()), Check::Fork { tx: TxId(4) });
     drop(FileStateStore::open(dir.path()).unwrap());
 }
+
+#[tokio::test]
+async fn lies_about_a_reference_and_a_member_of_a_set() {
+    let (cluster, _fake, client, store) = scene().await;
+    let refer = async |at_tx: u64| client.verified_set_reference("ref", "a", TxId(at_tx)).await;
+    let add = async |score: f64, at_tx: u64| client.verified_z_add("set", score, "a", TxId(at_tx)).await;
+    refer(0).await.unwrap();
+    refer(9).await.unwrap();
+    add(-2.5, 0).await.unwrap();
+    add(f64::INFINITY, 9).await.unwrap();
+    let before = client.trusted_state().await.unwrap();
+    let entry = |reply: &mut schema::VerifiableTx| reply.tx.as_mut().unwrap().entries.remove(0);
+    // What was written instead hashes as it should, and is not what was asked for.
+    for (stored, step_of_reference, step_of_member) in [
+        (Stored::bound_reference(b"ref", b"a", TxId(8)), Check::Value, Check::Key),
+        (Stored::reference(b"ref", b"b"), Check::Value, Check::Key),
+        (Stored::reference(b"other", b"a"), Check::Key, Check::Key),
+        (Stored::pair(b"ref", b"a"), Check::Value, Check::Key),
+    ] {
+        let lie = {
+            let cluster = cluster.clone();
+            move |reply: &mut schema::VerifiableTx| {
+                let since = TxId(reply.dual_proof.as_ref().unwrap().source_tx_header.as_ref().unwrap().id);
+                let mut chain = cluster.chain.lock().unwrap();
+                let tx = chain.commit(vec![stored.clone()]);
+                let signature = reply.signature.take();
+                *reply = (&chain.verifiable_tx(tx, since)).into();
+                reply.signature = signature;
+            }
+        };
+        *cluster.on_tx.lock().unwrap() = Some(Box::new(lie));
+        assert_eq!(step(refer(0).await.unwrap_err()), step_of_reference);
+        assert_eq!(step(add(1.0, 0).await.unwrap_err()), step_of_member);
+    }
+    *cluster.on_tx.lock().unwrap() = Some(Box::new(move |reply| drop(entry(reply))));
+    let nothing = Check::EntryCount { expected: 1, found: 0 };
+    assert_eq!(step(refer(0).await.unwrap_err()), nothing);
+    assert_eq!(step(add(1.0, 0).await.unwrap_err()), nothing);
+    assert_eq!(client.trusted_state().await.unwrap(), before, "the trusted state does not move");
+    assert_eq!(store.evidence().len(), 10);
+
+    // A server that was set back has only "illegal arguments" for it.
+    *cluster.on_tx.lock().unwrap() = None;
+    *cluster.chain.lock().unwrap() = Chain::with_txs(1, 4);
+    let trusted = before.unwrap().tx;
+    let rewound = Check::Rewound { server: TxId(4), trusted };
+    assert_eq!(step(refer(0).await.unwrap_err()), rewound);
+    assert_eq!(step(add(1.0, 0).await.unwrap_err()), rewound);
+}
