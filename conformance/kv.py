@@ -13,6 +13,7 @@ answer that is wrong fails the run, whoever died.
 import argparse
 import contextlib
 import datetime
+import io
 import itertools
 import os
 import pathlib
@@ -165,6 +166,31 @@ def one_transaction_of_many_operations(client, space):
     with refused("rpc error: code = InvalidArgument desc = duplicated keys are not supported in single batch transaction: "
                  f"key/reference '{first.decode()}'"):
         client.execAll([datatypes.KeyValue(first, b"1"), datatypes.KeyValue(first, b"2")])
+
+
+@flow
+def streams(client, space):
+    sizes = [1, 1000, 65527, 65528, 65529, 1 << 20]
+    values = {space + b"%08d" % size: os.urandom(size) for size in sizes}
+    for number, (key, value) in enumerate(values.items()):
+        if number % 2:
+            client.streamSetFullValue(key, value, chunkSize=[777, 65536, 100_000][number % 3])
+        else:
+            answer = client.streamVerifiedSet(key, io.BytesIO(value), len(value))
+            same(answer.verified, True, "streamVerifiedSet")
+        found = client.streamGetFull(key)
+        same((found.key, found.value == value), (key, True), "streamGet")
+        found = client.streamVerifiedGet(key)
+        same((found.key, found.verified, found.value == value), (key, True, True), "streamVerifiedGet")
+        same(client.get(key).value == value, True, "get of what was streamed")
+    found = {pair.key: pair.value for pair in client.streamScan(prefix=space, limit=100)}
+    same(found == values, True, "streamScan")
+    smallest = space + b"%08d" % 1
+    client.set(smallest, b"again")
+    versions = [pair.value for pair in client.streamHistory(smallest)]
+    same(versions, [values[smallest], b"again"], "streamHistory")
+    with refused("tbtree: key not found"):
+        client.streamGetFull(space + b"absent")
 
 
 @flow
