@@ -3,6 +3,7 @@
 
 pub mod database;
 pub mod exec;
+pub mod export;
 pub mod kv;
 pub mod server;
 pub mod session;

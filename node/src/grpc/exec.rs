@@ -21,7 +21,7 @@ fn new_reference(request: schema::ReferenceRequest) -> NewReference {
     NewReference { key: request.key, target }
 }
 
-fn new_member(request: schema::ZAddRequest) -> NewMember {
+pub(super) fn new_member(request: schema::ZAddRequest) -> NewMember {
     let target = Target { key: request.key, at_tx: TxId(request.at_tx), bound: request.bound_ref };
     NewMember { set: request.set, score: request.score, target }
 }

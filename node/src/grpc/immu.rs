@@ -233,6 +233,25 @@ impl ImmuService for Immu {
         stream::scan(&self.app, request).await
     }
 
+    async fn stream_z_scan(&self, request: Request<schema::ZScanRequest>) -> Reply<BoxStream<schema::Chunk>> {
+        stream::z_scan(&self.app, request).await
+    }
+
+    async fn stream_exec_all(&self, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
+        stream::exec_all(&self.app, request).await
+    }
+
+    async fn export_tx(&self, request: Request<schema::ExportTxRequest>) -> Reply<BoxStream<schema::Chunk>> {
+        stream::export_one(&self.app, request).await
+    }
+
+    async fn stream_export_tx(
+        &self,
+        request: Request<Streaming<schema::ExportTxRequest>>,
+    ) -> Reply<BoxStream<schema::Chunk>> {
+        stream::export_many(&self.app, request).await
+    }
+
     async fn stream_history(&self, request: Request<schema::HistoryRequest>) -> Reply<BoxStream<schema::Chunk>> {
         stream::history(&self.app, request).await
     }

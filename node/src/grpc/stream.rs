@@ -5,6 +5,8 @@
 //! not read holds these and that entry, and it is given up when it has taken nothing for the time that a call may take. What comes in
 //! has to be there by the call's deadline. Nothing is written before the client has ended its stream.
 
+mod exec;
+mod export;
 mod framing;
 mod incoming;
 mod outlet;
@@ -14,12 +16,16 @@ use std::sync::Arc;
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_proto::{convert, schema};
+use bytes::Bytes;
 use prost::Message as _;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub(super) use self::exec::all as exec_all;
+pub(super) use self::export::{many as export_many, one as export_one};
 use self::incoming::{Incoming, Message};
 use self::outlet::{Ended, Outlet, respond};
+use super::exec::z_scan_of;
 use super::kv::{get_of, history_of, reference, scan_of};
 use super::verified::verifiable;
 use super::{Reply, open};
@@ -27,6 +33,7 @@ use crate::error::Error;
 use crate::method;
 use crate::service::App;
 use crate::service::walk::{HistoryWalk, ScanWalk};
+use crate::service::zset::ZScanWalk;
 use crate::service::{kv, verified};
 
 type Chunks = BoxStream<schema::Chunk>;
@@ -52,6 +59,22 @@ pub(super) async fn scan(app: &Arc<App>, request: Request<schema::ScanRequest>) 
     Ok(respond(app, &call, |out| async move {
         while let Some(entry) = walk.next(&cx).await? {
             pair(&out, entry).await?;
+        }
+        Ok(())
+    }))
+}
+
+pub(super) async fn z_scan(app: &Arc<App>, request: Request<schema::ZScanRequest>) -> Reply<Chunks> {
+    let (call, request) = open(request)?;
+    let cx = app.enter(&call, &method::STREAM_ZSCAN)?;
+    let mut walk = ZScanWalk::begin(app, &cx, z_scan_of(request)).await?;
+    Ok(respond(app, &call, |out| async move {
+        while let Some(member) = walk.next(&cx).await? {
+            out.send(member.set).await?;
+            out.send(member.key).await?;
+            out.send(Bytes::copy_from_slice(&member.score.to_bits().to_be_bytes())).await?;
+            out.send(Bytes::copy_from_slice(&member.at_tx.get().to_be_bytes())).await?;
+            out.send(member.entry.map(|entry| entry.value).unwrap_or_default()).await?;
         }
         Ok(())
     }))

@@ -6,7 +6,8 @@
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::kv::{self, SortedSetMember};
 use alhambra_proto::code::text;
-use alhambra_storage::index::ScanSpec;
+use alhambra_storage::index::{ScanSpec, Version};
+use alhambra_storage::read::ReadSnapshot;
 use bytes::Bytes;
 
 use super::kv::{Reader, is_absence, over, settings, take_turns};
@@ -65,40 +66,78 @@ impl ZScan {
     }
 }
 
-/// Reads members of a set. Those outside the bounds, and those whose value is gone, have used up their place in offset and limit.
+type Keys = Box<dyn Iterator<Item = alhambra_storage::Result<(Bytes, Version)>> + Send>;
+
+/// Members of a set, read one by one as they are taken. Those outside the bounds, and those whose value is gone, have used up
+/// their place in offset and limit.
+pub struct ZScanWalk {
+    scan: ZScan,
+    view: ReadSnapshot,
+    now: i64,
+    keys: Keys,
+    /// Live members still to leave out.
+    offset: u64,
+    /// Places still to fill.
+    left: usize,
+    steps: usize,
+}
+
+impl ZScanWalk {
+    /// Checks the request and takes the view.
+    pub async fn begin(app: &App, cx: &Context, scan: ZScan) -> Result<Self> {
+        if scan.set.is_empty() {
+            return Err(text::ILLEGAL_ARGUMENTS.into());
+        }
+        let left = result_limit(scan.limit)?;
+        let key_len_max = settings(cx)?.key_len_max;
+        let range = scan.range();
+        let too_long = |start: &Bytes| over(start.len(), key_len_max);
+        if over(range.prefix.len(), key_len_max) || range.start.as_ref().is_some_and(too_long) {
+            return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
+        }
+        let view = cx.view(scan.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
+        let keys = Box::new(view.scan(&range));
+        Ok(Self { offset: scan.offset, scan, view, now: app.now(), keys, left, steps: 0 })
+    }
+
+    /// The next member; none at the end.
+    pub async fn next(&mut self, cx: &Context) -> Result<Option<ZEntry>> {
+        while self.left > 0
+            && let Some(found) = self.keys.next()
+        {
+            let (key, version) = found?;
+            take_turns(self.steps).await;
+            self.steps += 1;
+            if !version.is_live(self.now) {
+                continue;
+            }
+            if self.offset > 0 {
+                self.offset -= 1;
+                continue;
+            }
+            self.left -= 1;
+            let SortedSetMember { set, score, key: member, at_tx } = kv::parse_zadd_key(&key)?;
+            if !self.scan.admits(score) {
+                continue;
+            }
+            let (set, member) = (key.slice_ref(set), key.slice_ref(member));
+            let reader = Reader { context: cx, view: &self.view, now: self.now };
+            match reader.target(at_tx, member.clone()) {
+                Ok(entry) => return Ok(Some(ZEntry { set, key: member, score, at_tx, entry: Some(entry) })),
+                Err(error) if is_absence(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Reads members of a set.
 pub async fn scan(app: &App, cx: &Context, scan: ZScan) -> Result<Vec<ZEntry>> {
-    if scan.set.is_empty() {
-        return Err(text::ILLEGAL_ARGUMENTS.into());
-    }
-    let limit = result_limit(scan.limit)?;
-    let key_len_max = settings(cx)?.key_len_max;
-    let range = scan.range();
-    if over(range.prefix.len(), key_len_max) || range.start.as_ref().is_some_and(|start| over(start.len(), key_len_max))
-    {
-        return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
-    }
-    let view = cx.view(scan.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
-    let reader = Reader { context: cx, view: &view, now: app.now() };
-    let offset = usize::try_from(scan.offset).unwrap_or(usize::MAX);
+    let mut walk = ZScanWalk::begin(app, cx, scan).await?;
     let mut out = Vec::new();
-    let live =
-        view.scan(&range).filter(|found| found.as_ref().map_or(true, |(_, version)| version.is_live(reader.now)));
-    for (n, found) in live.enumerate().take(offset.saturating_add(limit)) {
-        let (key, _) = found?;
-        take_turns(n).await;
-        if n < offset {
-            continue;
-        }
-        let SortedSetMember { set, score, key: member, at_tx } = kv::parse_zadd_key(&key)?;
-        if !scan.admits(score) {
-            continue;
-        }
-        let (set, member) = (key.slice_ref(set), key.slice_ref(member));
-        match reader.target(at_tx, member.clone()) {
-            Ok(entry) => out.push(ZEntry { set, key: member, score, at_tx, entry: Some(entry) }),
-            Err(error) if is_absence(&error) => {}
-            Err(error) => return Err(error),
-        }
+    while let Some(member) = walk.next(cx).await? {
+        out.push(member);
     }
     Ok(out)
 }

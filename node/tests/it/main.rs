@@ -6,6 +6,7 @@
 mod admin;
 mod cluster;
 mod exec;
+mod exports;
 mod kv;
 mod reads;
 mod server;

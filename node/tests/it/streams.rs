@@ -16,18 +16,18 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::support::*;
 
 /// Messages as a byte stream.
-fn framed<M: AsRef<[u8]>>(messages: &[M]) -> Vec<u8> {
+pub fn framed<M: AsRef<[u8]>>(messages: &[M]) -> Vec<u8> {
     (messages.iter().map(AsRef::as_ref))
         .flat_map(|message| [&(message.len() as u64).to_be_bytes()[..], message].concat())
         .collect()
 }
 
-fn chunk(content: impl Into<Bytes>) -> Chunk {
+pub fn chunk(content: impl Into<Bytes>) -> Chunk {
     Chunk { content: content.into(), ..Default::default() }
 }
 
 /// A byte stream in chunks of these lengths, over and over.
-fn cut(stream: &[u8], lens: &[usize]) -> Vec<Chunk> {
+pub fn cut(stream: &[u8], lens: &[usize]) -> Vec<Chunk> {
     let mut rest = stream;
     let mut chunks = Vec::new();
     for len in lens.iter().cycle() {
@@ -42,7 +42,7 @@ fn cut(stream: &[u8], lens: &[usize]) -> Vec<Chunk> {
 }
 
 /// The messages of a reply, whose chunks must be as long as they have to be.
-async fn messages(reply: Result<Response<Streaming<Chunk>>, Status>) -> Result<Vec<Bytes>, Status> {
+pub async fn messages(reply: Result<Response<Streaming<Chunk>>, Status>) -> Result<Vec<Bytes>, Status> {
     let mut chunks = reply?.into_inner();
     let mut found = Vec::new();
     while let Some(first) = chunks.message().await? {

@@ -141,6 +141,16 @@ wire_errors! {
     /// A first message that is shorter than its number.
     STREAM_UNEXPECTED_EOF = WireError::plain_text("unexpected EOF");
 
+    /// A reference in a streamExecAll.
+    STREAM_REFERENCE = WireError::coded(ImmuCode::UndefinedFunction, "reference operation is not implemented");
+    /// A member of a sorted set that does not parse, in a streamExecAll.
+    STREAM_MEMBER =
+        WireError::plain(Grpc::Internal, "unable to reassemble ZAdd message on a streamExecAll");
+    /// Export of a transaction that does not exist yet.
+    NO_NEW_TRANSACTIONS = WireError::plain_text("no new transactions");
+    /// Export to a replica that votes, by a server whose replicas do not.
+    REPLICA_STATE_UNEXPECTED = WireError::plain_text("illegal state: replica state was NOT expected");
+
     // Sessions and tokens.
 
     /// A unary call with a session id that is not known (any more).

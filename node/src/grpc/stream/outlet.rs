@@ -3,6 +3,7 @@
 //! The task is apart from the connection because a client that does not read never asks for more: only a task with a clock of
 //! its own can give it up and let go of what it holds.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use alhambra_proto::schema::Chunk;
@@ -69,10 +70,21 @@ pub(super) struct Outlet {
 impl Outlet {
     /// Sends one message and waits until it is on its way, all but a few chunks.
     pub(super) async fn send(&self, payload: Bytes) -> Result<(), Ended> {
+        self.send_with(payload, HashMap::new()).await
+    }
+
+    /// As [`Self::send`], with metadata on the first chunk.
+    pub(super) async fn send_with(&self, payload: Bytes, metadata: HashMap<String, Bytes>) -> Result<(), Ended> {
+        let mut metadata = Some(metadata);
         for content in framing::chunks(payload) {
-            self.chunk(Chunk { content, ..Chunk::default() }).await?;
+            self.chunk(Chunk { content, metadata: metadata.take().unwrap_or_default() }).await?;
         }
         Ok(())
+    }
+
+    /// Ends when the client has gone.
+    pub(super) async fn closed(&self) {
+        self.chunks.closed().await;
     }
 
     async fn chunk(&self, chunk: Chunk) -> Result<(), Ended> {
