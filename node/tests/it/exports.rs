@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use alhambra_ledger::digest::sha256;
 use alhambra_ledger::export::{self, ExportedValue};
+use alhambra_ledger::ids::TxId;
+use alhambra_ledger::kv::set_value;
 use alhambra_proto::convert;
 use alhambra_proto::schema;
 use alhambra_proto::schema::Chunk;
+use alhambra_storage::apply::Outcome;
+use alhambra_storage::command::{Citation, Prune, PruneTarget};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use prost::Message;
@@ -164,6 +169,26 @@ async fn exported_transactions_are_the_ledgers_own() {
             assert_eq!(entry.value.hash(), plain.value_hash);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hashes_stand_for_all_values_when_one_is_pruned() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    client.set_all(vec![kv("erased", "secret"), kv("kept", "value")]).await.unwrap();
+    let order = Some(Citation { tx: TxId(7), alh: [7; 32] });
+    let target = PruneTarget::Value { tx: TxId(1), entry: 0 };
+    let group = node.groups().group_by_name("defaultdb").unwrap();
+    let outcome = group.prune(Prune { order, target }, Instant::now() + PATIENCE).await.unwrap();
+    assert!(!matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
+    let (payload, _) = client.export(of_tx(1)).await.unwrap();
+    assert_eq!(payload[payload.len() - 3..], [0, 1, 1], "truncated");
+    assert!(!payload.windows(6).any(|bytes| bytes == b"secret"));
+    let tx = export::decode(&payload).unwrap();
+    assert_eq!(tx.eh().unwrap(), tx.header.eh);
+    let hashes: Vec<_> = ["secret", "value"].map(|value| sha256(&set_value(value.as_bytes()))).into();
+    assert_eq!(tx.entries.iter().map(|entry| entry.value.hash()).collect::<Vec<_>>(), hashes);
+    assert!(tx.entries.iter().all(|entry| matches!(entry.value, ExportedValue::Gone(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
