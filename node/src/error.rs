@@ -1,12 +1,16 @@
 //! Errors of the use cases, and how each becomes a gRPC status: one `From` per crate below. Texts and codes stand in
 //! `proto::code`; nothing is decided here but which of them it is.
 
+mod user;
+
 use alhambra_ledger::error::FormatError;
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::{self, Code, WireError, text};
 use alhambra_raft::error::{ProposeError, ReadError};
 use alhambra_raft::meta::MetaError;
 use tonic::Status;
+
+pub use self::user::UserRefusal;
 
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,9 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A user is not created or changed.
+    #[error(transparent)]
+    User(#[from] UserRefusal),
     /// A list limit beyond the maximum.
     #[error("the limit {limit} is larger than {limit_max}")]
     LimitTooLarge {
@@ -256,6 +263,7 @@ impl From<Error> for Status {
             Error::DatabaseNotFound { name } => return text::database_not_found(name),
             Error::DuplicatedKey { key } => return text::duplicated_key(key),
             Error::NotYourDatabase { name } => return text::not_your_database(name),
+            Error::User(refusal) => return refusal.status(),
             Error::LimitTooLarge { limit, limit_max } => return text::limit_too_large(*limit, *limit_max),
             Error::IllegalState { asked, latest } => return text::illegal_state(latest.get(), asked.get()),
             Error::InvalidSettings { reason } => return text::invalid_settings(reason),

@@ -9,6 +9,7 @@ mod immu;
 mod kv;
 mod session;
 mod stream;
+mod user;
 mod verified;
 
 use std::sync::Arc;

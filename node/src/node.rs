@@ -142,7 +142,7 @@ impl Node {
             move || sessions.sweep()
         })));
         others.push(spawn(keep_settings(groups.clone())));
-        others.push(spawn(follow_users(groups.clone(), app.clone(), sessions, admin)));
+        others.push(spawn(follow_users(groups.clone(), app.clone(), admin)));
         let clients = tokio::spawn(serve_clients(app, config.grpc_reflection, client_port, stops));
         Ok(NodeHandle {
             grpc_addr,
@@ -319,7 +319,7 @@ impl FirstAdmin {
 }
 
 /// Ends sessions and tokens of users that were changed, here or through another node.
-async fn follow_users(groups: Arc<Groups>, app: Arc<App>, sessions: Arc<Sessions>, admin: Arc<FirstAdmin>) {
+async fn follow_users(groups: Arc<Groups>, app: Arc<App>, admin: Arc<FirstAdmin>) {
     let mut changes = groups.meta().watch();
     loop {
         let meta = groups.meta();
@@ -327,7 +327,7 @@ async fn follow_users(groups: Arc<Groups>, app: Arc<App>, sessions: Arc<Sessions
         if first.is_some() {
             app.note_beginning();
             admin.tell(first);
-            sessions.user_changed(|name| meta.user(name));
+            app.end_changed_users();
         }
         if changes.changed().await.is_err() {
             return;

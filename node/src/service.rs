@@ -9,6 +9,7 @@ pub mod server;
 pub mod session;
 pub mod settings;
 pub mod transaction;
+pub mod user;
 pub mod verified;
 pub mod walk;
 pub mod zset;

@@ -1,8 +1,8 @@
 //! Sessions and tokens of this node, in memory: they end with the process.
 //!
 //! A session has exactly one selected database and ends when it is idle or too old. A token of Login or UseDatabase is
-//! bound to one database. Both hold the user's record as it was at login; when `systemdb` shows another password,
-//! permission or state of activity, they are ended ([`Sessions::user_changed`]).
+//! bound to one database. Both hold the user's record as it was at login; when `systemdb` shows another record, they are
+//! ended ([`Sessions::user_changed`]).
 //!
 //! All times are `tokio::time`, virtual in a simulation. No lock is held across an await.
 
@@ -239,14 +239,8 @@ impl Sessions {
 
     /// Ends everything of users whose record is another now, or gone.
     pub fn user_changed(&self, current: impl Fn(&str) -> Option<User>) {
-        let changed = |user: &User| {
-            current(&user.name).is_none_or(|now| {
-                now.password != user.password
-                    || now.permissions != user.permissions
-                    || now.sql_privileges != user.sql_privileges
-                    || now.active != user.active
-            })
-        };
+        // Every modification sets by whom and when, so one that sets what was there before counts as well.
+        let changed = |user: &User| current(&user.name).is_none_or(|now| now != *user);
         self.sessions.write().retain(|_, session| !changed(&session.user));
         let mut tokens = self.tokens.lock();
         tokens.by_secret.retain(|_, token| !changed(&token.user));
@@ -365,17 +359,34 @@ mod tests {
 
     #[tokio::test]
     async fn a_changed_user_loses_sessions_and_tokens() {
-        let sessions = sessions();
-        let (kept, changed) = (user("kept"), user("changed"));
-        let a = sessions.open(kept.clone(), "defaultdb".into()).unwrap();
-        let b = sessions.open(changed.clone(), "defaultdb".into()).unwrap();
-        let (t, u) = (sessions.login(kept.clone(), None).unwrap(), sessions.login(changed.clone(), None).unwrap());
-        sessions.user_changed(|name| {
-            let password = if name == "changed" { "another" } else { "hash" };
-            Some(User { password: password.to_owned(), ..(*user(name)).clone() })
-        });
-        assert!(sessions.refresh(a.id()).is_some() && sessions.refresh(b.id()).is_none());
-        assert!(sessions.token(&t).is_ok());
-        assert_eq!(text_of(sessions.token(&u)), "not logged in");
+        type Change = fn(&mut User);
+        let changes: [(&str, Change); 6] = [
+            ("password", |user| user.password = "another".into()),
+            ("permission", |user| _ = user.permissions.insert("d".into(), 1)),
+            ("privileges", |user| _ = user.sql_privileges.insert("d".into(), ["SELECT".into()].into())),
+            ("activity", |user| user.active = false),
+            ("the same again by another", |user| user.created_by = "admin".into()),
+            ("the same again later", |user| user.created_at_ms += 1),
+        ];
+        for (what, change) in changes {
+            let sessions = sessions();
+            let (kept, changed) = (user("kept"), user("changed"));
+            let a = sessions.open(kept.clone(), "defaultdb".into()).unwrap();
+            let b = sessions.open(changed.clone(), "defaultdb".into()).unwrap();
+            let (t, u) = (sessions.login(kept.clone(), None).unwrap(), sessions.login(changed.clone(), None).unwrap());
+            let now = |name: &str| Some((*user(name)).clone());
+            sessions.user_changed(now);
+            assert!(sessions.refresh(b.id()).is_some() && sessions.token(&u).is_ok(), "nothing has changed");
+            sessions.user_changed(|name| {
+                let mut user = now(name)?;
+                if name == "changed" {
+                    change(&mut user);
+                }
+                Some(user)
+            });
+            assert!(sessions.refresh(a.id()).is_some() && sessions.refresh(b.id()).is_none(), "{what}");
+            assert!(sessions.token(&t).is_ok(), "{what}");
+            assert_eq!(text_of(sessions.token(&u)), "not logged in", "{what}");
+        }
     }
 }

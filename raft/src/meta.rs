@@ -178,8 +178,8 @@ fn entry(key: Bytes, json: &str) -> ProposalEntry {
 /// What became of a proposal to `systemdb`.
 enum Written {
     At(TxId),
-    /// A precondition does not hold.
-    Refused,
+    /// The precondition at this position does not hold.
+    Refused(u32),
 }
 
 impl Meta {
@@ -230,7 +230,7 @@ impl Meta {
             match self.write(vec![entry(key, &json)], preconditions, deadline).await? {
                 Written::At(_) => false,
                 // Another call was faster.
-                Written::Refused => {
+                Written::Refused(_) => {
                     self.barrier(deadline).await?;
                     true
                 }
@@ -265,27 +265,43 @@ impl Meta {
         let unchanged = Precondition::NotModifiedAfter { key: key.clone(), tx };
         match self.write(vec![entry(key, &record::database_json(&record))], vec![unchanged], deadline).await? {
             Written::At(_) => Ok(record),
-            Written::Refused => Err(MetaError::Conflict { name }),
+            Written::Refused(_) => Err(MetaError::Conflict { name }),
         }
     }
 
     /// Writes a user. `expected` is the record that the caller has read: with none the user must not exist yet, and
-    /// [`MetaError::Conflict`] tells that the record is another by now.
-    pub async fn put_user(&self, user: User, expected: Option<&User>, deadline: Instant) -> Result<(), MetaError> {
+    /// [`MetaError::Conflict`] tells that the record is another by now. `by`, if given, is the record of who writes, as
+    /// it was when their rights were looked at; it too must not be another by now. What is refused changes nothing.
+    pub async fn put_user(
+        &self,
+        user: User,
+        expected: Option<&User>,
+        by: Option<&User>,
+        deadline: Instant,
+    ) -> Result<(), MetaError> {
         let key = user_key(&user.name);
-        let name = user.name.clone();
-        let precondition = match expected {
+        let mut preconditions = vec![match expected {
             None => Precondition::MustNotExist(key.clone()),
-            Some(expected) => match self.inner.records.read().user(&name) {
-                None => return Err(MetaError::NotFound { name }),
-                Some((now, _)) if now != expected => return Err(MetaError::Conflict { name }),
-                Some((_, tx)) => Precondition::NotModifiedAfter { key: key.clone(), tx },
-            },
-        };
-        match self.write(vec![entry(key, &record::user_json(&user))], vec![precondition], deadline).await? {
+            Some(expected) => self.unchanged(expected)?,
+        }];
+        if let Some(by) = by {
+            preconditions.push(self.unchanged(by)?);
+        }
+        match self.write(vec![entry(key, &record::user_json(&user))], preconditions, deadline).await? {
             Written::At(_) => Ok(()),
-            Written::Refused if expected.is_none() => Err(MetaError::Exists { name }),
-            Written::Refused => Err(MetaError::Conflict { name }),
+            Written::Refused(0) if expected.is_none() => Err(MetaError::Exists { name: user.name }),
+            Written::Refused(0) => Err(MetaError::Conflict { name: user.name }),
+            Written::Refused(_) => Err(MetaError::Conflict { name: by.map_or(user.name, |by| by.name.clone()) }),
+        }
+    }
+
+    /// The condition that a user's record is still what the caller has read.
+    fn unchanged(&self, user: &User) -> Result<Precondition, MetaError> {
+        let name = &user.name;
+        match self.inner.records.read().user(name) {
+            None => Err(MetaError::NotFound { name: name.clone() }),
+            Some((now, _)) if now != user => Err(MetaError::Conflict { name: name.clone() }),
+            Some((_, tx)) => Ok(Precondition::NotModifiedAfter { key: user_key(name), tx }),
         }
     }
 
@@ -366,7 +382,7 @@ impl Meta {
         let preconditions = vec![Precondition::MustNotExist(user_key), Precondition::MustNotExist(database_key)];
         match self.write(entries, preconditions, deadline).await? {
             Written::At(tx) => tracing::info!(%tx, "systemdb has its first records"),
-            Written::Refused => self.barrier(deadline).await?,
+            Written::Refused(_) => self.barrier(deadline).await?,
         }
         Ok(())
     }
@@ -410,7 +426,7 @@ impl Meta {
                 self.applied(tx, deadline).await?;
                 Ok(Written::At(tx))
             }
-            Outcome::Rejected(Rejection::Precondition { .. }) => Ok(Written::Refused),
+            Outcome::Rejected(Rejection::Precondition { index }) => Ok(Written::Refused(index)),
             Outcome::Rejected(rejection) => Err(MetaError::Rejected { rejection }),
             Outcome::Pruned { .. } => Err(MetaError::Rejected { rejection: Rejection::NothingToPrune }),
         }

@@ -10,7 +10,7 @@ use alhambra_proto::schema::immu_service_server::ImmuService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Streaming, async_trait};
 
-use super::{Reply, database, exec, kv, session, stream, verified};
+use super::{Reply, database, exec, kv, session, stream, user, verified};
 use crate::service::App;
 
 /// `immudb.schema.ImmuService`.
@@ -57,6 +57,33 @@ impl ImmuService for Immu {
 
     async fn update_mtls_config(&self, _: Request<schema::MtlsConfig>) -> Reply<()> {
         Err(text::OPERATION_NOT_SUPPORTED.status())
+    }
+
+    async fn list_users(&self, request: Request<()>) -> Reply<schema::UserList> {
+        user::list(&self.app, request).await
+    }
+
+    async fn create_user(&self, request: Request<schema::CreateUserRequest>) -> Reply<()> {
+        user::create(&self.app, request).await
+    }
+
+    async fn change_password(&self, request: Request<schema::ChangePasswordRequest>) -> Reply<()> {
+        user::change_password(&self.app, request).await
+    }
+
+    async fn change_permission(&self, request: Request<schema::ChangePermissionRequest>) -> Reply<()> {
+        user::change_permission(&self.app, request).await
+    }
+
+    async fn change_sql_privileges(
+        &self,
+        request: Request<schema::ChangeSqlPrivilegesRequest>,
+    ) -> Reply<schema::ChangeSqlPrivilegesResponse> {
+        user::change_sql_privileges(&self.app, request).await
+    }
+
+    async fn set_active_user(&self, request: Request<schema::SetActiveUserRequest>) -> Reply<()> {
+        user::set_active(&self.app, request).await
     }
 
     async fn health(&self, request: Request<()>) -> Reply<schema::HealthResponse> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alhambra_proto::code::text;
-use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, SYSTEM_DATABASE, User};
+use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, SYSTEM_DATABASE, User};
 use tokio::time::Instant;
 
 use super::App;
@@ -18,7 +18,7 @@ pub const DEFAULT_PASSWORD_WARNING: &str =
 const DEFAULT_PASSWORD: &[u8] = b"immudb";
 
 /// Strand of the executor on which passwords are hashed; far from those of databases.
-const HASHING: u64 = u64::MAX - 1;
+pub(super) const HASHING: u64 = u64::MAX - 1;
 
 impl App {
     /// The user with this name and password.
@@ -44,13 +44,32 @@ impl App {
 
     async fn check_password(&self, name: &str, password: &[u8]) -> Result<Option<User>> {
         let user = self.groups.meta().user(name);
-        let hash = user.as_ref().map_or_else(|| self.nobody.clone(), |user| user.password.clone());
-        if self.proven.knows(password, &hash) {
-            return Ok(user);
+        let hash = user.as_ref().map_or(&self.nobody, |user| &user.password);
+        let matches = self.matches(password, hash).await;
+        Ok(user.filter(|_| matches))
+    }
+
+    /// Whether this is the user's password.
+    pub(super) async fn has_password(&self, user: &User, password: &[u8]) -> bool {
+        self.matches(password, &user.password).await
+    }
+
+    async fn matches(&self, password: &[u8], hash: &str) -> bool {
+        if self.proven.knows(password, hash) {
+            return true;
         }
-        let (password, proven) = (password.to_vec(), self.proven.clone());
-        let matches = self.env.blocking(HASHING, move || proven.verify(&password, &hash)).await;
-        Ok(user.filter(|_| matches.unwrap_or(false)))
+        let (password, hash, proven) = (password.to_vec(), hash.to_owned(), self.proven.clone());
+        self.env.blocking(HASHING, move || proven.verify(&password, &hash)).await.unwrap_or(false)
+    }
+
+    /// Holds a new session or token of the user to the record as it is now. Whoever changes the record ends what there is
+    /// of the user by then; a login that was on its way would outlive that.
+    fn still(&self, user: &User) -> Result<()> {
+        if self.is_current(user) {
+            return Ok(());
+        }
+        self.end_changed_users();
+        Err(MetaError::Conflict { name: user.name.clone() }.into())
     }
 
     pub(crate) fn require_formed(&self) -> Result<()> {
@@ -89,7 +108,9 @@ impl App {
             return Err(text::DATABASE_NOT_FOUND.into());
         }
         Self::may_select(&user, &database)?;
-        self.sessions.open(user, database.into())
+        let session = self.sessions.open(user.clone(), database.into())?;
+        self.still(&user)?;
+        Ok(session)
     }
 
     /// Ends the session of the call.
@@ -103,11 +124,13 @@ impl App {
         let user = self.login_user(name, password, deadline).await?;
         let warning =
             if user.name == ADMIN_USER && password == DEFAULT_PASSWORD { DEFAULT_PASSWORD_WARNING } else { "" };
-        Ok((self.sessions.login(user, self.first_database())?, warning))
+        let token = self.sessions.login(user.clone(), self.first_database())?;
+        self.still(&user)?;
+        Ok((token, warning))
     }
 
     /// What a fresh token selects: the default database while there is nothing else.
-    fn first_database(&self) -> Option<Arc<str>> {
+    pub(super) fn first_database(&self) -> Option<Arc<str>> {
         self.note_beginning();
         let alone = !self.had_others.get().copied().unwrap_or(true) && self.groups.meta().databases().len() == 1;
         alone.then(|| DEFAULT_DATABASE.into())
@@ -115,11 +138,7 @@ impl App {
 
     /// Takes back one login of the caller.
     pub fn logout(&self, call: &Call) -> Result<()> {
-        let caller = self.authenticate(call).map_err(|error| match error {
-            Error::Wire(error) if error == text::TOKEN_EXPIRED => text::TOKEN_EXPIRED_USER_CALL.into(),
-            other => other,
-        })?;
-        self.sessions.logout(&caller.user.name)
+        self.sessions.logout(&self.user_call(call)?.user.name)
     }
 
     /// Selects a database: in the session, if there is one, and in a new token.
@@ -133,7 +152,8 @@ impl App {
         }
         Self::may_select(&user, name)?;
         let database: Arc<str> = name.into();
-        let token = self.sessions.issue(user, Some(database.clone()))?;
+        let token = self.sessions.issue(user.clone(), Some(database.clone()))?;
+        self.still(&user)?;
         if let Some(session) = session {
             session.select(database);
         }

@@ -12,14 +12,15 @@ use tonic::{Code, Status};
 
 use crate::support::*;
 
-struct Cluster {
+/// Three nodes of one cluster.
+pub struct Cluster {
     configs: Vec<Config>,
     disks: Vec<MemVfs>,
     nodes: Vec<Option<NodeHandle>>,
 }
 
 impl Cluster {
-    async fn start(request_timeout: Duration) -> Self {
+    pub async fn start(request_timeout: Duration) -> Self {
         let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
         let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let configs: Vec<Config> = (ports.iter())
@@ -62,7 +63,7 @@ impl Cluster {
         self.nodes[n] = Some(tokio::time::timeout(PATIENCE, tried).await.expect("the node starts"));
     }
 
-    fn node(&self, n: usize) -> &NodeHandle {
+    pub fn node(&self, n: usize) -> &NodeHandle {
         self.nodes[n].as_ref().unwrap()
     }
 

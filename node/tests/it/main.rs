@@ -14,4 +14,5 @@ mod sessions;
 mod streams;
 mod support;
 mod transactions;
+mod users;
 mod verified;

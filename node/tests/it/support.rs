@@ -1,5 +1,6 @@
 //! Starts nodes and speaks to them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use alhambra_proto::code::Details;
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use alhambra_storage::vfs::mem::MemVfs;
+use alhambra_storage::vfs::{FileKind, OpenMode, Vfs};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -69,6 +71,26 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
     timeout(PATIENCE, tried).await.unwrap_or_else(|_| panic!("{what} did not happen in time"));
 }
 
+/// All bytes of all files in the data folder, one after the other.
+pub fn contents(disk: &MemVfs) -> Vec<u8> {
+    fn gather(disk: &MemVfs, folder: &Path, into: &mut Vec<u8>) {
+        for (name, kind) in disk.read_dir(folder).unwrap() {
+            let path = folder.join(name);
+            match kind {
+                FileKind::Dir => gather(disk, &path, into),
+                FileKind::File => {
+                    let file = disk.open(&path, OpenMode::Read).unwrap();
+                    let len = usize::try_from(file.len().unwrap()).unwrap();
+                    into.extend(file.read_at(0, len).unwrap());
+                }
+            }
+        }
+    }
+    let mut all = Vec::new();
+    gather(disk, Path::new("/data"), &mut all);
+    all
+}
+
 /// GET of a page on the metrics port: status line and body.
 pub async fn page(node: &NodeHandle, path: &str) -> (String, String) {
     let address = node.metrics_addr().expect("metrics are on");
@@ -120,6 +142,13 @@ impl Client {
             database_name: database.to_owned(),
         };
         self.inner.open_session(self.request(request)).await.map(Response::into_inner)
+    }
+
+    /// A user with a session on a database.
+    pub async fn session(node: &NodeHandle, user: &str, password: &str, database: &str) -> Result<Self, Status> {
+        let mut client = Self::anonymous(node).await;
+        let opened = client.open(user, password, database).await?;
+        Ok(client.with("sessionid", opened.session_id))
     }
 
     pub fn with(&self, key: &'static str, value: impl Into<String>) -> Self {

@@ -131,8 +131,30 @@ fn texts_that_name_something() {
             tonic::Code::InvalidArgument,
             "rpc error: code = InvalidArgument desc = illegal arguments: invalid options: invalid MaxKeyLen",
         ),
+        (text::database_of_user_not_found("d"), tonic::Code::Unknown, "database d does not exist"),
+        (text::user_not_found("u"), tonic::Code::Unknown, "user u not found"),
+        (text::user_not_found_coded("u"), tonic::Code::NotFound, "user u not found"),
+        (text::user_not_found_or_yours("u"), tonic::Code::Unknown, "user u was not found or it was not created by you"),
+        (text::user_not_yours("u"), tonic::Code::Unknown, "u was not created by you"),
+        (text::user_not_active("u"), tonic::Code::FailedPrecondition, "user u is not active"),
+        (
+            text::user_without_permission("u", "d"),
+            tonic::Code::FailedPrecondition,
+            "user u doesn't have permission on database d",
+        ),
     ];
     for (status, code, expected) in cases {
         assert_eq!((status.code(), status.message()), (code, expected));
     }
+}
+
+/// A status travels in headers, which have no room for what a client may send as a name.
+#[test]
+fn only_the_beginning_of_a_long_name_is_told() {
+    let long = "ä".repeat(1 << 20);
+    let status = text::user_not_found(&long);
+    assert_eq!(status.message(), format!("user {} not found", "ä".repeat(64)));
+    let odd = format!("x{long}");
+    assert_eq!(text::user_not_found(&odd).message(), format!("user x{} not found", "ä".repeat(63)));
+    assert_eq!(text::database_not_found(&long).message(), format!("'{}' does not exist", "ä".repeat(64)));
 }

@@ -235,6 +235,102 @@ wire_errors! {
     /// CreateDatabase by somebody who is not the system administrator.
     NO_OPERATION_PERMISSION =
         WireError::plain_text("loggedin user does not have permissions for this operation");
+
+    // Users. The same words have another code in ChangePermission and ChangeSQLPrivileges than elsewhere.
+
+    /// CreateUser, ChangePassword or SetActiveUser without a name.
+    USER_NAME_EMPTY = WireError::plain_text("username can not be empty");
+    /// ChangePermission or ChangeSQLPrivileges without a name.
+    USER_NAME_EMPTY_ARGUMENT = WireError::plain(Grpc::InvalidArgument, "username can not be empty");
+    /// A user name of another form.
+    USER_NAME_FORM =
+        WireError::plain(Grpc::InvalidArgument, "username can only contain letters, digits and underscores");
+    /// CreateUser of a name that is taken.
+    USER_EXISTS = WireError::plain_text("user already exists");
+    /// A new password that is empty.
+    PASSWORD_EMPTY = WireError::plain_text("password is empty");
+    /// A new password that is longer than the original can take.
+    PASSWORD_TOO_LONG = WireError::plain_text("error hashing password: bcrypt: password length exceeds 72 bytes");
+    /// The first administrator's password changed without the caller's present one.
+    OLD_PASSWORD_INCORRECT = WireError::plain(Grpc::PermissionDenied, "old password is incorrect");
+    /// CreateUser without a database where it is not clear which is meant.
+    DATABASE_NAME_EMPTY =
+        WireError::plain_text("database name can not be empty when there are multiple databases");
+    /// ChangePermission without a database.
+    DATABASE_EMPTY_ARGUMENT = WireError::plain(Grpc::InvalidArgument, "database can not be empty");
+    /// ChangePermission or ChangeSQLPrivileges of an unknown database.
+    DATABASE_NOT_FOUND_ARGUMENT = WireError::plain(Grpc::InvalidArgument, "database does not exist");
+    /// CreateUser with a number that is no permission.
+    PERMISSION_UNRECOGNIZED = WireError::plain_text("unrecognized permission");
+    /// ChangePermission with a number that is no permission.
+    PERMISSION_UNRECOGNIZED_ARGUMENT = WireError::plain(Grpc::InvalidArgument, "unrecognized permission");
+    /// Neither GRANT nor REVOKE.
+    ACTION_UNRECOGNIZED = WireError::plain(Grpc::InvalidArgument, "action not recognized");
+    /// A name that is no SQL privilege.
+    PRIVILEGE_UNRECOGNIZED = WireError::plain(Grpc::InvalidArgument, "SQL privilege not recognized");
+    /// CreateUser by somebody who does not administrate the database.
+    NOT_ADMIN_OF_DATABASE = WireError::plain_text("you do not have permission on this database");
+    /// ChangePermission or ChangeSQLPrivileges by somebody who does not administrate the database.
+    NOT_ADMIN_OF_DATABASE_DENIED =
+        WireError::plain(Grpc::PermissionDenied, "you do not have permission on this database");
+    /// ChangePassword or SetActiveUser by somebody who administrates nothing.
+    NOT_ADMIN_ANYWHERE =
+        WireError::plain_text("user is not system admin nor admin in any of the databases");
+    /// CreateUser with the permission of the system administrator.
+    ANOTHER_SYSADMIN = WireError::plain_text("can not create another system admin");
+    /// ChangePermission of the caller.
+    OWN_PERMISSIONS = WireError::plain(Grpc::InvalidArgument, "changing your own permissions is not allowed");
+    /// ChangePermission of the system administrator.
+    SYSADMIN_PERMISSIONS =
+        WireError::plain(Grpc::InvalidArgument, "changing sysadmin permissions is not allowed");
+    /// ChangeSQLPrivileges of the caller.
+    OWN_PRIVILEGES = WireError::plain(Grpc::InvalidArgument, "changing your own privileges is not allowed");
+    /// ChangeSQLPrivileges of the system administrator.
+    SYSADMIN_PRIVILEGES = WireError::plain(Grpc::InvalidArgument, "changing sysadmin privileges is not allowed");
+    /// SetActiveUser of the caller.
+    OWN_STATUS = WireError::plain_text("changing your own status is not allowed");
+}
+
+/// Longest part of a name in a text, bytes: no name that exists is longer, and a status travels in headers.
+const NAME_SHOWN_MAX: usize = 128;
+
+fn shown(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_SHOWN_MAX)]
+}
+
+/// CreateUser with an unknown database.
+pub fn database_of_user_not_found(name: &str) -> Status {
+    plain_text(format!("database {} does not exist", shown(name)))
+}
+
+/// SetActiveUser of an unknown user.
+pub fn user_not_found(name: &str) -> Status {
+    plain_text(format!("user {} not found", shown(name)))
+}
+
+/// ChangePermission or ChangeSQLPrivileges of an unknown user.
+pub fn user_not_found_coded(name: &str) -> Status {
+    Status::not_found(format!("user {} not found", shown(name)))
+}
+
+/// ChangePassword of a user that does not exist or is not the caller's.
+pub fn user_not_found_or_yours(name: &str) -> Status {
+    plain_text(format!("user {} was not found or it was not created by you", shown(name)))
+}
+
+/// SetActiveUser of a user that is not the caller's.
+pub fn user_not_yours(name: &str) -> Status {
+    plain_text(format!("{} was not created by you", shown(name)))
+}
+
+/// ChangePermission or ChangeSQLPrivileges of an inactive user.
+pub fn user_not_active(name: &str) -> Status {
+    Status::failed_precondition(format!("user {} is not active", shown(name)))
+}
+
+/// ChangeSQLPrivileges of a user who has no permission on the database.
+pub fn user_without_permission(name: &str, database: &str) -> Status {
+    Status::failed_precondition(format!("user {} doesn't have permission on database {}", shown(name), shown(database)))
 }
 
 /// "illegal arguments: ..." with a reason; `Unknown`, unlike [`ILLEGAL_ARGUMENTS`].
@@ -259,7 +355,7 @@ pub fn stream_verifiable_set(error: &str) -> Status {
 
 /// UseDatabase of an unknown database.
 pub fn database_not_found(name: &str) -> Status {
-    let text = format!("'{name}' does not exist");
+    let text = format!("'{}' does not exist", shown(name));
     coded(ImmuCode::InvalidDatabaseName, text.clone(), text)
 }
 

@@ -259,7 +259,7 @@ fn systemdb_is_opened_again_like_any_other() {
         let mut made = Vec::new();
         for n in 0..5 {
             let name = format!("user{n}");
-            if nodes.0[other].groups.meta().put_user(user(&name), None, soon()).await.is_ok() {
+            if nodes.0[other].groups.meta().put_user(user(&name), None, None, soon()).await.is_ok() {
                 made.push(name);
             }
         }
@@ -325,7 +325,7 @@ fn below_the_low_water_mark_user_writes_are_refused_until_there_is_room() {
         assert!(nodes.group(leader, "orders").status().refused[0] >= 4);
         // Reading and administration go on.
         nodes.group(0, "orders").barrier(Level::Linearizable, soon()).await.unwrap();
-        nodes.0[0].groups.meta().put_user(user("dave"), None, soon()).await.unwrap();
+        nodes.0[0].groups.meta().put_user(user("dave"), None, None, soon()).await.unwrap();
         // The mark itself is not enough: it takes an eighth more, so that writes do not stop and go.
         leave(second, Some(LIMITS.room_bytes()));
         let deadline = soon();

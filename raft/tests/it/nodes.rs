@@ -225,11 +225,24 @@ fn three_nodes_form_write_and_read_everywhere_and_resume_with_the_same_identity(
         // Users change under conditions.
         let eve = user("eve", "one");
         let meta = nodes.running[&1].meta();
-        meta.put_user(eve.clone(), None, soon()).await.unwrap();
-        assert_eq!(meta.put_user(eve.clone(), None, soon()).await, Err(MetaError::Exists { name: "eve".into() }));
-        meta.put_user(user("eve", "two"), Some(&eve), soon()).await.unwrap();
-        let stale = meta.put_user(user("eve", "three"), Some(&eve), soon()).await;
+        meta.put_user(eve.clone(), None, None, soon()).await.unwrap();
+        assert_eq!(meta.put_user(eve.clone(), None, None, soon()).await, Err(MetaError::Exists { name: "eve".into() }));
+        meta.put_user(user("eve", "two"), Some(&eve), None, soon()).await.unwrap();
+        let stale = meta.put_user(user("eve", "three"), Some(&eve), None, soon()).await;
         assert_eq!(stale, Err(MetaError::Conflict { name: "eve".into() }));
+        // Also under the condition that whoever writes has still the rights that were looked at.
+        let other = nodes.running[&2].meta();
+        other.barrier(soon()).await.unwrap();
+        let (admin, two) = (other.user(ADMIN_USER).unwrap(), other.user("eve").unwrap());
+        other.put_user(user("mallory", "one"), None, Some(&two), soon()).await.unwrap();
+        other.put_user(user("eve", "three"), Some(&two), Some(&admin), soon()).await.unwrap();
+        // Node 1 may not have heard of it: then the ledger refuses what its records allow.
+        let late = meta.put_user(user("trent", "one"), None, Some(&two), soon()).await;
+        assert_eq!(late, Err(MetaError::Conflict { name: "eve".into() }));
+        meta.barrier(soon()).await.unwrap();
+        assert_eq!((meta.user("trent"), meta.user("eve").unwrap().password), (None, "three".into()));
+        let gone = meta.put_user(user("trent", "one"), None, Some(&user("nobody", "x")), soon()).await;
+        assert_eq!(gone, Err(MetaError::NotFound { name: "nobody".into() }));
 
         // One node less: the others go on, wherever the leaders were.
         nodes.stop(0).await;
@@ -250,7 +263,7 @@ fn three_nodes_form_write_and_read_everywhere_and_resume_with_the_same_identity(
             assert_eq!(groups.identity().unwrap().cluster, identity.cluster);
             assert_eq!(nodes.get(node, "orders", "from 1").await.as_deref(), Some("x"));
             groups.meta().barrier(soon()).await.unwrap();
-            assert_eq!(groups.meta().user("eve").unwrap().password, "two");
+            assert_eq!(groups.meta().user("eve").unwrap().password, "three");
             assert_eq!(groups.meta().database("orders").unwrap(), record);
         }
         assert_eq!(nodes.users_made.load(Ordering::Relaxed), 1);
@@ -374,7 +387,7 @@ fn a_node_that_waits_is_added_as_a_learner() {
         assert_eq!(new.meta().user(ADMIN_USER).unwrap().password, "hash");
         assert_eq!(systems[2].status().learners.keys().copied().collect::<Vec<_>>(), [3]);
         // It writes like any other node: one hop.
-        new.meta().put_user(user("eve", "one"), None, soon()).await.unwrap();
+        new.meta().put_user(user("eve", "one"), None, None, soon()).await.unwrap();
         nodes.running[&0].meta().barrier(soon()).await.unwrap();
         assert!(nodes.running[&0].meta().user("eve").is_some());
         drop((new, systems));
