@@ -158,12 +158,13 @@ impl Error {
     }
 
     /// True when the server says that the client's state is beyond its history. References and sorted sets have only one text for
-    /// that and for wrong arguments, so it may be those.
+    /// that and for wrong arguments, so of them it may be those.
     pub(crate) fn is_illegal_state(&self) -> bool {
         match self {
-            Self::Refused { status, .. } => {
+            Self::Refused { call, status } => {
+                let has_one_text = matches!(*call, "verified_set_reference" | "verified_z_add");
                 text::ILLEGAL_STATE.is(status)
-                    || text::ILLEGAL_ARGUMENTS.is(status)
+                    || (has_one_text && text::ILLEGAL_ARGUMENTS.is(status))
                     || status.message().starts_with("illegal state: latest txID=")
             }
             _ => false,

@@ -97,9 +97,12 @@ pub enum Error {
         /// What is waited for.
         what: &'static str,
     },
-    /// Maintenance that takes longer than the call's deadline.
-    #[error("it takes longer than the deadline of the call, and goes on")]
-    GoesOn,
+    /// Upkeep that takes longer than the call's deadline.
+    #[error("{what} takes longer than the deadline of the call, and goes on")]
+    GoesOn {
+        /// What takes long.
+        what: &'static str,
+    },
     /// The node is stopping.
     #[error("the node is stopping; surely not applied, try another node")]
     Stopping,
@@ -272,7 +275,7 @@ impl From<Error> for Status {
             Error::Header { .. } => Code::InvalidArgument,
             Error::Starting { .. } | Error::Stopping => Code::Starting,
             Error::StreamIdle { .. } => Code::Canceled,
-            Error::CommittedNotApplied { .. } | Error::GoesOn => Code::OutcomeUnknown,
+            Error::CommittedNotApplied { .. } | Error::GoesOn { .. } => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),
             Error::Read(error) => code_of_read(error),
             Error::Meta(error) => code_of_meta(error),

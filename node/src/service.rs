@@ -73,6 +73,8 @@ pub struct App {
     /// What an unknown user's password is compared with, so that the time tells nobody which users exist.
     nobody: String,
     proven: Arc<Proven>,
+    /// Held while an index is flushed by order.
+    flushing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl App {
@@ -88,6 +90,7 @@ impl App {
         let nobody = auth::hash_password(b"", choices.hash_cost, auth::random(&env));
         Self {
             proven: Arc::new(Proven::new(auth::random(&env))),
+            flushing: Arc::default(),
             router: Router::new(groups.clone(), env.clock.clone()),
             started_at: env.clock.now_unix_ms() / 1000,
             env,

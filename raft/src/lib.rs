@@ -42,7 +42,7 @@ pub mod scrub;
 mod server;
 pub mod snapshot;
 pub mod state_machine;
-mod strand;
+pub mod strand;
 #[cfg(test)]
 mod suite;
 pub mod types;

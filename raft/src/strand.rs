@@ -10,15 +10,17 @@ use tokio::sync::{oneshot, watch};
 use crate::env::Executor;
 
 /// Strands of a node, by number, which no group's are: together here, because a number used twice makes one wait for the other.
-pub(crate) mod of_node {
+pub mod of_node {
     /// Identity and promise.
-    pub(crate) const FILES: u64 = u64::MAX;
+    pub const FILES: u64 = u64::MAX;
     /// Looking after the disk: whoever waits for a slow one must not hold this up.
-    pub(crate) const DISK: u64 = u64::MAX - 1;
-    /// Giving memory back, which waits for the disk.
-    pub(crate) const MEMORY: u64 = u64::MAX - 2;
+    pub const DISK: u64 = u64::MAX - 1;
+    /// Giving memory back, which waits for the disk; by itself, and by order one database at a time.
+    pub const MEMORY: u64 = u64::MAX - 2;
+    /// Hashing passwords, which takes long on purpose.
+    pub const HASHING: u64 = u64::MAX - 3;
     /// Files of snapshots that are sent; those that come for a group use this one with the group's id in it.
-    pub(crate) const SNAPSHOT: u64 = 1 << 63;
+    pub const SNAPSHOT: u64 = 1 << 63;
 }
 
 /// One strand of the executor.

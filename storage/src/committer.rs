@@ -638,3 +638,107 @@ impl Drop for Turn<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use alhambra_ledger::ids::DatabaseId;
+
+    use super::*;
+    use crate::command::{ProposalEntry, Settings};
+    use crate::database::{DatabaseSpec, Options};
+    use crate::vfs::Vfs;
+    use crate::vfs::faulty::{Fault, FaultyVfs};
+    use crate::vfs::mem::{Crash, MemVfs};
+
+    const CALLERS: usize = 4 * COMMIT_ENTRY_PROPOSALS;
+
+    fn open(vfs: &Arc<dyn Vfs>) -> Arc<Database> {
+        // A round is in several segments.
+        let spec = DatabaseSpec { id: DatabaseId([7; 16]), segment_bytes: 700 };
+        let db =
+            Database::open_embedded(Arc::clone(vfs), Path::new("/db"), spec, Options::default(), Settings::DEFAULT);
+        Arc::new(db.expect("a sound disk"))
+    }
+
+    fn proposal(n: usize) -> TxProposal {
+        let entry = ProposalEntry::plain(Bytes::from(format!("k{n}")), Bytes::new(), Bytes::from(vec![n as u8; 30]));
+        TxProposal { entries: vec![entry], ..TxProposal::default() }
+    }
+
+    /// Commits of many callers who all wait before the first of them leads, on a disk that has a fault at this step of what
+    /// follows; what each was told, the disk, how many steps there were, and how many log entries.
+    fn round(fault: Option<(u64, Fault)>) -> (Vec<Result<Outcome>>, MemVfs, u64, u64) {
+        let disk = MemVfs::new();
+        let faulty = FaultyVfs::on_memory(disk.clone());
+        let vfs: Arc<dyn Vfs> = Arc::new(faulty.clone());
+        let db = open(&vfs);
+        let committer = Committer::new(Arc::clone(&db), Durability::Synced);
+        let entries = || db.ledger().last_log_id().map_or(0, |last| last.index.0);
+        let before = entries();
+        // Somebody has the baton until all are there.
+        assert!(committer.take_idle_baton());
+        let baton = Baton { committer: &committer, handed_on: false };
+        let (told, steps) = thread::scope(|scope| {
+            let callers: Vec<_> = (0..CALLERS)
+                .map(|n| {
+                    scope.spawn({
+                        let committer = &committer;
+                        move || committer.commit(1, proposal(n))
+                    })
+                })
+                .collect();
+            #[expect(clippy::disallowed_methods, reason = "a test gives up in real time")]
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while committer.state.lock().waiting.len() < CALLERS {
+                #[expect(clippy::disallowed_methods, reason = "a test gives up in real time")]
+                let now = Instant::now();
+                assert!(now < deadline, "the callers do not come");
+                thread::yield_now();
+            }
+            let from = faulty.step_count();
+            if let Some((step, fault)) = fault {
+                faulty.fail_after(step, fault);
+            }
+            baton.hand_on();
+            let told: Vec<_> = callers.into_iter().map(|caller| caller.join().expect("no panic")).collect();
+            (told, faulty.step_count() - from)
+        });
+        let made = entries() - before;
+        drop((committer, db, vfs));
+        (told, disk, steps, made)
+    }
+
+    #[test]
+    fn callers_who_wait_are_several_log_entries_and_a_lack_of_space_anywhere_is_told_to_the_right_ones() {
+        let (told, _, steps, made) = round(None);
+        assert!(told.iter().all(|told| matches!(told, Ok(Outcome::Committed { .. }))), "{told:?}");
+        assert!(made >= COMMIT_ROUND_ENTRIES as u64, "{made} log entries");
+        let (mut refused, mut partly) = (0, 0);
+        for step in 0..steps {
+            for fault in [Fault::Error, Fault::Short, Fault::LostSync].map(|fault| fault(ErrorKind::StorageFull)) {
+                let place = format!("{fault:?} at step {step}");
+                let (told, disk, ..) = round(Some((step, fault)));
+                disk.crash(Crash::PowerLoss);
+                let vfs: Arc<dyn Vfs> = Arc::new(disk);
+                let snapshot = open(&vfs).snapshot();
+                let mut committed = 0;
+                for (n, told) in told.iter().enumerate() {
+                    let is_there = snapshot.get(format!("k{n}").as_bytes()).expect("readable").is_some();
+                    match told {
+                        Ok(Outcome::Committed { .. }) => assert!(is_there, "{place}: told {n} and lost"),
+                        Err(Error::NoSpace { .. }) => assert!(!is_there, "{place}: refused {n} and there"),
+                        other => panic!("{place}: {n}: {other:?}"),
+                    }
+                    committed += usize::from(is_there);
+                }
+                refused += usize::from(committed < CALLERS);
+                partly += usize::from(0 < committed && committed < CALLERS);
+            }
+        }
+        assert!(refused > partly && partly > 0, "{refused} refused, {partly} of them partly");
+    }
+}

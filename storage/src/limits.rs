@@ -77,7 +77,7 @@ pub const LZ4_EXPANSION_MAX: usize = 255;
 /// Proposals that wait for a group commit, or are on their way, bytes. A larger one waits until it is alone.
 pub const COMMIT_QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// Proposals in one log entry of a group commit, bytes, if there is more than one.
+/// Proposals in one round of a group commit, bytes, if there is more than one; all of its log entries together.
 pub const COMMIT_BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Log entries that a group commit makes at most of what waits. They share a flush; the callers of one come again while the next

@@ -1,8 +1,10 @@
-//! Creating and listing databases.
+//! Creating and listing databases, their settings, and their upkeep by order.
+
+use std::time::Duration;
 
 use alhambra_proto::code::{WireError, text};
 use alhambra_raft::meta::{DEFAULT_DATABASE, DatabaseRecord, MetaError, NewDatabase, SYSTEM_DATABASE};
-use alhambra_storage::Database;
+use alhambra_raft::strand::of_node;
 use tokio::time::timeout_at;
 
 use super::App;
@@ -15,8 +17,8 @@ use crate::method::Right;
 /// Longest name of a database, bytes.
 const NAME_LEN_MAX: usize = 128;
 
-/// Strand of the executor on which indexes are flushed and compacted by order; far from those of databases.
-const MAINTENANCE: u64 = u64::MAX - 2;
+/// How often it is looked whether an index is merged.
+const COMPACTION_LOOK: Duration = Duration::from_millis(20);
 
 /// A database as a list shows it.
 #[derive(Clone, Debug)]
@@ -154,40 +156,39 @@ impl App {
         Ok(DatabaseSettings::from_record(&record.face, &record.settings))
     }
 
-    /// Writes out what this node has of the index in memory only, and takes a checkpoint. `cleanup` is a percentage, which
-    /// is checked and without effect: merged runs have nothing to clean up.
+    /// Writes out what this node has of the index in memory only, and takes a checkpoint; one database at a time. `cleanup` is a
+    /// percentage, which is checked and without effect: merged runs have nothing to clean up.
     pub async fn flush_index(&self, cx: &Context, cleanup: f32) -> Result<()> {
         if !(0.0..=100.0).contains(&cleanup) {
             return Err(text::CLEANUP_PERCENTAGE.into());
         }
-        self.maintain(cx, Database::release_memory).await
-    }
-
-    /// Merges what there is to merge in the index of this node.
-    pub async fn compact_index(&self, cx: &Context) -> Result<()> {
-        if !cx.replica.database().index_work_due() {
-            return Err(text::NOTHING_TO_COMPACT.into());
-        }
-        self.maintain(cx, |database| {
-            while database.index_work()? {}
-            Ok(())
-        })
-        .await
-    }
-
-    /// Does what may take long; goes on when the caller does not wait any more.
-    async fn maintain(
-        &self,
-        cx: &Context,
-        work: impl FnOnce(&Database) -> alhambra_storage::Result<()> + Send + 'static,
-    ) -> Result<()> {
+        let others = timeout_at(cx.deadline, self.flushing.clone().lock_owned()).await;
+        let alone = others.map_err(|_| Error::GoesOn { what: "flushing another index" })?;
         let database = cx.replica.database().clone();
-        let done = self.env.blocking(MAINTENANCE, move || work(&database));
+        let done = self.env.blocking(of_node::MEMORY, move || {
+            // Also when the caller waits no more.
+            let _alone = alone;
+            database.release_memory()
+        });
         match timeout_at(cx.deadline, done).await {
             Ok(Some(done)) => Ok(done?),
             Ok(None) => Err(Error::Stopping),
-            Err(_) => Err(Error::GoesOn),
+            Err(_) => Err(Error::GoesOn { what: "flushing the index" }),
         }
+    }
+
+    /// Waits until there is nothing to merge in the index of this node, which merges by itself.
+    pub async fn compact_index(&self, cx: &Context) -> Result<()> {
+        let database = cx.replica.database();
+        if !database.index_work_due() {
+            return Err(text::NOTHING_TO_COMPACT.into());
+        }
+        let done = async {
+            while database.index_work_due() {
+                tokio::time::sleep(COMPACTION_LOOK).await;
+            }
+        };
+        timeout_at(cx.deadline, done).await.map_err(|_| Error::GoesOn { what: "merging the index" })
     }
 
     /// Databases that the caller may select, the default one first, then in the order of their creation.

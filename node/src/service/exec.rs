@@ -26,6 +26,9 @@ use crate::error::{Error, Result};
 
 /// How often a transaction is made again because of others before its caller is told.
 const ATTEMPTS_MAX: usize = 64;
+/// A large one is made again less often: each attempt is in the log of every replica. Bytes of all attempts together, but two are
+/// made of any.
+const ATTEMPTS_BYTES_MAX: usize = 64 << 20;
 
 /// What a reference or a member of a sorted set points to.
 #[derive(Clone, Debug, Default)]
@@ -255,7 +258,8 @@ async fn carry_out(app: &App, cx: &Context, plan: &Plan) -> Result<TxHeader> {
         // Everything that was acknowledged before, whatever the call says about reads.
         cx.replica.barrier(Level::Linearizable, cx.deadline).await?;
     }
-    for _ in 0..ATTEMPTS_MAX {
+    let bytes: usize = entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
+    for _ in 0..attempts(bytes) {
         let (proposal, refusals) = propose(app, cx, plan, &settings).await?;
         match commit(cx, proposal).await {
             Ok(Committed::Yes(header)) => return Ok(header),
@@ -274,6 +278,10 @@ async fn carry_out(app: &App, cx: &Context, plan: &Plan) -> Result<TxHeader> {
         cx.replica.barrier(Level::Linearizable, cx.deadline).await?;
     }
     Err(text::READ_CONFLICT.into())
+}
+
+fn attempts(bytes: usize) -> usize {
+    (ATTEMPTS_BYTES_MAX / bytes.max(1)).clamp(2, ATTEMPTS_MAX)
 }
 
 /// The proposal on what is applied here, and what is said when one of its preconditions does not hold.
@@ -363,5 +371,17 @@ fn unreadable(error: TransactionError) -> Error {
     match error {
         TransactionError::Storage(error) => error.into(),
         _ => Error::Internal("a transaction refused to be read"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_transaction_is_made_again_less_often() {
+        for (bytes, expected) in [(0, 64), (1 << 20, 64), (2 << 20, 32), (30 << 20, 2), (usize::MAX, 2)] {
+            assert_eq!(attempts(bytes), expected, "{bytes}");
+        }
     }
 }

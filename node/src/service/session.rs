@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use alhambra_proto::code::text;
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, SYSTEM_DATABASE, User};
+use alhambra_raft::strand::of_node;
 use tokio::time::Instant;
 
 use super::App;
@@ -16,9 +17,6 @@ use crate::session::Session;
 pub const DEFAULT_PASSWORD_WARNING: &str =
     "immudb user has the default password: please change it to ensure proper security";
 const DEFAULT_PASSWORD: &[u8] = b"immudb";
-
-/// Strand of the executor on which passwords are hashed; far from those of databases.
-pub(super) const HASHING: u64 = u64::MAX - 1;
 
 impl App {
     /// The user with this name and password.
@@ -59,7 +57,7 @@ impl App {
             return true;
         }
         let (password, hash, proven) = (password.to_vec(), hash.to_owned(), self.proven.clone());
-        self.env.blocking(HASHING, move || proven.verify(&password, &hash)).await.unwrap_or(false)
+        self.env.blocking(of_node::HASHING, move || proven.verify(&password, &hash)).await.unwrap_or(false)
     }
 
     /// Holds a new session or token of the user to the record as it is now. Whoever changes the record ends what there is

@@ -9,11 +9,11 @@ mod rules;
 
 use alhambra_proto::code::text;
 use alhambra_raft::meta::{ADMIN_USER, Meta, MetaError, SYSTEM_DATABASE, User};
+use alhambra_raft::strand::of_node;
 
 use self::rules::Records;
 pub use self::rules::{Action, PermissionChange, PrivilegeChange, SQL_PRIVILEGES, listed_privileges};
 use super::App;
-use super::session::HASHING;
 use crate::auth;
 use crate::context::{Call, Caller, ReadLevel};
 use crate::error::{Error, Result};
@@ -125,7 +125,7 @@ impl App {
 
     async fn hash(&self, password: &[u8]) -> Result<String> {
         let (password, cost, salt) = (password.to_vec(), self.choices.hash_cost, auth::random(&self.env));
-        let hashed = self.env.blocking(HASHING, move || auth::hash_password(&password, cost, salt)).await;
+        let hashed = self.env.blocking(of_node::HASHING, move || auth::hash_password(&password, cost, salt)).await;
         hashed.ok_or(Error::Stopping)
     }
 

@@ -113,12 +113,18 @@ where
     let (end, ended) = oneshot::channel();
     let producing = produce(Outlet { chunks, pace });
     tokio::spawn(async move {
-        if let Err(Ended::Failed(status)) = producing.await {
-            // Nobody listens when the client has gone meanwhile.
-            let _ = end.send(*status);
-        }
+        let outcome = match producing.await {
+            Ok(()) | Err(Ended::Gone) => Ok(()),
+            Err(Ended::Failed(status)) => Err(*status),
+        };
+        // Nobody listens when the client has gone meanwhile.
+        let _ = end.send(outcome);
     });
-    let failure = ended.into_stream().filter_map(|end| std::future::ready(end.ok().map(Err)));
+    let failure = ended.into_stream().filter_map(|end| {
+        // Without a word the task has died: what was sent is not all of it.
+        let outcome = end.unwrap_or_else(|_| Err(Error::Internal("an answer was not made to its end").into()));
+        std::future::ready(outcome.err().map(Err))
+    });
     Box::pin(ReceiverStream::new(taken).map(Ok).chain(failure))
 }
 
@@ -206,5 +212,15 @@ mod tests {
         assert_eq!(got[0].as_ref().unwrap().content, &b"\0\0\0\0\0\0\0\x05first"[..]);
         assert_eq!(got[1].as_ref().unwrap_err().message(), "broken");
         assert_eq!(got.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_answer_whose_maker_dies_does_not_look_whole() {
+        let stream = stream_of(Pace { step: STEP, until: None }, |out| async move {
+            out.send(Bytes::from_static(b"first of many")).await?;
+            panic!("the next one cannot be made");
+        });
+        let found: Vec<_> = stream.collect().await;
+        assert!(matches!(&found[..], [Ok(_), Err(status)] if status.code() == tonic::Code::Internal), "{found:?}");
     }
 }
