@@ -563,6 +563,11 @@ impl Group {
         self.replica.administer(&Command::Configure(settings), deadline).await.map(drop)
     }
 
+    /// Sees to it that what is due on the index is being done, in short steps, also while nothing is applied.
+    pub fn tend_index(&self) {
+        self.replica.state_machine.look_for_index_work();
+    }
+
     /// Waits until a read of this level may begin here. Ends by the deadline.
     pub async fn barrier(&self, level: Level, deadline: Instant) -> Result<ReadPoint, ReadError> {
         self.replica.barrier(level, deadline).await

@@ -177,7 +177,7 @@ impl App {
         }
     }
 
-    /// Waits until there is nothing to merge in the index of this node, which merges by itself.
+    /// Waits until there is nothing to merge in the index of this node.
     pub async fn compact_index(&self, cx: &Context) -> Result<()> {
         let database = cx.replica.database();
         if !database.index_work_due() {
@@ -185,6 +185,7 @@ impl App {
         }
         let done = async {
             while database.index_work_due() {
+                cx.replica.tend_index();
                 tokio::time::sleep(COMPACTION_LOOK).await;
             }
         };
