@@ -194,6 +194,57 @@ def streams(client, space):
 
 
 @flow
+def streams_of_sets_and_operations(client, space):
+    first, second = space + b"first", space + b"second"
+    header = client.streamExecAll([
+        datatypes.KeyValue(first, b"1" * 70_000),
+        datatypes.KeyValue(second, b"2"),
+        datatypes.ZAddRequest(set=space, score=2.0, key=first),
+        datatypes.ZAddRequest(set=space, score=1.0, key=second),
+    ])
+    found = [(entry.key, entry.score, len(entry.value)) for entry in client.streamZScan(set=space, limit=10)]
+    same(found, [(second, 1.0, 1), (first, 2.0, 70_000)], "streamZScan")
+    exported = b"".join(chunk.content for chunk in client.exportTx(header.id))
+    same(second in exported and first in exported, True, "exportTx")
+
+
+@flow
+def users(client, space, endpoint=None, login=None):
+    database, key = login[2], space + b"key"
+    name = "u" + space.decode().split("/")[1].split("-users")[0].replace("-", "x")
+    client.set(key, b"value")
+    client.createUser(name, "first", 1, database)
+    with refused("user already exists"):
+        client.createUser(name, "first", 1, database)
+    listed = {user.user.decode(): user for user in client.listUsers().userlist.users}
+    same([(p.database, p.permission) for p in listed[name].permissions], [(database, 1)], "listUsers")
+
+    def enter(password):
+        other = ImmudbClient(endpoint, timeout=CALL_TIMEOUT_S)
+        other.login(name, password, database.encode())
+        return other
+
+    reader = enter("first")
+    same(reader.get(key).value, b"value", "get of a reader")
+    with refused("permission denied"):
+        reader.set(key, b"not allowed")
+    with refused("permission denied"):
+        reader.getAll([key])
+    # Whoever is changed has to log in again.
+    client.changePermission(0, name, database, 2)
+    with refused("not logged in"):
+        reader.get(key)
+    enter("first").set(key, b"allowed")
+    client.changePassword(name, "second", "")
+    with refused("invalid user name or password"):
+        enter("first")
+    enter("second")
+    client.setActiveUser(False, name)
+    with refused("user is not active"):
+        enter("second")
+
+
+@flow
 def transactions_in_order(client, space):
     ids = [client.set(space + b"%d" % n, b"v").id for n in range(5)]
     found = client.txScan(ids[0], limit=2500).txs
@@ -279,8 +330,8 @@ def attempt(cluster, state, node, function, number):
     client = ImmudbClient(endpoint, rs=state, timeout=CALL_TIMEOUT_S)
     try:
         client.login(username, password, database.encode())
-        more = {"endpoint": endpoint, "login": (username, password, database)} if function is a_session else {}
-        function(client, space, **more)
+        login = {"endpoint": endpoint, "login": (username, password, database)}
+        function(client, space, **(login if function in (a_session, users) else {}))
     finally:
         client.shutdown()
 
