@@ -336,10 +336,11 @@ def attempt(cluster, state, node, function, number):
         client.shutdown()
 
 
-def run(cluster, state, rounds, kills, rng):
-    """Every flow on every node; answers how many ran and how many began anew."""
+def run(cluster, state, seconds, kills, rng):
+    """Every flow on every node, again until the time is over; answers how many ran and how many began anew."""
     ran, again = 0, 0
-    for _ in range(rounds):
+    until = time.monotonic() + seconds
+    while ran == 0 or time.monotonic() < until:
         order = [(node, function) for node in range(len(cluster.nodes())) for function in FLOWS]
         rng.shuffle(order)
         for place, function in order:
@@ -368,7 +369,7 @@ def main():
     where.add_argument("--attach", metavar="DIR", help="use the running demo of this folder")
     parser.add_argument("--base-port", type=int, default=3322, help="base port of the own demo")
     parser.add_argument("--kills", type=float, metavar="SECONDS", help="then again, killing the leader this often")
-    parser.add_argument("--rounds", type=int, default=1, help="how often each flow runs on each node, with kills")
+    parser.add_argument("--seconds", type=float, default=30, help="how long flows run beside kills, at least")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     arguments = parser.parse_args()
     print(f"{len(FLOWS)} flows, seed {arguments.seed}", flush=True)
@@ -379,14 +380,14 @@ def main():
             cluster, state = Cluster(arguments.attach or own), CarriedState()
             cluster.wait_ready()
             started = time.monotonic()
-            ran, _ = run(cluster, state, 1, False, rng)
+            ran, _ = run(cluster, state, 0, False, rng)
             print(f"quiet: {ran} flows ok in {time.monotonic() - started:.1f} s", flush=True)
             if arguments.kills:
                 started = time.monotonic()
                 with Killer(cluster, arguments.kills) as killer:
-                    ran, again = run(cluster, state, arguments.rounds, True, rng)
+                    ran, again = run(cluster, state, arguments.seconds, True, rng)
                 if killer.kills == 0:
-                    raise Wrong("no leader was killed: more rounds, or kills more often")
+                    raise Wrong("no leader was killed: more seconds, or kills more often")
                 print(f"leader killed {killer.kills} times: {ran} flows ok, {again} cut short and begun anew, in "
                       f"{time.monotonic() - started:.1f} s", flush=True)
         except Wrong as error:

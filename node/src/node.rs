@@ -15,6 +15,7 @@ use alhambra_raft::group::Tuning;
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DatabaseRecord, User};
 use alhambra_storage::memory::MemoryBudget;
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
@@ -43,6 +44,8 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the leader of a database compares the settings in force with those in `systemdb`, when nothing has changed there.
 const SETTINGS_LOOK: Duration = Duration::from_secs(5);
+/// Databases whose settings are put into their logs at the same time.
+const SETTINGS_AT_ONCE: usize = 8;
 /// How long it tries to put new ones into the log before it looks again.
 const SETTINGS_WAIT: Duration = Duration::from_secs(10);
 
@@ -336,36 +339,39 @@ async fn follow_users(groups: Arc<Groups>, app: Arc<App>, admin: Arc<FirstAdmin>
 }
 
 /// Puts the settings that `systemdb` has for the databases that this node leads into their logs, where they come into force.
-/// Looked at when `systemdb` changes, and now and then because leaders change.
+/// Looked at when `systemdb` changes, and now and then because leaders change. One database waits for no other.
 async fn keep_settings(groups: Arc<Groups>) {
     let mut changes = groups.meta().watch();
     loop {
-        for record in groups.meta().databases() {
-            let Some(group) = groups.group_by_name(&record.name).filter(|group| group.is_leader()) else { continue };
-            // Without any the database is not begun yet, and begins with these.
-            let differ =
-                |record: &DatabaseRecord| group.database().settings().is_some_and(|now| now != record.settings);
-            if !differ(&record) {
-                continue;
-            }
-            let deadline = Instant::now() + SETTINGS_WAIT;
-            // This node may know older ones than those in force.
-            let newest = groups.meta().barrier(deadline).await.ok().and_then(|()| groups.meta().database(&record.name));
-            let Some(record) = newest.filter(differ) else { continue };
-            if !record.settings.is_valid() {
-                tracing::error!(database = record.name, "systemdb has settings that no replica could apply; ignored");
-                continue;
-            }
-            match group.configure(record.settings, deadline).await {
-                Ok(()) => tracing::info!(database = record.name, "new settings are in force"),
-                // The next leader, or the next look.
-                Err(error) => tracing::warn!(database = record.name, %error, "new settings are not in force yet"),
-            }
-        }
+        let databases = futures::stream::iter(groups.meta().databases());
+        databases.for_each_concurrent(SETTINGS_AT_ONCE, |record| put_in_force(&groups, record)).await;
         match tokio::time::timeout(SETTINGS_LOOK, changes.changed()).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(_)) => return,
         }
+    }
+}
+
+/// Puts the settings of one database into its log, if this node leads it and they differ from those in force.
+async fn put_in_force(groups: &Groups, record: DatabaseRecord) {
+    let Some(group) = groups.group_by_name(&record.name).filter(|group| group.is_leader()) else { return };
+    // Without any the database is not begun yet, and begins with these.
+    let differ = |record: &DatabaseRecord| group.database().settings().is_some_and(|now| now != record.settings);
+    if !differ(&record) {
+        return;
+    }
+    let deadline = Instant::now() + SETTINGS_WAIT;
+    // This node may know older ones than those in force.
+    let newest = groups.meta().barrier(deadline).await.ok().and_then(|()| groups.meta().database(&record.name));
+    let Some(record) = newest.filter(differ) else { return };
+    if !record.settings.is_valid() {
+        tracing::error!(database = record.name, "systemdb has settings that no replica could apply; ignored");
+        return;
+    }
+    match group.configure(record.settings, deadline).await {
+        Ok(()) => tracing::info!(database = record.name, "new settings are in force"),
+        // The next leader, or the next look.
+        Err(error) => tracing::warn!(database = record.name, %error, "new settings are not in force yet"),
     }
 }
 
