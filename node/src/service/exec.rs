@@ -260,7 +260,7 @@ async fn carry_out(app: &App, cx: &Context, plan: &Plan) -> Result<TxHeader> {
     }
     let bytes: usize = entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
     for _ in 0..attempts(bytes) {
-        let (proposal, refusals) = propose(app, cx, plan, &settings).await?;
+        let (proposal, refusals) = propose(app, cx, plan, &entries, &settings).await?;
         match commit(cx, proposal).await {
             Ok(Committed::Yes(header)) => return Ok(header),
             Ok(Committed::Refused(index)) => match refusals.get(index) {
@@ -285,7 +285,14 @@ fn attempts(bytes: usize) -> usize {
 }
 
 /// The proposal on what is applied here, and what is said when one of its preconditions does not hold.
-async fn propose(app: &App, cx: &Context, plan: &Plan, settings: &Settings) -> Result<(TxProposal, Vec<WireError>)> {
+/// `entries` are those of the plan without the transaction's own id.
+async fn propose(
+    app: &App,
+    cx: &Context,
+    plan: &Plan,
+    entries: &[ProposalEntry],
+    settings: &Settings,
+) -> Result<(TxProposal, Vec<WireError>)> {
     for operation in &plan.operations {
         if let Some((_, Binding::At(tx))) = operation.points() {
             cx.view_of(tx).await?;
@@ -337,7 +344,12 @@ async fn propose(app: &App, cx: &Context, plan: &Plan, settings: &Settings) -> R
         preconditions.push(Condition::Becomes(own));
     }
     let refusals = preconditions.iter().map(failure_of).collect();
-    let entries = plan.operations.iter().map(|operation| operation.entry(own)).collect();
+    // Only what holds the id itself is made again; the others share their bytes.
+    let with_id = |(operation, entry): (&Checked, &ProposalEntry)| match operation.points() {
+        Some((_, Binding::Own)) => operation.entry(own),
+        _ => entry.clone(),
+    };
+    let entries = plan.operations.iter().zip(entries).map(with_id).collect();
     // Nothing was read for values alone.
     let read_set = transaction.into_proposal().read_set.filter(|reads| !reads.ranges().is_empty());
     Ok((TxProposal { entries, preconditions, read_set, ..TxProposal::default() }, refusals))

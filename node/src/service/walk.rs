@@ -4,7 +4,7 @@
 
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
-use alhambra_storage::index::Version;
+use alhambra_storage::index::{ScanSpec, Version};
 use alhambra_storage::read::ReadSnapshot;
 use bytes::Bytes;
 
@@ -13,43 +13,35 @@ use super::{App, result_limit};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-type Keys = Box<dyn Iterator<Item = alhambra_storage::Result<(Bytes, Version)>> + Send>;
-
 /// A view for a list, which need not be newer than `since`.
-async fn view(cx: &Context, since: TxId) -> Result<ReadSnapshot> {
+pub(super) async fn view(cx: &Context, since: TxId) -> Result<ReadSnapshot> {
     cx.view(since).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))
 }
 
-/// The entries of a range of keys.
-pub struct ScanWalk {
+/// Live keys of a range at one state, behind an offset and up to a limit.
+pub(super) struct LiveKeys {
     view: ReadSnapshot,
     now: i64,
-    keys: Keys,
-    /// Live keys still to leave out.
+    keys: Box<dyn Iterator<Item = alhambra_storage::Result<(Bytes, Version)>> + Send>,
+    /// Keys still to leave out.
     offset: u64,
     /// Places still to fill.
     left: usize,
     steps: usize,
 }
 
-impl ScanWalk {
-    /// Checks the request and takes the view.
-    pub async fn begin(app: &App, cx: &Context, scan: &Scan) -> Result<Self> {
-        let left = result_limit(scan.limit)?;
-        let key_len_max = settings(cx)?.key_len_max;
-        if over(scan.seek_key.len() + 1, key_len_max) || over(scan.prefix.len() + 1, key_len_max) {
-            return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
-        }
-        let view = view(cx, scan.since_tx).await?;
-        let keys: Keys = match range(scan) {
-            Some(spec) => Box::new(view.scan(&spec)),
+impl LiveKeys {
+    /// None of them for no range.
+    pub(super) fn new(app: &App, view: ReadSnapshot, range: Option<&ScanSpec>, offset: u64, limit: usize) -> Self {
+        let keys: Box<dyn Iterator<Item = _> + Send> = match range {
+            Some(range) => Box::new(view.scan(range)),
             None => Box::new(std::iter::empty()),
         };
-        Ok(Self { view, now: app.now(), keys, offset: scan.offset, left, steps: 0 })
+        Self { view, now: app.now(), keys, offset, left: limit, steps: 0 }
     }
 
-    /// The next entry; none at the end.
-    pub async fn next(&mut self, cx: &Context) -> Result<Option<Entry>> {
+    /// The next key, which takes a place whether anything comes of it or not; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<(Bytes, Version)>> {
         while self.left > 0
             && let Some(found) = self.keys.next()
         {
@@ -64,7 +56,38 @@ impl ScanWalk {
                 continue;
             }
             self.left -= 1;
-            let reader = Reader { context: cx, view: &self.view, now: self.now };
+            return Ok(Some((key, version)));
+        }
+        Ok(None)
+    }
+
+    /// Reads the state that is walked.
+    pub(super) fn reader<'a>(&'a self, cx: &'a Context) -> Reader<'a> {
+        Reader { context: cx, view: &self.view, now: self.now }
+    }
+}
+
+/// The entries of a range of keys.
+pub struct ScanWalk {
+    keys: LiveKeys,
+}
+
+impl ScanWalk {
+    /// Checks the request and takes the view.
+    pub async fn begin(app: &App, cx: &Context, scan: &Scan) -> Result<Self> {
+        let limit = result_limit(scan.limit)?;
+        let key_len_max = settings(cx)?.key_len_max;
+        if over(scan.seek_key.len() + 1, key_len_max) || over(scan.prefix.len() + 1, key_len_max) {
+            return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
+        }
+        let view = view(cx, scan.since_tx).await?;
+        Ok(Self { keys: LiveKeys::new(app, view, range(scan).as_ref(), scan.offset, limit) })
+    }
+
+    /// The next entry; none at the end.
+    pub async fn next(&mut self, cx: &Context) -> Result<Option<Entry>> {
+        while let Some((key, version)) = self.keys.next().await? {
+            let reader = self.keys.reader(cx);
             let user_key = key.slice(1..);
             match reader.version(&key, &version).and_then(|found| reader.resolve(user_key, found)) {
                 Ok(entry) => return Ok(Some(entry)),

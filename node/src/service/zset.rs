@@ -6,12 +6,12 @@
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::kv::{self, SortedSetMember};
 use alhambra_proto::code::text;
-use alhambra_storage::index::{ScanSpec, Version};
-use alhambra_storage::read::ReadSnapshot;
+use alhambra_storage::index::ScanSpec;
 use bytes::Bytes;
 
-use super::kv::{Reader, is_absence, over, settings, take_turns};
+use super::kv::{is_absence, over, settings};
 use super::transaction::ZEntry;
+use super::walk::{LiveKeys, view};
 use super::{App, result_limit};
 use crate::context::Context;
 use crate::error::Result;
@@ -66,20 +66,11 @@ impl ZScan {
     }
 }
 
-type Keys = Box<dyn Iterator<Item = alhambra_storage::Result<(Bytes, Version)>> + Send>;
-
 /// Members of a set, read one by one as they are taken. Those outside the bounds, and those whose value is gone, have used up
 /// their place in offset and limit.
 pub struct ZScanWalk {
     scan: ZScan,
-    view: ReadSnapshot,
-    now: i64,
-    keys: Keys,
-    /// Live members still to leave out.
-    offset: u64,
-    /// Places still to fill.
-    left: usize,
-    steps: usize,
+    keys: LiveKeys,
 }
 
 impl ZScanWalk {
@@ -88,41 +79,26 @@ impl ZScanWalk {
         if scan.set.is_empty() {
             return Err(text::ILLEGAL_ARGUMENTS.into());
         }
-        let left = result_limit(scan.limit)?;
+        let limit = result_limit(scan.limit)?;
         let key_len_max = settings(cx)?.key_len_max;
         let range = scan.range();
         let too_long = |start: &Bytes| over(start.len(), key_len_max);
         if over(range.prefix.len(), key_len_max) || range.start.as_ref().is_some_and(too_long) {
             return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
         }
-        let view = cx.view(scan.since_tx).await.map_err(|error| error.beyond_is(text::ILLEGAL_ARGUMENTS))?;
-        let keys = Box::new(view.scan(&range));
-        Ok(Self { offset: scan.offset, scan, view, now: app.now(), keys, left, steps: 0 })
+        let view = view(cx, scan.since_tx).await?;
+        Ok(Self { keys: LiveKeys::new(app, view, Some(&range), scan.offset, limit), scan })
     }
 
     /// The next member; none at the end.
     pub async fn next(&mut self, cx: &Context) -> Result<Option<ZEntry>> {
-        while self.left > 0
-            && let Some(found) = self.keys.next()
-        {
-            let (key, version) = found?;
-            take_turns(self.steps).await;
-            self.steps += 1;
-            if !version.is_live(self.now) {
-                continue;
-            }
-            if self.offset > 0 {
-                self.offset -= 1;
-                continue;
-            }
-            self.left -= 1;
+        while let Some((key, _)) = self.keys.next().await? {
             let SortedSetMember { set, score, key: member, at_tx } = kv::parse_zadd_key(&key)?;
             if !self.scan.admits(score) {
                 continue;
             }
             let (set, member) = (key.slice_ref(set), key.slice_ref(member));
-            let reader = Reader { context: cx, view: &self.view, now: self.now };
-            match reader.target(at_tx, member.clone()) {
+            match self.keys.reader(cx).target(at_tx, member.clone()) {
                 Ok(entry) => return Ok(Some(ZEntry { set, key: member, score, at_tx, entry: Some(entry) })),
                 Err(error) if is_absence(&error) => {}
                 Err(error) => return Err(error),

@@ -38,17 +38,23 @@ fn place(name: &str, at: u64) -> (PathBuf, u64) {
     (dir().join(format!("{name}/{:010}.log", at / CHUNK_BYTES)), 64 + at % CHUNK_BYTES)
 }
 
-#[test]
-fn a_sound_database_is_derived_again_to_the_last_transaction_and_nothing_is_changed() {
-    let (vfs, model) = filled();
-    let before = files(&vfs, &dir());
+/// What a check finds, and how far it said to be at last; it must not go back or beyond the end.
+pub fn check_watched(vfs: &Arc<dyn Vfs>) -> (Checked, Progress) {
     let mut last = Progress::default();
-    let checked = fsck::check(&vfs, &dir(), None, &mut |progress| {
+    let checked = fsck::check(vfs, &dir(), None, &mut |progress| {
         assert!(progress.bytes_done >= last.bytes_done && progress.bytes_done <= progress.bytes_total);
         last = progress;
         true
     })
     .expect("readable");
+    (checked, last)
+}
+
+#[test]
+fn a_sound_database_is_derived_again_to_the_last_transaction_and_nothing_is_changed() {
+    let (vfs, model) = filled();
+    let before = files(&vfs, &dir());
+    let (checked, last) = check_watched(&vfs);
     assert!(checked.is_sound() && checked.complete, "{:?}", checked.findings);
     assert_eq!((checked.txs, checked.database), (model.txs.len() as u64, Some(support::DATABASE)));
     assert_eq!((last.tx.0, last.bytes_done > 0), (checked.txs, true));

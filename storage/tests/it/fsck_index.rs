@@ -7,11 +7,12 @@ use std::sync::Arc;
 use alhambra_ledger::ids::{DatabaseId, TxId};
 use alhambra_storage::command::Command;
 use alhambra_storage::error::Damage;
-use alhambra_storage::fsck::{self, Checked, Progress};
+use alhambra_storage::fsck::{self, Checked};
 use alhambra_storage::vfs::mem::MemVfs;
 use alhambra_storage::vfs::{OpenMode, Vfs};
 use alhambra_storage::{Database, DatabaseSpec, Error};
 
+use crate::fsck::check_watched;
 use crate::model::{Entry, Metadata, Proposal};
 use crate::replicas::files;
 use crate::support::{self, commit_command, dir, options, put};
@@ -74,13 +75,7 @@ fn a_sound_index_is_read_whole_and_compared_and_nothing_is_changed() {
     let before = files(&vfs, &index());
     let runs = runs(&vfs);
     assert!(runs.len() > 1, "{runs:?}");
-    let mut last = Progress::default();
-    let checked = fsck::check(&vfs, &dir(), None, &mut |progress| {
-        assert!(progress.bytes_done >= last.bytes_done && progress.bytes_done <= progress.bytes_total);
-        last = progress;
-        true
-    })
-    .expect("readable");
+    let (checked, last) = check_watched(&vfs);
     assert!(checked.is_sound() && checked.complete, "{:?}", checked.findings);
     assert_eq!(checked.index_runs, runs.len() as u64);
     assert!(checked.unfinished.is_empty(), "{:?}", checked.unfinished);
