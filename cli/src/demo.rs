@@ -47,8 +47,8 @@ pub struct Args {
     /// How many nodes.
     #[arg(long, value_name = "N", default_value_t = 3)]
     nodes: u16,
-    /// gRPC port of node 1, its peer port is one higher, its metrics port 6175; each port of node i is raised by
-    /// 10 * (i - 1).
+    /// gRPC port of node 1, its peer port is one higher, its REST port 4758, its metrics port 6175; each
+    /// port of node i is raised by 10 * (i - 1).
     #[arg(long, value_name = "PORT", default_value_t = BASE_PORT)]
     base_port: u16,
     /// Print one JSON object (ports, folders, process ids, cluster uuid) when ready; it is also kept in
@@ -213,11 +213,12 @@ fn announce(args: &Args, record: &Record) -> Result<(), Failure> {
         let json = serde_json::to_string(record).or_fail("encoding the demo's record", "report this")?;
         return print_raw(json + "\n");
     }
-    let mut table = Table::new(&["node", "clients", "metrics", "process", "log"]);
-    for NodeRecord { node, endpoint, metrics_port, pid, log, .. } in &record.nodes {
+    let mut table = Table::new(&["node", "clients", "REST", "metrics", "process", "log"]);
+    for NodeRecord { node, endpoint, metrics_port, web_port, pid, log, .. } in &record.nodes {
         table.row([
             node.to_string(),
             endpoint.clone(),
+            format!("http://127.0.0.1:{web_port}/"),
             format!("http://127.0.0.1:{metrics_port}/metrics"),
             pid.to_string(),
             log.display().to_string(),

@@ -72,6 +72,7 @@ pub async fn run(args: &Args, config: Config) -> Result<(), Failure> {
         grpc = node.grpc_addr(),
         peer = node.peer_addr(),
         metrics = node.metrics_addr().unwrap_or("off"),
+        rest = node.web_addr().unwrap_or("off"),
         "serving"
     );
     tokio::select! {

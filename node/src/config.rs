@@ -189,6 +189,12 @@ settings! {
     /// Port of metrics and health (HTTP); 0 picks a free one.
     metrics_server_port: u16 = 9497, "metrics-server-port", compatible, "a port, 0 to 65535", any;
 
+    /// Whether REST and its documentation are served.
+    web_server: bool = true, "web-server", compatible, "true or false", any;
+
+    /// Port of REST and its documentation (HTTP); 0 picks a free one.
+    web_server_port: u16 = 8080, "web-server-port", compatible, "a port, 0 to 65535", any;
+
     /// How many nodes form the cluster. It forms by itself, once, when so many of the peers are there.
     bootstrap_expect: u32 = 1, "bootstrap-expect", ours, "a number from 1 to 9", |count| (1..=9).contains(count);
 

@@ -22,12 +22,13 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
+use tower::Layer;
 use tower::layer::util::{Identity, Stack};
 
 use crate::context::{Call, ReadLevel};
 use crate::error::Error;
 use crate::grpc::authorization::Authorization;
-use crate::grpc::gate::{GateLayer, LEVEL_HEADER};
+use crate::grpc::gate::{Gate, GateLayer, LEVEL_HEADER};
 use crate::grpc::immu::{Documents, Immu};
 use crate::service::App;
 
@@ -41,16 +42,29 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 type Reply<T> = std::result::Result<Response<T>, Status>;
 
-/// All services behind the gate.
-pub fn server(app: Arc<App>, reflection: bool) -> Router<Stack<GateLayer, Identity>> {
+/// All services behind the gate, to be called inside the process.
+pub type InProcess = Gate<Routes>;
+
+/// All services behind the gate, to be called inside the process.
+pub fn in_process(app: Arc<App>) -> InProcess {
+    GateLayer { app: app.clone() }.layer(services(&app))
+}
+
+/// The services of the SDKs.
+fn services(app: &Arc<App>) -> Routes {
     let limit = app.message_bytes_max();
     let immu = ImmuServiceServer::new(Immu { app: app.clone() })
         .max_decoding_message_size(limit)
         .max_encoding_message_size(usize::MAX);
     let authorization = AuthorizationServiceServer::new(Authorization { app: app.clone() });
-    let mut routes = Routes::new(immu)
+    Routes::new(immu)
         .add_service(DocumentServiceServer::new(Documents).max_decoding_message_size(limit))
-        .add_service(authorization.max_decoding_message_size(limit));
+        .add_service(authorization.max_decoding_message_size(limit))
+}
+
+/// All services behind the gate, for connections.
+pub fn server(app: Arc<App>, reflection: bool) -> Router<Stack<GateLayer, Identity>> {
+    let mut routes = services(&app);
     if reflection {
         let builder = || {
             tonic_reflection::server::Builder::configure()

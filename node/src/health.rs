@@ -129,7 +129,7 @@ impl axum::serve::Listener for HttpListener {
                 Ok(connection) => return connection,
                 Err(error) => {
                     // Too many open files, for example; it passes.
-                    tracing::warn!(%error, "a connection to the metrics port was not accepted");
+                    tracing::warn!(%error, "an HTTP connection was not accepted");
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 }
             }

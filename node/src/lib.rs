@@ -5,6 +5,7 @@
 //! | [`config`] | everything that an operator can choose |
 //! | [`node`] | start and stop |
 //! | [`grpc`] | what SDKs call: decode, one function of `service`, encode; the gate that every call passes |
+//! | [`rest`] | the same calls as JSON over HTTP |
 //! | [`service`] | the use cases, without protobuf and sockets |
 //! | [`method`], [`auth`], [`session`] | who may make which call |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
@@ -25,6 +26,7 @@ pub mod method;
 pub mod metrics;
 pub mod node;
 pub mod resources;
+pub mod rest;
 pub mod router;
 pub mod service;
 pub mod session;

@@ -1,7 +1,7 @@
 //! Start and stop of a node, in a written order.
 //!
 //! Start: signing key, ports, groups (which lock the data folder and form or resume in the background), services, guards.
-//! Stop: the client port takes nothing new and running calls end, groups close, metrics and health last. What cannot work
+//! Stop: the client ports take nothing new and running calls end, groups close, metrics and health last. What cannot work
 //! is found before anything is changed on disk.
 
 use std::pin::Pin;
@@ -28,11 +28,11 @@ use crate::config::Config;
 use crate::grpc;
 use crate::health::{HttpListener, Pages};
 use crate::metrics::Metrics;
-use crate::resources;
 use crate::service::settings::DatabaseSettings;
 use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
 use crate::signer::{Signer, SignerError};
+use crate::{resources, rest};
 
 /// How long running calls have to end when the node stops.
 const CALLS_END: Duration = Duration::from_secs(3);
@@ -82,8 +82,9 @@ pub struct NodeHandle {
     grpc_addr: String,
     peer_addr: String,
     metrics_addr: Option<String>,
+    web_addr: Option<String>,
     groups: Arc<Groups>,
-    /// True once the node stops; the client port watches it.
+    /// True once the node stops; the client ports watch it.
     stopping: watch::Sender<bool>,
     /// True once it has stopped.
     stopped: watch::Sender<bool>,
@@ -98,14 +99,21 @@ impl Node {
     pub async fn start(config: Config, env: Env) -> Result<NodeHandle, NodeError> {
         let signer = config.signing_key.as_deref().map(Signer::open).transpose()?;
         let client_port = listen(&env, &config.address, config.port, "clients (gRPC)").await?;
-        let metrics_port = if config.metrics_server {
-            Some(listen(&env, &config.address, config.metrics_server_port, "metrics and health").await?)
-        } else {
-            None
-        };
+        let http = [
+            (config.metrics_server, config.metrics_server_port, "metrics and health"),
+            (config.web_server, config.web_server_port, "REST"),
+        ];
+        let mut http_ports = [None, None];
+        for ((served, port, purpose), listener) in http.into_iter().zip(&mut http_ports) {
+            if served {
+                let opened = listen(&env, &config.address, port, purpose).await?;
+                *listener = Some((address_of(&*opened, &config.address, port), opened));
+            }
+        }
         let grpc_addr = address_of(&*client_port, &config.address, config.port);
-        let metrics_addr =
-            metrics_port.as_ref().map(|port| address_of(&**port, &config.address, config.metrics_server_port));
+        let [metrics_addr, web_addr] =
+            http_ports.each_ref().map(|port| port.as_ref().map(|(address, _)| address.clone()));
+        let [metrics_port, web_port] = http_ports.map(|port| port.map(|(_, listener)| HttpListener(listener)));
 
         let admin = Arc::new(FirstAdmin::new(&config, &env));
         let groups = Groups::start(env.clone(), node_spec(&config, admin.clone())).await?;
@@ -134,7 +142,7 @@ impl Node {
         if let Some(port) = metrics_port {
             let pages = Pages { groups: groups.clone(), sessions: sessions.clone(), metrics: metrics.clone() };
             others.push(spawn(async move {
-                if let Err(error) = axum::serve(HttpListener(port), pages.routes()).await {
+                if let Err(error) = axum::serve(port, pages.routes()).await {
                     tracing::error!(%error, "metrics and health are not served any more");
                 }
             }));
@@ -146,11 +154,14 @@ impl Node {
         })));
         others.push(spawn(keep_settings(groups.clone())));
         others.push(spawn(follow_users(groups.clone(), app.clone(), admin)));
-        let clients = tokio::spawn(serve_clients(app, config.grpc_reflection, client_port, stops));
+        let rest = serve_rest(app.clone(), web_port, stops.clone());
+        let grpc = serve_clients(app, config.grpc_reflection, client_port, stops);
+        let clients = tokio::spawn(async move { _ = tokio::join!(grpc, rest) });
         Ok(NodeHandle {
             grpc_addr,
             peer_addr,
             metrics_addr,
+            web_addr,
             groups,
             stopping,
             stopped: watch::Sender::new(false),
@@ -174,6 +185,11 @@ impl NodeHandle {
     /// Where metrics and health are, `host:port`; none when they are turned off.
     pub fn metrics_addr(&self) -> Option<&str> {
         self.metrics_addr.as_deref()
+    }
+
+    /// Where REST is, `host:port`; none when it is turned off.
+    pub fn web_addr(&self) -> Option<&str> {
+        self.web_addr.as_deref()
     }
 
     /// The groups of this node, for tests and simulations that look inside.
@@ -397,6 +413,17 @@ async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>,
     };
     if let Err(error) = grpc::server(app, reflection).serve_with_incoming_shutdown(connections, stop).await {
         tracing::error!(%error, "clients are not served any more");
+    }
+}
+
+/// Serves REST, if at all, until the node stops and its calls have ended.
+async fn serve_rest(app: Arc<App>, port: Option<HttpListener>, mut stops: watch::Receiver<bool>) {
+    let Some(port) = port else { return };
+    let stop = async move {
+        let _ = stops.wait_for(|stop| *stop).await;
+    };
+    if let Err(error) = axum::serve(port, rest::routes(&app)).with_graceful_shutdown(stop).await {
+        tracing::error!(%error, "REST is not served any more");
     }
 }
 

@@ -10,6 +10,8 @@ use crate::failure::{Failure, Kind};
 pub const BASE_PORT: u16 = 3322;
 /// The metrics port of a node is this much above its gRPC port (9497 for 3322).
 pub const METRICS_ABOVE_GRPC: u16 = 9497 - BASE_PORT;
+/// The port of REST is this much above the gRPC port (8080 for 3322).
+const WEB_ABOVE_GRPC: u16 = 8080 - BASE_PORT;
 /// Each node's ports are this much above those of the node before.
 const PORT_STEP: u16 = 10;
 /// A demo is for trying out; more nodes only make it slow.
@@ -26,6 +28,8 @@ pub struct NodePlan {
     pub peer_port: u16,
     /// Metrics and health pages.
     pub metrics_port: u16,
+    /// REST and its documentation.
+    pub web_port: u16,
     /// Data folder.
     pub dir: PathBuf,
     /// Log file, appended to.
@@ -44,8 +48,13 @@ impl NodePlan {
     }
 
     /// Every port with what it is for.
-    pub fn ports(&self) -> [(u16, &'static str); 3] {
-        [(self.grpc_port, "clients"), (self.peer_port, "other nodes"), (self.metrics_port, "metrics")]
+    pub fn ports(&self) -> [(u16, &'static str); 4] {
+        [
+            (self.grpc_port, "clients"),
+            (self.peer_port, "other nodes"),
+            (self.metrics_port, "metrics"),
+            (self.web_port, "REST"),
+        ]
     }
 }
 
@@ -73,6 +82,7 @@ pub fn plan(dir: &Path, nodes: u16, base_port: u16) -> Result<Vec<NodePlan>, Fai
             grpc_port,
             peer_port: grpc_port + 1,
             metrics_port: grpc_port + METRICS_ABOVE_GRPC,
+            web_port: grpc_port + WEB_ABOVE_GRPC,
             dir: dir.join(format!("node-{number}")),
             log: dir.join(format!("node-{number}.log")),
         }
@@ -94,6 +104,7 @@ pub fn serve_arguments(me: &NodePlan, all: &[NodePlan], admin_password: &str) ->
         ("--port", me.grpc_port.to_string()),
         ("--peer-port", me.peer_port.to_string()),
         ("--metrics-server-port", me.metrics_port.to_string()),
+        ("--web-server-port", me.web_port.to_string()),
         ("--admin-password", admin_password.to_owned()),
         ("--bootstrap-expect", all.len().to_string()),
         ("--worker-threads", worker_threads(all.len()).to_string()),
@@ -118,8 +129,8 @@ mod tests {
     #[test]
     fn the_default_demo_has_the_documented_ports() {
         let nodes = plan(Path::new("d"), 3, BASE_PORT).unwrap();
-        let ports: Vec<_> = nodes.iter().map(|n| (n.grpc_port, n.peer_port, n.metrics_port)).collect();
-        assert_eq!(ports, [(3322, 3323, 9497), (3332, 3333, 9507), (3342, 3343, 9517)]);
+        let ports: Vec<_> = nodes.iter().map(|n| (n.grpc_port, n.peer_port, n.metrics_port, n.web_port)).collect();
+        assert_eq!(ports, [(3322, 3323, 9497, 8080), (3332, 3333, 9507, 8090), (3342, 3343, 9517, 8100)]);
     }
 
     #[test]
@@ -129,7 +140,7 @@ mod tests {
             let mut ports: Vec<u16> = nodes.iter().flat_map(|n| n.ports()).map(|(port, _)| port).collect();
             ports.sort_unstable();
             ports.dedup();
-            assert_eq!(ports.len(), 3 * usize::from(NODES_MAX), "base port {base_port}");
+            assert_eq!(ports.len(), 4 * usize::from(NODES_MAX), "base port {base_port}");
         }
     }
 

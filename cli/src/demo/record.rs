@@ -45,6 +45,9 @@ pub struct NodeRecord {
     pub peer_port: u16,
     /// Port of metrics and health.
     pub metrics_port: u16,
+    /// Port of REST and its documentation.
+    #[serde(default)]
+    pub web_port: u16,
     /// Data folder, absolute.
     pub dir: PathBuf,
     /// Log file, absolute.
@@ -86,6 +89,7 @@ impl Record {
             port: node.grpc_port,
             peer_port: node.peer_port,
             metrics_port: node.metrics_port,
+            web_port: node.web_port,
             dir: absolute(&node.dir),
             log: absolute(&node.log),
             pid: 0,

@@ -99,9 +99,10 @@ fn a_port_in_use_is_named_and_nothing_starts() {
 
     let dir = home.path().join("serve");
     let port = (base_port + 11).to_string();
-    for flag in ["--port", "--peer-port", "--metrics-server-port"] {
+    let ports = ["--port", "--peer-port", "--metrics-server-port", "--web-server-port"];
+    for flag in ports {
         let mut arguments = vec!["serve", "--dir", dir.to_str().unwrap(), "--address", "127.0.0.1"];
-        for other in ["--port", "--peer-port", "--metrics-server-port"] {
+        for other in ports {
             arguments.extend([other, if other == flag { &port } else { "0" }]);
         }
         let output = run(&mut alhambra(&arguments));

@@ -93,11 +93,13 @@ impl Drop for Serve {
 async fn serve_stops_in_order_on_sigterm_and_resumes_by_itself() {
     let home = tempfile::tempdir().unwrap();
     let base_port = free_base_port(1);
-    let [port, peer_port, metrics_port] = [base_port, base_port + 1, base_port + 6175].map(|port| port.to_string());
+    let [port, peer_port, metrics_port, web_port] =
+        [base_port, base_port + 1, base_port + 6175, base_port + 4758].map(|port| port.to_string());
     let endpoint = format!("127.0.0.1:{port}");
     for round in 1..=2_u64 {
         let mut command = alhambra(&["serve", "--address", "127.0.0.1", "--port", &port, "--peer-port", &peer_port]);
-        command.args(["--metrics-server-port", &metrics_port, "--bootstrap-expect", "1", "--dir"]).arg(home.path());
+        command.args(["--metrics-server-port", &metrics_port, "--web-server-port", &web_port]);
+        command.args(["--bootstrap-expect", "1", "--dir"]).arg(home.path());
         let command = command.env("ALHAMBRA_ADMIN_PASSWORD", "immudb");
         let mut serve = Serve(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         // A session may be had before the database is open; what is refused until then is surely not applied.

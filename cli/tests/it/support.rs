@@ -98,7 +98,7 @@ pub fn free_base_port(nodes: u16) -> u16 {
     for _ in 0..400 {
         let slot = (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 400;
         let base = 12_000 + 100 * (slot % 60) + slot / 60 * 2;
-        let ports = (0..nodes).flat_map(|i| [base, base + 1, base + 6175].map(|port| port + 10 * i));
+        let ports = (0..nodes).flat_map(|i| [base, base + 1, base + 4758, base + 6175].map(|port| port + 10 * i));
         if ports.clone().all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()) {
             return base;
         }

@@ -232,7 +232,7 @@ fn finish(response: Response<Body>, uuid: Option<HeaderValue>, size_max: usize) 
     };
     let mut code = Code::from_bytes(status.as_bytes());
     if code == Code::OutOfRange
-        && let Some(size) = too_large(&parts.headers)
+        && let Some(size) = parts.headers.get(MESSAGE_HEADER).and_then(|text| too_large(text.to_str().ok()?))
     {
         code = Code::ResourceExhausted;
         parts.headers = text::message_too_large(size, size_max).into_http::<Body>().into_parts().0.headers;
@@ -248,9 +248,8 @@ fn finish(response: Response<Body>, uuid: Option<HeaderValue>, size_max: usize) 
 }
 
 /// The size in the words with which the gRPC library refuses a message that is too large. A test holds them.
-fn too_large(headers: &HeaderMap) -> Option<usize> {
-    let message = headers.get(MESSAGE_HEADER)?.to_str().ok()?;
-    // The message is percent-encoded: spaces are "%20" or stay.
+pub(crate) fn too_large(message: &str) -> Option<usize> {
+    // As a header the message is percent-encoded: spaces are "%20" or stay.
     let message = message.replace("%20", " ");
     let rest = message.strip_prefix("Error, decoded message length too large: found ")?;
     rest.split_once(' ')?.0.parse().ok()

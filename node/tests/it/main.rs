@@ -9,6 +9,7 @@ mod exec;
 mod exports;
 mod kv;
 mod reads;
+mod rest;
 mod server;
 mod sessions;
 mod streams;

@@ -31,6 +31,7 @@ pub fn config() -> Config {
     config.port = 0;
     config.peer_port = 0;
     config.metrics_server_port = 0;
+    config.web_server_port = 0;
     config.admin_password = Some(Secret::new(PASSWORD));
     config.password_hash_memory = 8;
     config.password_hash_passes = 1;

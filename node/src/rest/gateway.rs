@@ -1,0 +1,249 @@
+//! One call: HTTP request to gRPC request, through the gate and the service, and back.
+
+use std::time::Duration;
+
+use axum::body::Body as HttpBody;
+use axum::extract::{FromRequestParts, Query, RawPathParams, Request as HttpRequest};
+use axum::http::request::Parts;
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use bytes::{Buf, BufMut, Bytes};
+use prost::Message;
+use prost_reflect::DynamicMessage;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::metadata::{KeyAndValueRef, MetadataMap};
+use tonic::{Code, Status};
+
+use crate::grpc::InProcess;
+use crate::grpc::gate::{SESSION_HEADER, TOKEN_HEADER, too_large};
+use crate::rest::binding::{Binding, POOL};
+use crate::rest::json;
+
+/// Largest answer, bytes of the message: what clients of the original get over REST.
+const REPLY_BYTES_MAX: usize = 4 << 20;
+/// Headers with this prefix become metadata, and metadata of the answer get it.
+const METADATA_PREFIX: &str = "grpc-metadata-";
+/// Header in which a client gives the call a time, as gRPC does.
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+
+/// Turns HTTP requests into calls.
+#[derive(Debug)]
+pub struct Gateway {
+    services: InProcess,
+    message_bytes_max: usize,
+    request_timeout: Duration,
+}
+
+impl Gateway {
+    /// Calls `services`. A message may have so many bytes, and a body may take so long to arrive.
+    pub fn new(services: InProcess, message_bytes_max: usize, request_timeout: Duration) -> Self {
+        Self { services, message_bytes_max, request_timeout }
+    }
+
+    /// Largest body: bytes are four characters for three in JSON.
+    fn body_bytes_max(&self) -> usize {
+        self.message_bytes_max / 3 * 4 + (64 << 10)
+    }
+
+    /// Answers a request.
+    pub async fn call(&self, binding: &Binding, request: HttpRequest) -> Response {
+        let (mut parts, body) = request.into_parts();
+        let read = tokio::time::timeout(self.request_timeout, self.read(binding, &mut parts, body)).await;
+        let late = || Status::deadline_exceeded("the body of the request did not arrive in time");
+        let message = match read.unwrap_or_else(|_| Err(late())) {
+            Ok(message) => message,
+            Err(status) => return failure(&status),
+        };
+        match self.forward(binding, &parts.headers, message).await {
+            Ok(reply) => {
+                let (metadata, bytes, _) = reply.into_parts();
+                let decoded = DynamicMessage::decode(binding.method.output(), bytes).map_err(|error| error.to_string());
+                match decoded.and_then(|message| json::response(&message).map_err(|error| error.to_string())) {
+                    Ok(json) => answer(StatusCode::OK, &metadata, json),
+                    Err(error) => failure(&Status::internal(format!("the answer is no JSON: {error}"))),
+                }
+            }
+            Err(status) => failure(&status),
+        }
+    }
+
+    /// The message that the request stands for, encoded.
+    async fn read(&self, binding: &Binding, parts: &mut Parts, body: HttpBody) -> Result<Bytes, Status> {
+        let unreadable = |error: String| Status::invalid_argument(error);
+        let mut parameters = Vec::new();
+        let body = if binding.has_body {
+            let limit = self.body_bytes_max();
+            axum::body::to_bytes(body, limit).await.map_err(|error| {
+                // The library has no other way to tell a limit from a connection that broke.
+                if std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit")) {
+                    Status::resource_exhausted(format!("the body is larger than the largest one, {limit} bytes"))
+                } else {
+                    Status::cancelled("the body did not arrive")
+                }
+            })?
+        } else {
+            let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
+            parameters.extend(query.map_err(|error| unreadable(error.body_text()))?.0);
+            Bytes::new()
+        };
+        let in_path = RawPathParams::from_request_parts(parts, &()).await;
+        let in_path = in_path.map_err(|error| unreadable(error.body_text()))?;
+        let in_path = binding.parameters().zip(&in_path).map(|(name, (_, text))| (name.to_owned(), text.to_owned()));
+        parameters.extend(in_path);
+        let message = json::request(&binding.method.input(), &body, &parameters);
+        Ok(message.map_err(|error| unreadable(error.to_string()))?.encode_to_vec().into())
+    }
+
+    async fn forward(
+        &self,
+        binding: &Binding,
+        headers: &HeaderMap,
+        message: Bytes,
+    ) -> Result<tonic::Response<Bytes>, Status> {
+        let mut request = tonic::Request::new(message);
+        *request.metadata_mut() = MetadataMap::from_headers(metadata_of(headers));
+        let path = PathAndQuery::try_from(binding.grpc_path()).map_err(|_| Status::internal("no path"))?;
+        let mut client = Grpc::new(self.services.clone()).max_decoding_message_size(REPLY_BYTES_MAX);
+        let Ok(()) = client.ready().await;
+        client.unary(request, path, AsItIs).await.map_err(|status| match reply_too_large(&status) {
+            Some(size) => Status::resource_exhausted(format!(
+                "grpc: received message larger than max ({size} vs. {REPLY_BYTES_MAX})"
+            )),
+            None => status,
+        })
+    }
+}
+
+/// The size of an answer that is too large to be one, from the words with which the gRPC library refuses it.
+fn reply_too_large(status: &Status) -> Option<usize> {
+    (status.code() == Code::OutOfRange).then(|| too_large(status.message())).flatten()
+}
+
+/// What a request says to the gate: session, token, deadline and everything that is marked as metadata.
+fn metadata_of(headers: &HeaderMap) -> HeaderMap {
+    let mut out = HeaderMap::new();
+    for (name, value) in headers {
+        let marked = name.as_str().strip_prefix(METADATA_PREFIX);
+        let kept = marked
+            .or_else(|| [SESSION_HEADER, TOKEN_HEADER, TIMEOUT_HEADER].into_iter().find(|kept| name.as_str() == *kept));
+        // What gRPC itself needs is not for a client to set.
+        let own = |name: &str| matches!(name, "content-type" | "te" | "host") || name.starts_with("grpc-");
+        let Some(name) = kept.filter(|name| marked.is_none() || !own(name)) else { continue };
+        if let Ok(name) = HeaderName::try_from(name) {
+            out.insert(name, value.clone());
+        }
+    }
+    out
+}
+
+fn answer(status: StatusCode, metadata: &MetadataMap, json: Vec<u8>) -> Response {
+    let mut response = Response::new(HttpBody::from(json));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    for entry in metadata.iter() {
+        let (name, value) = match entry {
+            KeyAndValueRef::Ascii(name, value) => (name.as_str(), value.as_encoded_bytes()),
+            KeyAndValueRef::Binary(name, value) => (name.as_str(), value.as_encoded_bytes()),
+        };
+        let own = matches!(name, "content-type" | "date") || name.starts_with("grpc-");
+        if !own
+            && let Ok(name) = HeaderName::try_from(format!("{METADATA_PREFIX}{name}"))
+            && let Ok(value) = HeaderValue::from_bytes(value)
+        {
+            headers.insert(name, value);
+        }
+    }
+    response
+}
+
+/// An error as JSON. Its text stands there twice, as older and newer clients look for it.
+fn failure(status: &Status) -> Response {
+    let mut body = serde_json::Map::new();
+    body.insert("error".into(), status.message().into());
+    body.insert("code".into(), (status.code() as i32).into());
+    body.insert("message".into(), status.message().into());
+    let details = details(status.details());
+    if !details.is_empty() {
+        body.insert("details".into(), details.into());
+    }
+    let json = serde_json::Value::Object(body).to_string().into_bytes();
+    answer(http_status(status.code()), status.metadata(), json)
+}
+
+/// The details of an error, each as JSON with its type.
+fn details(encoded: &[u8]) -> Vec<serde_json::Value> {
+    /// `google.rpc.Status`, of which only the details are of interest.
+    #[derive(Clone, PartialEq, Message)]
+    struct Details {
+        #[prost(message, repeated, tag = "3")]
+        details: Vec<prost_types::Any>,
+    }
+    let decoded = Details::decode(encoded).unwrap_or_default();
+    let one = |any: prost_types::Any| {
+        let message = POOL.get_message_by_name(any.type_url.rsplit('/').next()?)?;
+        let message = DynamicMessage::decode(message, any.value.as_slice()).ok()?;
+        let mut json: serde_json::Value = serde_json::from_slice(&json::response(&message).ok()?).ok()?;
+        json.as_object_mut()?.insert("@type".into(), any.type_url.into());
+        Some(json)
+    };
+    decoded.details.into_iter().filter_map(one).collect()
+}
+
+const fn http_status(code: Code) -> StatusCode {
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::Cancelled => StatusCode::REQUEST_TIMEOUT,
+        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+    }
+}
+
+/// Messages that are encoded already.
+#[derive(Clone, Copy, Debug)]
+struct AsItIs;
+
+impl Codec for AsItIs {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for AsItIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for AsItIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let len = from.remaining();
+        Ok(Some(from.copy_to_bytes(len)))
+    }
+}
