@@ -1,42 +1,28 @@
 #!/usr/bin/env python3
-"""The key-value calls through the official Python SDK (package immudb-py, nothing of it is changed), against three nodes.
+"""The flows of the official Python SDK (package immudb-py, nothing of it is changed). `conformance/run.py` says which, and judges.
 
 Each flow is a few calls as a user would make them, with everything that the SDK verifies by itself, in a key space of its own.
-It runs on every node in turn, so that leaders and followers are asked; then, with --kills, again while the leader is killed
-every few seconds: a flow that is cut short by a dead node or an unknown outcome begins anew in another key space, and an
-answer that is wrong fails the run, whoever died.
-
-    scripts/python-env.sh
-    .venv/bin/python conformance/kv.py --demo target/release/alhambra
 """
 
-import argparse
 import contextlib
 import datetime
+import importlib.metadata
 import io
-import itertools
+import json
 import os
 import pathlib
-import random
-import signal
 import sys
-import tempfile
-import threading
-import time
 
 import grpc
 from immudb import ImmudbClient, datatypes, datatypesv2
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "examples"))
-from notarize import CALL_TIMEOUT_S, GIVE_UP_AFTER_S, CarriedState, Cluster, start_demo  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
+from notarize import CALL_TIMEOUT_S, CarriedState  # noqa: E402
 
-# What a client sees when a node dies under it: nothing is wrong with the answer, there is none.
+# No refusal of ours: `run.py` decides what they mean.
 CUT_SHORT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-# A login is of one node until tokens are of the cluster.
 OTHER_LOGIN = ("not logged in", "invalid token", "session not found")
-FLOWS = []
-# Of key spaces, none of which is used twice.
-NUMBERS = itertools.count()
+FLOWS = {}
 
 
 class Wrong(Exception):
@@ -44,7 +30,7 @@ class Wrong(Exception):
 
 
 def flow(function):
-    FLOWS.append(function)
+    FLOWS[function.__name__] = function
     return function
 
 
@@ -67,7 +53,7 @@ def refused(text):
 
 
 @flow
-def values_and_history(client, space):
+def values_and_history(client, space, _):
     key = space + b"value"
     for n in range(3):
         answer = client.verifiedSet(key, b"%d" % n)
@@ -84,7 +70,7 @@ def values_and_history(client, space):
 
 
 @flow
-def many_at_once(client, space):
+def many_at_once(client, space, _):
     pairs = {space + b"%03d" % n: b"v%d" % n for n in range(100)}
     client.setAll(pairs)
     same(client.getAll(list(pairs)), pairs, "getAll")
@@ -93,7 +79,7 @@ def many_at_once(client, space):
 
 
 @flow
-def expiry(client, space):
+def expiry(client, space, _):
     now = datetime.datetime.now()
     client.expireableSet(space + b"past", b"v", now - datetime.timedelta(hours=1))
     client.expireableSet(space + b"future", b"v", now + datetime.timedelta(hours=1))
@@ -104,7 +90,7 @@ def expiry(client, space):
 
 
 @flow
-def references(client, space):
+def references(client, space, _):
     target, name = space + b"target", space + b"reference"
     client.verifiedSet(target, b"old")
     client.setReference(target, name)
@@ -122,7 +108,7 @@ def references(client, space):
 
 
 @flow
-def sorted_sets(client, space):
+def sorted_sets(client, space, _):
     keys = [space + b"%d" % n for n in range(5)]
     client.setAll({key: b"value" for key in keys})
     for score, key in zip([3.0, 1.0, 2.0, -1.0], keys):
@@ -146,7 +132,7 @@ def own_reference(target, key):
 
 
 @flow
-def one_transaction_of_many_operations(client, space):
+def one_transaction_of_many_operations(client, space, _):
     first, second = space + b"first", space + b"second"
     header = client.execAll([
         datatypes.KeyValue(first, b"1"),
@@ -169,7 +155,7 @@ def one_transaction_of_many_operations(client, space):
 
 
 @flow
-def streams(client, space):
+def streams(client, space, _):
     sizes = [1, 1000, 65527, 65528, 65529, 1 << 20]
     values = {space + b"%08d" % size: os.urandom(size) for size in sizes}
     for number, (key, value) in enumerate(values.items()):
@@ -194,7 +180,7 @@ def streams(client, space):
 
 
 @flow
-def streams_of_sets_and_operations(client, space):
+def streams_of_sets_and_operations(client, space, _):
     first, second = space + b"first", space + b"second"
     header = client.streamExecAll([
         datatypes.KeyValue(first, b"1" * 70_000),
@@ -209,9 +195,9 @@ def streams_of_sets_and_operations(client, space):
 
 
 @flow
-def users(client, space, endpoint=None, login=None):
-    database, key = login[2], space + b"key"
-    name = "u" + space.decode().split("/")[1].split("-users")[0].replace("-", "x")
+def users(client, space, asked):
+    endpoint, database, key = asked["endpoint"], asked["database"], space + b"key"
+    name = "u" + asked["tag"]
     client.set(key, b"value")
     client.createUser(name, "first", 1, database)
     with refused("user already exists"):
@@ -245,7 +231,7 @@ def users(client, space, endpoint=None, login=None):
 
 
 @flow
-def transactions_in_order(client, space):
+def transactions_in_order(client, space, _):
     ids = [client.set(space + b"%d" % n, b"v").id for n in range(5)]
     found = client.txScan(ids[0], limit=2500).txs
     same(found[0].header.id, ids[0], "txScan begins there")
@@ -253,8 +239,8 @@ def transactions_in_order(client, space):
 
 
 @flow
-def administration(client, space):
-    name = "c" + space.decode().replace("/", "").replace("-", "")[-24:].lower()
+def administration(client, space, asked):
+    name = "c" + asked["tag"]
     settings = datatypesv2.DatabaseSettingsV2(maxKeyLen=32)
     created = client.createDatabaseV2(name, settings=settings, ifNotExists=True)
     same((created.name, created.settings.maxKeyLen), (name, 32), "createDatabaseV2")
@@ -276,9 +262,9 @@ def administration(client, space):
 
 
 @flow
-def a_session(client, space, endpoint=None, login=None):
-    username, password, database = login
-    inside = ImmudbClient(endpoint, timeout=CALL_TIMEOUT_S)
+def a_session(client, space, asked):
+    username, password, database = asked["username"], asked["password"], asked["database"]
+    inside = ImmudbClient(asked["endpoint"], timeout=CALL_TIMEOUT_S)
     with inside.openManagedSession(username, password, database.encode()):
         inside.set(space + b"key", b"value")
         same(inside.get(space + b"key").value, b"value", "get in a session")
@@ -290,112 +276,26 @@ def a_session(client, space, endpoint=None, login=None):
     inside.channel.close()
 
 
-class Killer:
-    """Kills the leader with SIGKILL every few seconds until it is told to stop."""
-
-    def __init__(self, cluster, every_s):
-        self.cluster, self.every_s, self.kills = cluster, every_s, 0
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.run)
-        self.failure = None
-
-    def run(self):
-        while not self.stop.wait(self.every_s):
-            try:
-                os.kill(self.cluster.leader()["pid"], signal.SIGKILL)
-                self.kills += 1
-            except ProcessLookupError:
-                continue  # it was killed before the demo said so
-            except Exception as error:  # pylint: disable=broad-except
-                self.failure = error
-                return
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        if self.failure is not None:
-            raise Wrong(f"no leader could be killed any more: {self.failure}")
-        self.cluster.wait_ready()
-
-
-def attempt(cluster, state, node, function, number):
-    """Runs a flow on one node, in a key space of its own."""
-    endpoint = node["endpoint"]
-    space = f"conformance/{os.getpid()}-{number}-{function.__name__}/".encode()
-    username, password, database = cluster.login()
-    client = ImmudbClient(endpoint, rs=state, timeout=CALL_TIMEOUT_S)
+def run(state, asked):
+    client = ImmudbClient(asked["endpoint"], rs=state, timeout=CALL_TIMEOUT_S)
     try:
-        client.login(username, password, database.encode())
-        login = {"endpoint": endpoint, "login": (username, password, database)}
-        function(client, space, **(login if function in (a_session, users) else {}))
+        client.login(asked["username"], asked["password"], asked["database"].encode())
+        FLOWS[asked["flow"]](client, asked["space"].encode(), asked)
+    except Wrong as error:
+        return {"result": "wrong", "text": str(error)}
+    except grpc.RpcError as error:
+        return {"result": "error", "code": error.code().name, "text": error.details() or ""}
     finally:
         client.shutdown()
-
-
-def run(cluster, state, seconds, kills, rng):
-    """Every flow on every node, again until the time is over; answers how many ran and how many began anew."""
-    ran, again = 0, 0
-    until = time.monotonic() + seconds
-    while ran == 0 or time.monotonic() < until:
-        order = [(node, function) for node in range(len(cluster.nodes())) for function in FLOWS]
-        rng.shuffle(order)
-        for place, function in order:
-            deadline = time.monotonic() + GIVE_UP_AFTER_S
-            while True:
-                try:
-                    attempt(cluster, state, cluster.nodes()[place], function, next(NUMBERS))
-                    break
-                except grpc.RpcError as error:
-                    text = f"{error.code().name}: {error.details()}"
-                    cut = kills and (error.code() in CUT_SHORT or (error.details() or "") in OTHER_LOGIN)
-                    if not cut or time.monotonic() > deadline:
-                        raise Wrong(f"{function.__name__} on node {place + 1}: {text}") from error
-                    again += 1
-                    time.sleep(0.1)
-                except Wrong as error:
-                    raise Wrong(f"{function.__name__} on node {place + 1}: {error}") from error
-            ran += 1
-    return ran, again
+    return {"result": "ok"}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--demo", metavar="BINARY", help="start a demo of its own with this alhambra binary")
-    where.add_argument("--attach", metavar="DIR", help="use the running demo of this folder")
-    parser.add_argument("--base-port", type=int, default=3322, help="base port of the own demo")
-    parser.add_argument("--kills", type=float, metavar="SECONDS", help="then again, killing the leader this often")
-    parser.add_argument("--seconds", type=float, default=30, help="how long flows run beside kills, at least")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    arguments = parser.parse_args()
-    print(f"{len(FLOWS)} flows, seed {arguments.seed}", flush=True)
-    rng = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory(prefix="conformance-") as own:
-        demo = start_demo(arguments.demo, arguments.base_port, own) if arguments.demo else None
-        try:
-            cluster, state = Cluster(arguments.attach or own), CarriedState()
-            cluster.wait_ready()
-            started = time.monotonic()
-            ran, _ = run(cluster, state, 0, False, rng)
-            print(f"quiet: {ran} flows ok in {time.monotonic() - started:.1f} s", flush=True)
-            if arguments.kills:
-                started = time.monotonic()
-                with Killer(cluster, arguments.kills) as killer:
-                    ran, again = run(cluster, state, arguments.seconds, True, rng)
-                if killer.kills == 0:
-                    raise Wrong("no leader was killed: more seconds, or kills more often")
-                print(f"leader killed {killer.kills} times: {ran} flows ok, {again} cut short and begun anew, in "
-                      f"{time.monotonic() - started:.1f} s", flush=True)
-        except Wrong as error:
-            sys.exit(f"FAILED: {error} (seed {arguments.seed})")
-        finally:
-            if demo is not None:
-                demo.send_signal(signal.SIGTERM)
-                demo.wait(timeout=GIVE_UP_AFTER_S)
+    print(json.dumps({"flows": list(FLOWS), "sdk": f"immudb-py {importlib.metadata.version('immudb-py')}"}), flush=True)
+    # One trusted state, carried over all nodes and both runs: a node with another history would be found out.
+    state = CarriedState()
+    for line in sys.stdin:
+        print(json.dumps(run(state, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// statuses are the codes of what calls of this flow were refused with, by text: the SDK makes errors without a code of many.
+type statuses struct {
+	lock   sync.Mutex
+	byText map[string]codes.Code
+}
+
+var heard = statuses{byText: map[string]codes.Code{}}
+
+func (s *statuses) forget() {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	clear(s.byText)
+}
+
+func (s *statuses) note(err error) error {
+	if found, is := status.FromError(err); is && err != nil {
+		s.lock.Lock()
+		defer s.lock.Unlock()
+		s.byText[found.Message()] = found.Code()
+	}
+	return err
+}
+
+func (s *statuses) code(text string) (codes.Code, bool) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	code, known := s.byText[text]
+	return code, known
+}
+
+// listening are the options of a connection whose statuses are heard before the SDK makes something else of them.
+var listening = []grpc.DialOption{
+	grpc.WithTransportCredentials(insecure.NewCredentials()),
+	grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn,
+		call grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		return heard.note(call(ctx, method, request, reply, conn, options...))
+	}),
+	grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
+		open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
+		inner, err := open(ctx, desc, conn, method, options...)
+		if heard.note(err) != nil {
+			return nil, err
+		}
+		return heardStream{inner}, nil
+	}),
+}
+
+type heardStream struct{ grpc.ClientStream }
+
+func (s heardStream) SendMsg(message any) error { return heard.note(s.ClientStream.SendMsg(message)) }
+func (s heardStream) RecvMsg(message any) error { return heard.note(s.ClientStream.RecvMsg(message)) }
+
+// explained gives the status of a failed call.
+func explained(err error) (codes.Code, string) {
+	if found, is := status.FromError(err); is {
+		return found.Code(), found.Message()
+	}
+	text := err.Error()
+	if code, known := heard.code(text); known {
+		return code, text
+	}
+	// No answer at all: the SDK waits for its connection when it opens a session, and gives the reason without a code.
+	if strings.HasPrefix(text, "connection error: ") {
+		return codes.Unavailable, text
+	}
+	return codes.Unknown, text
+}
+
+// cutShort tells whether there was no answer at all: run.py decides what that means.
+func cutShort(err error) bool {
+	switch code, text := explained(err); code {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return true
+	default:
+		return text == "not logged in" || text == "session not found" || text == "no session found" || text == "invalid token"
+	}
+}
