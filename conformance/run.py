@@ -70,12 +70,19 @@ def needs(*tools):
             raise Skipped(f"{tool} is missing")
 
 
+# What fetching packages says when the lists that we keep are wrong, which is no reason to skip anything.
+OUR_LISTS = ("npm error code EUSAGE", "npm error code EJSONPARSE", "errors parsing go.mod", "checksum mismatch")
+
+
 def call(command, folder, failure, **environment):
     """Runs a command of a toolchain; what it said goes into the failure."""
     done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, timeout=PREPARE_S, check=False)
     if done.returncode != 0:
-        raise failure(f"{' '.join(map(str, command))}: {done.stdout.strip()[-2000:]}")
+        failure = Failed if any(text in done.stdout for text in OUR_LISTS) else failure
+        said = f"{' '.join(map(str, command))}: {done.stdout.strip()}"
+        # A skipped language is one line; what is wrong with ours is told whole.
+        raise failure(" ".join(said.split())[:300] if failure is Skipped else said)
 
 
 def prepare_python():
@@ -92,7 +99,21 @@ def prepare_go():
     return [program], {}
 
 
-PREPARE = {"python": prepare_python, "go": prepare_go}
+def prepare_node():
+    needs("node", "npm")
+    # The packages lie where `require` looks for them without a folder beside the program.
+    wanted = [HERE / "node" / name for name in ("package.json", "package-lock.json")]
+    packages = cache() / f"node-{hashlib.sha256(b''.join(file.read_bytes() for file in wanted)).hexdigest()[:16]}"
+    if not (packages / "installed").exists():
+        packages.mkdir(exist_ok=True)
+        for file in wanted:
+            shutil.copy(file, packages)
+        call(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], packages, Skipped)
+        (packages / "installed").touch()
+    return ["node", HERE / "node" / "flows.js"], {"NODE_PATH": str(packages / "node_modules")}
+
+
+PREPARE = {"python": prepare_python, "go": prepare_go, "node": prepare_node}
 
 
 class Program:
