@@ -211,7 +211,7 @@ const fn http_status(code: Code) -> StatusCode {
 
 /// Messages that are encoded already.
 #[derive(Clone, Copy, Debug)]
-struct AsItIs;
+pub struct AsItIs;
 
 impl Codec for AsItIs {
     type Encode = Bytes;

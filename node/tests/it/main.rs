@@ -8,6 +8,8 @@ mod cluster;
 mod exec;
 mod exports;
 mod kv;
+mod mutated;
+mod permissions;
 mod reads;
 mod rest;
 mod server;
