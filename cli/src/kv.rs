@@ -1,9 +1,9 @@
-//! `alhambra set`, `get`, `history` and `scan`, verified unless told otherwise; `delete` and `count`.
+//! `alhambra set`, `get`, `restore`, `history` and `scan`, verified unless told otherwise; `delete` and `count`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use alhambra_client::{Entry, Scan};
+use alhambra_client::{Entry, Scan, TxId};
 use serde_json::{Value, json};
 
 use crate::connect::{Connect, StateDir};
@@ -91,6 +91,25 @@ pub struct GetArgs {
     /// The key.
     #[arg(value_name = "KEY")]
     key: OsString,
+    /// This version instead of the newest: 1 is the first, -1 the one before the newest.
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "at_tx")]
+    revision: Option<i64>,
+    /// What this transaction wrote to the key.
+    #[arg(long, value_name = "TX", value_parser = clap::value_parser!(u64).range(1..))]
+    at_tx: Option<u64>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Flags of `alhambra restore`.
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// The key.
+    #[arg(value_name = "KEY")]
+    key: OsString,
+    /// The version to write again: 1 is the first, -1 the one before the newest.
+    #[arg(value_name = "REVISION", allow_negative_numbers = true)]
+    revision: i64,
     #[command(flatten)]
     common: Common,
 }
@@ -140,20 +159,55 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Usage, "the key is empty", "give a key of at least one byte"));
     }
     let trusted = args.common.connect().await?;
-    let verify = !args.common.no_verify;
-    let outcome = if verify {
-        trusted.client.verified_set(key.clone(), value.clone()).await.map(|verified| verified.header)
+    let outcome = write(&trusted, &args.common, &key, &value).await;
+    let tx = trusted.close(outcome).await?;
+    tell_written(&args.common, &key, &value, tx)
+}
+
+/// Writes an old value again.
+pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
+    let key = args.key.into_vec();
+    let mut trusted = args.common.connect().await?;
+    let outcome = async {
+        let old = at_revision(&mut trusted, &args.common, &key, args.revision).await?.0;
+        let tx = write(&trusted, &args.common, &key, &old.value).await?;
+        Ok((old.value, tx))
+    }
+    .await;
+    let (value, tx) = trusted.close(outcome).await?;
+    tell_written(&args.common, &key, &value, tx)
+}
+
+async fn write(trusted: &Trusted, common: &Common, key: &[u8], value: &[u8]) -> Result<u64, Failure> {
+    let outcome = if common.verifies() {
+        trusted.client.verified_set(key.to_vec(), value.to_vec()).await.map(|verified| verified.header)
     } else {
-        trusted.client.set(key.clone(), value.clone()).await
+        trusted.client.set(key.to_vec(), value.to_vec()).await
     };
-    let outcome = outcome.map_err(|error| trusted.explain(&error, Some(&key)));
-    let tx = trusted.close(outcome).await?.id.get();
-    match args.common.output {
-        Output::Json => print_json(&json!({"key": text(&key), "value": text(&value), "tx": tx, "verified": verify})),
+    outcome.map(|header| header.id.get()).map_err(|error| trusted.explain(&error, Some(key)))
+}
+
+/// An older version of a key, and whether it was verified.
+async fn at_revision(
+    trusted: &mut Trusted,
+    common: &Common,
+    key: &[u8],
+    revision: i64,
+) -> Result<(Entry, bool), Failure> {
+    let entry = trusted.client.get_revision(key.to_vec(), revision).await;
+    let entry = entry.map_err(|error| trusted.explain(&error, Some(key)))?;
+    let verified = common.verifies() && trusted.verify_entry(&entry).await?;
+    Ok((entry, verified))
+}
+
+fn tell_written(common: &Common, key: &[u8], value: &[u8], tx: u64) -> Result<(), Failure> {
+    let verify = common.verifies();
+    match common.output {
+        Output::Json => print_json(&json!({"key": text(key), "value": text(value), "tx": tx, "verified": verify})),
         Output::Raw => print_raw(format!("{tx}\n")),
         Output::Table => {
             let mut table = Table::new(&["key", "value", "tx", "verified"]);
-            table.row([text(&key), text(&value), tx.to_string(), yes(verify)]);
+            table.row([text(key), text(value), tx.to_string(), yes(verify)]);
             print_raw(table.render())
         }
     }
@@ -198,20 +252,28 @@ pub async fn count(args: CountArgs) -> Result<(), Failure> {
     }
 }
 
-/// Reads the newest value of a key.
+/// Reads a value of a key, the newest unless told otherwise.
 pub async fn get(args: GetArgs) -> Result<(), Failure> {
-    let trusted = args.common.connect().await?;
+    let mut trusted = args.common.connect().await?;
     let key = args.key.into_vec();
-    let verify = !args.common.no_verify;
-    let outcome = if verify {
-        trusted.client.verified_get(key.clone()).await.map(|verified| verified.value)
-    } else {
-        trusted.client.get(key.clone()).await
-    };
-    let outcome = outcome.map_err(|error| trusted.explain(&error, Some(&key)));
-    let entry = trusted.close(outcome).await?;
-    // Of a reference, only the reference is proven.
-    let verified = verify && entry.referenced_by.is_none();
+    let verify = args.common.verifies();
+    let outcome = async {
+        let entry = match (args.revision, args.at_tx) {
+            (Some(revision), _) => return at_revision(&mut trusted, &args.common, &key, revision).await,
+            (None, at_tx) if verify => {
+                let tx = TxId(at_tx.unwrap_or(0));
+                trusted.client.verified_get_at(key.clone(), tx).await.map(|verified| verified.value)
+            }
+            (None, Some(tx)) => trusted.client.get_at(key.clone(), TxId(tx)).await,
+            (None, None) => trusted.client.get(key.clone()).await,
+        };
+        let entry = entry.map_err(|error| trusted.explain(&error, Some(&key)))?;
+        // Of a reference, only the reference is proven.
+        let verified = verify && entry.referenced_by.is_none();
+        Ok((entry, verified))
+    }
+    .await;
+    let (entry, verified) = trusted.close(outcome).await?;
     match args.common.output {
         Output::Json => print_json(&entry_json(&key, &entry, verified)),
         Output::Raw => print_raw(&entry.value),

@@ -18,6 +18,7 @@ mod sets;
 mod shell;
 mod signals;
 mod status;
+mod transaction;
 mod trusted;
 mod verify;
 
@@ -42,14 +43,21 @@ enum Command {
     /// Start a cluster on this machine and keep it running
     Demo(demo::Args),
     /// Write a value under a key, and verify that it is in the history
+    #[command(visible_alias = "safeset")]
     Set(kv::SetArgs),
-    /// Read the newest value of a key, and verify it
+    /// Read the newest value of a key, or an older one, and verify it
+    #[command(visible_alias = "safeget")]
     Get(kv::GetArgs),
+    /// Write an old value of a key again, as its newest
+    Restore(kv::RestoreArgs),
     /// Mark keys as deleted; their histories stay
+    #[command(visible_alias = "del")]
     Delete(kv::DeleteArgs),
     /// Give a key another name, and verify that it is in the history
+    #[command(visible_alias = "safereference")]
     Reference(sets::ReferenceArgs),
     /// Add a key to a sorted set, and verify that it is in the history
+    #[command(visible_alias = "safezadd")]
     Zadd(sets::ZAddArgs),
     /// List the members of a sorted set by score, and verify their values
     Zscan(sets::ZScanArgs),
@@ -59,10 +67,22 @@ enum Command {
     History(kv::HistoryArgs),
     /// List keys with their newest values, and verify each
     Scan(kv::ScanArgs),
+    /// Show a transaction, and verify that it is in the history
+    #[command(visible_alias = "safetx")]
+    Tx(transaction::TxArgs),
+    /// Show the newest transaction that the server claims
+    Current(transaction::AskArgs),
+    /// Show what waits in the selected database of the node that answers
+    Health(transaction::AskArgs),
+    /// Show version, age and size of the server
+    Info(transaction::AskArgs),
     /// Prove that the server's history continues the one this client trusts
     Verify(verify::Args),
     /// Show nodes, roles, databases and readiness
     Status(status::Args),
+    /// The client commands at a prompt, with history and completion
+    #[command(visible_alias = "it")]
+    Shell(shell::interactive::ShellArgs),
     /// Load a server and print what it reached
     Bench(bench::Args),
     /// Decisions about the cluster that only an operator may make
@@ -103,6 +123,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Set(args) => block_on(kv::set(args)),
         Command::Get(args) => block_on(kv::get(args)),
+        Command::Restore(args) => block_on(kv::restore(args)),
+        Command::Tx(args) => block_on(transaction::tx(args)),
+        Command::Current(args) => block_on(transaction::current(args)),
+        Command::Health(args) => block_on(transaction::health(args)),
+        Command::Info(args) => block_on(transaction::info(args)),
+        Command::Shell(args) => shell::interactive::run(&args),
         Command::Delete(args) => block_on(kv::delete(args)),
         Command::Reference(args) => block_on(sets::reference(args)),
         Command::Zadd(args) => block_on(sets::zadd(args)),

@@ -1,4 +1,6 @@
-//! `alhambra completions`.
+//! `alhambra completions`, and `alhambra shell` in [`interactive`].
+
+pub mod interactive;
 
 use clap::CommandFactory;
 use clap_complete::Shell;

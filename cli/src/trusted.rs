@@ -23,7 +23,15 @@ pub struct Trusted {
 impl Trusted {
     /// Connects. Without a state folder, trusted states are forgotten when the command ends.
     pub async fn connect(connect: &Connect, states: Option<&StateDir>) -> Result<Trusted, Failure> {
-        let target = connect.target()?;
+        Trusted::open(connect.target()?, states).await
+    }
+
+    /// Connects without trusting anything yet.
+    pub async fn enter(target: Target) -> Result<Trusted, Failure> {
+        Trusted::open(target, None).await
+    }
+
+    async fn open(target: Target, states: Option<&StateDir>) -> Result<Trusted, Failure> {
         let options = Options {
             user: target.username.clone(),
             password: target.password.clone(),

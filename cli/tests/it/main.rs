@@ -7,4 +7,5 @@ mod commands;
 mod crash;
 mod demo;
 mod no_quorum;
+mod shell;
 mod support;
