@@ -19,6 +19,7 @@ A program writes its flows first, {"flows": [...], "sdk": "..."}, and then one l
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import itertools
 import json
@@ -26,6 +27,7 @@ import os
 import pathlib
 import queue
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -71,13 +73,17 @@ def needs(*tools):
 
 
 # What fetching packages says when the lists that we keep are wrong, which is no reason to skip anything.
-OUR_LISTS = ("npm error code EUSAGE", "npm error code EJSONPARSE", "errors parsing go.mod", "checksum mismatch")
+OUR_LISTS = ("npm error code EUSAGE", "npm error code EJSONPARSE", "errors parsing go.mod", "checksum mismatch",
+             "Non-parseable POM", "ProjectBuildingException")
 
 
 def call(command, folder, failure, **environment):
     """Runs a command of a toolchain; what it said goes into the failure."""
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, timeout=PREPARE_S, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PREPARE_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise failure(f"{' '.join(map(str, command))}: not done within {PREPARE_S} s") from None
     if done.returncode != 0:
         failure = Failed if any(text in done.stdout for text in OUR_LISTS) else failure
         said = f"{' '.join(map(str, command))}: {done.stdout.strip()}"
@@ -95,7 +101,7 @@ def prepare_go():
     needs("go")
     here, program = HERE / "go", cache() / "flows-go"
     call(["go", "mod", "download"], here, Skipped, GOFLAGS="-mod=readonly")
-    call(["go", "build", "-o", program, "."], here, Failed, GOFLAGS="-mod=readonly -buildvcs=false")
+    call(["go", "build", "-o", program, "."], here, Failed, GOFLAGS="-mod=readonly -buildvcs=false", CGO_ENABLED="0")
     return [program], {}
 
 
@@ -113,7 +119,20 @@ def prepare_node():
     return ["node", HERE / "node" / "flows.js"], {"NODE_PATH": str(packages / "node_modules")}
 
 
-PREPARE = {"python": prepare_python, "go": prepare_go, "node": prepare_node}
+def prepare_java():
+    needs("java", "javac", "mvn")
+    here, classes = HERE / "java", cache() / "java"
+    paths = classes / "classpath"
+    classes.mkdir(exist_ok=True)
+    # Maven only fetches, so that what fails after it is ours.
+    call(["mvn", "-q", "-B", "dependency:build-classpath", f"-Dmdep.outputFile={paths}"], here, Skipped)
+    found = {"CLASSPATH": f"{paths.read_text().strip()}{os.pathsep}{classes}"}
+    call(["javac", "-Xlint:all,-serial", "-proc:none", "-Werror", "-d", classes, "Flows.java"], here, Failed, **found)
+    version = re.search(r"<artifactId>immudb4j</artifactId>\s*<version>([^<]*)", (here / "pom.xml").read_text()).group(1)
+    return ["java", "-Xmx256m", "Flows", version], found
+
+
+PREPARE = {"python": prepare_python, "go": prepare_go, "node": prepare_node, "java": prepare_java}
 
 
 class Program:
@@ -276,23 +295,26 @@ def beside_each_other(programs, work):
 
 
 def start_programs(languages, folder):
-    """A program per language that this machine can run; the others are named with their reason."""
-    programs = []
-    try:
-        for language in languages:
-            started = time.monotonic()
-            try:
-                program = Program(language, folder)
-            except Skipped as reason:
-                print(f"skipped: {language}: {reason}", flush=True)
-                continue
-            programs.append(program)
-            print(f"{language}: {len(program.flows)} flows with {program.sdk}, ready in {time.monotonic() - started:.1f} s",
-                  flush=True)
-    except BaseException:
+    """A program per language that this machine can run, made beside each other; the others are named with their reason."""
+
+    def start(language):
+        started = time.monotonic()
+        try:
+            program = Program(language, folder)
+        except Skipped as reason:
+            print(f"skipped: {language}: {reason}", flush=True)
+            return None
+        print(f"{language}: {len(program.flows)} flows with {program.sdk}, ready in {time.monotonic() - started:.1f} s", flush=True)
+        return program
+
+    with concurrent.futures.ThreadPoolExecutor() as workers:
+        starting = [workers.submit(start, language) for language in languages]
+    failed = [one.exception() for one in starting if one.exception() is not None]
+    programs = [one.result() for one in starting if one.exception() is None and one.result() is not None]
+    if failed:
         for program in programs:
             program.stop()
-        raise
+        raise failed[0]
     return programs
 
 
