@@ -5,7 +5,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::failure::{Failure, Kind};
+use alhambra_client::Tls;
+
+use crate::failure::{Failure, Kind, OrFail};
 
 /// The three nodes of a demo; whichever answers first serves.
 const DEFAULT_ENDPOINTS: &str = "127.0.0.1:3322,127.0.0.1:3332,127.0.0.1:3342";
@@ -28,6 +30,21 @@ pub struct Connect {
     /// Database [default: defaultdb]
     #[arg(long, value_name = "NAME", env = "ALHAMBRA_DATABASE")]
     database: Option<String>,
+    /// Encrypt connections, with a server that somebody vouches for whom this system trusts; implied by the flags below
+    #[arg(long, env = "ALHAMBRA_TLS")]
+    tls: bool,
+    /// File (PEM) of those who vouch for the server, instead of those whom this system trusts
+    #[arg(long, value_name = "FILE", env = "ALHAMBRA_CACERT")]
+    cacert: Option<PathBuf>,
+    /// Name in the server's certificate, when it is not the host of the endpoint
+    #[arg(long, value_name = "NAME", env = "ALHAMBRA_SERVERNAME")]
+    servername: Option<String>,
+    /// File (PEM) of a certificate to show to the server
+    #[arg(long, value_name = "FILE", env = "ALHAMBRA_CERTIFICATE", requires = "pkey")]
+    certificate: Option<PathBuf>,
+    /// File (PEM) of its key
+    #[arg(long, value_name = "FILE", env = "ALHAMBRA_PKEY", requires = "certificate")]
+    pkey: Option<PathBuf>,
 }
 
 /// What the flags and the environment come to.
@@ -41,6 +58,8 @@ pub struct Target {
     pub password: String,
     /// Database.
     pub database: String,
+    /// How connections are encrypted; none for plain ones.
+    pub tls: Option<Tls>,
 }
 
 impl Connect {
@@ -72,7 +91,45 @@ impl Connect {
             username: pick(&self.username, "USERNAME", DEFAULT_USERNAME),
             password: pick(&self.password, "PASSWORD", DEFAULT_PASSWORD),
             database: pick(&self.database, "DATABASE", DEFAULT_DATABASE),
+            tls: self.tls()?,
         })
+    }
+
+    /// The flags about encryption, as they would be written.
+    pub fn tls_flags(&self) -> Vec<String> {
+        let path =
+            |flag: &str, path: &Option<PathBuf>| path.as_ref().map(|path| format!("--{flag}={}", path.display()));
+        let mut flags: Vec<String> = [
+            path("cacert", &self.cacert),
+            self.servername.as_ref().map(|name| format!("--servername={name}")),
+            path("certificate", &self.certificate),
+            path("pkey", &self.pkey),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if self.tls {
+            flags.push("--tls".to_owned());
+        }
+        flags
+    }
+
+    fn tls(&self) -> Result<Option<Tls>, Failure> {
+        let named = self.cacert.is_some() || self.servername.is_some() || self.certificate.is_some();
+        if !self.tls && !named {
+            return Ok(None);
+        }
+        let read = |path: &PathBuf| {
+            std::fs::read(path).or_fail(format_args!("reading {}", path.display()), "name a file that can be read")
+        };
+        Ok(Some(Tls {
+            authorities: self.cacert.as_ref().map(read).transpose()?,
+            server_name: self.servername.clone(),
+            identity: match (&self.certificate, &self.pkey) {
+                (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+                _ => None,
+            },
+        }))
     }
 }
 
@@ -116,7 +173,17 @@ mod tests {
     use super::*;
 
     fn nothing() -> Connect {
-        Connect { endpoint: None, username: None, password: None, database: None }
+        Connect {
+            endpoint: None,
+            username: None,
+            password: None,
+            database: None,
+            tls: false,
+            cacert: None,
+            servername: None,
+            certificate: None,
+            pkey: None,
+        }
     }
 
     #[test]

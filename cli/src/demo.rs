@@ -196,12 +196,12 @@ async fn wait_until_serving(nodes: &[NodePlan]) -> Result<String, Failure> {
 
 /// Whether the node is ready and gives a session: its cluster's uuid, or why not.
 async fn ask(node: &NodePlan) -> Result<String, String> {
-    match http::get(&node.metrics(), "/readyz", ONE_QUESTION).await {
+    match http::get(&node.metrics(), "/readyz", None, ONE_QUESTION).await {
         Ok((200, _)) => {}
         Ok((status, body)) => return Err(format!("readyz says {status} {}", body.trim())),
         Err(error) => return Err(format!("readyz: {error}")),
     }
-    let login = Login { username: USERNAME, password: PASSWORD, database: DATABASE };
+    let login = Login { username: USERNAME, password: PASSWORD, database: DATABASE, tls: None };
     let session = Session::open(&node.grpc(), login, ONE_QUESTION).await?;
     let cluster = session.cluster().to_owned();
     session.close().await;

@@ -1,28 +1,75 @@
 //! The one thing the command line asks over HTTP: a node's health and metrics pages.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use alhambra_client::Tls;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// More than any metrics page; what lies beyond is an error, not memory.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Status and body of `GET path` at `address` (`host:port`), within `timeout`.
-pub async fn get(address: &str, path: &str, timeout: Duration) -> io::Result<(u16, String)> {
+pub async fn get(address: &str, path: &str, tls: Option<&Tls>, timeout: Duration) -> io::Result<(u16, String)> {
     let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let plain = TcpStream::connect(address).await?;
+        let mut stream: Box<dyn Stream> = match tls {
+            Some(tls) => Box::new(encrypt(plain, address, tls).await?),
+            None => Box::new(plain),
+        };
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
-        let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+        // A peer that hangs up without the farewell of TLS has said all the same what its headers announce.
+        let read = match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => answer.len(),
+            read => read?,
+        };
         if read as u64 == ANSWER_BYTES_MAX {
             return Err(invalid("the answer is too long"));
         }
         parse(&answer)
     };
     tokio::time::timeout(timeout, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Agrees on keys with a server that somebody trusted vouches for.
+async fn encrypt(plain: TcpStream, address: &str, tls: &Tls) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    match &tls.authorities {
+        Some(pem) => {
+            for authority in CertificateDer::pem_slice_iter(pem) {
+                roots.add(authority.map_err(io::Error::other)?).map_err(io::Error::other)?;
+            }
+        }
+        None => _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder =
+        builder.with_safe_default_protocol_versions().map_err(io::Error::other)?.with_root_certificates(roots);
+    let config = match &tls.identity {
+        Some((certificate, key)) => {
+            let chain =
+                CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(io::Error::other)?;
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(io::Error::other)?;
+            builder.with_client_auth_cert(chain, key).map_err(io::Error::other)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    let name = ServerName::try_from(tls.server_name.as_deref().unwrap_or(host).to_owned()).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
 fn parse(answer: &[u8]) -> io::Result<(u16, String)> {

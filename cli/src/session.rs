@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use alhambra_client::Tls;
 use alhambra_proto::schema::OpenSessionRequest;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::connect::Target;
 use crate::failure::chain;
 
 /// Answers may be as large as the largest value, with room for keys and proofs.
@@ -31,15 +33,24 @@ pub struct Login<'a> {
     pub password: &'a str,
     /// Database.
     pub database: &'a str,
+    /// How the connection is encrypted; none for a plain one.
+    pub tls: Option<&'a Tls>,
+}
+
+impl<'a> Login<'a> {
+    /// As the flags of a command say.
+    pub fn of(target: &'a Target) -> Self {
+        let Target { username, password, database, tls, .. } = target;
+        Self { username, password, database, tls: tls.as_ref() }
+    }
 }
 
 impl Session {
     /// Connects and logs in; `timeout` holds for this and for each later call. The error names the endpoint.
     pub async fn open(endpoint: &str, login: Login<'_>, timeout: Duration) -> Result<Session, String> {
         let refused = |why: String| format!("{endpoint}: {why}");
-        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+        let channel = alhambra_client::endpoint(endpoint, login.tls)
             .map_err(|error| refused(chain(&error)))?
-            .tcp_nodelay(true)
             .connect_timeout(timeout)
             .connect()
             .await

@@ -125,17 +125,16 @@ fn metrics_endpoints(target: &Target, given: &[String]) -> Result<Vec<String>, F
 
 async fn ask(target: Target, endpoint: String, metrics_endpoint: String) -> Node {
     let mut node = Node { endpoint, metrics_endpoint, ..Node::default() };
-    match http::get(&node.metrics_endpoint, "/readyz", ONE_QUESTION).await {
+    match http::get(&node.metrics_endpoint, "/readyz", target.tls.as_ref(), ONE_QUESTION).await {
         Ok((status, body)) => {
             node.ready = status == 200;
             node.readiness = body.trim().to_owned();
         }
         Err(error) => node.readiness = format!("{}: {error}", node.metrics_endpoint),
     }
-    let metrics =
-        http::get(&node.metrics_endpoint, "/metrics", ONE_QUESTION).await.map_or(String::new(), |page| page.1);
-    let Target { username, password, database, .. } = &target;
-    match Session::open(&node.endpoint, Login { username, password, database }, ONE_QUESTION).await {
+    let metrics = http::get(&node.metrics_endpoint, "/metrics", target.tls.as_ref(), ONE_QUESTION).await;
+    let metrics = metrics.map_or(String::new(), |page| page.1);
+    match Session::open(&node.endpoint, Login::of(&target), ONE_QUESTION).await {
         Ok(mut session) => {
             node.cluster = Some(session.cluster().to_owned());
             match databases(&mut session, &metrics).await {
@@ -242,6 +241,7 @@ mod tests {
             username: String::new(),
             password: String::new(),
             database: String::new(),
+            tls: None,
         };
         let two = target(&["a:3322", "[::1]:3332"]);
         assert_eq!(metrics_endpoints(&two, &[]).unwrap(), ["a:9497", "[::1]:9507"]);

@@ -37,6 +37,7 @@ impl Trusted {
             password: target.password.clone(),
             database: target.database.clone(),
             state_dir: states.map(StateDir::path).transpose()?,
+            tls: target.tls.clone(),
             ..Options::default()
         };
         match Client::connect(target.endpoints.clone(), options).await {
@@ -98,6 +99,13 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::NoEndpoint | Error::BadEndpoint { .. } => {
             Failure::new(Kind::Usage, what, "write each endpoint as HOST:PORT")
         }
+        Error::BadTls { .. } => {
+            Failure::new(Kind::Usage, what, "check the files of --cacert, --certificate and --pkey: they must be PEM")
+        }
+        Error::Untrusted { .. } => Failure::failed(
+            what,
+            "name who vouches for it with --cacert FILE, or its name with --servername; the password was not sent",
+        ),
         Error::Unavailable { .. } => Failure::new(
             Kind::Unavailable,
             format!("{what} ({endpoints})"),
@@ -150,8 +158,13 @@ mod tests {
 
     #[test]
     fn a_full_server_is_not_the_fault_of_the_call() {
-        let target =
-            Target { endpoints: vec!["a:1".into()], username: "u".into(), password: "p".into(), database: "d".into() };
+        let target = Target {
+            endpoints: vec!["a:1".into()],
+            username: "u".into(),
+            password: "p".into(),
+            database: "d".into(),
+            tls: None,
+        };
         let advice = |status: tonic::Status| {
             explain(&Error::Refused { call: "set", status: Box::new(status) }, &target, None).to_string()
         };

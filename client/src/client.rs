@@ -19,6 +19,7 @@ use crate::connect::{Connection, Credentials, endpoint};
 use crate::error::Error;
 use crate::retry::Kind;
 use crate::state_store::{FileStateStore, MemoryStateStore, StateStore};
+use crate::tls::Tls;
 
 /// How a client connects and what it trusts.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ pub struct Options {
     pub state_store: Option<Arc<dyn StateStore>>,
     /// The server's public key (PEM, SubjectPublicKeyInfo, P-256). With it, every state must be signed.
     pub server_public_key: Option<String>,
+    /// Encrypts connections; `None` for plain ones.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             state_dir: None,
             state_store: None,
             server_public_key: None,
+            tls: None,
         }
     }
 }
@@ -185,7 +189,7 @@ impl Client {
         options: Options,
         dial: impl Fn(Endpoint) -> Channel,
     ) -> Result<Self, Error> {
-        let channel = |text: String| Ok((text.clone(), dial(endpoint(&text)?)));
+        let channel = |text: String| Ok((text.clone(), dial(endpoint(&text, options.tls.as_ref())?)));
         let channels = endpoints.into_iter().map(channel).collect::<Result<_, Error>>()?;
         Self::over(channels, options).await
     }

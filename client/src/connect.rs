@@ -18,7 +18,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
-use crate::retry::{Backoff, Kind, Verdict, judge};
+use crate::retry::{Backoff, Kind, Verdict, distrust, judge};
+use crate::tls::Tls;
 
 /// Connections that cannot be made within this time are given up, so that a dead machine costs little.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,11 +78,15 @@ enum LoginFailure {
     Final(Error),
 }
 
-/// Turns `host:port` into an endpoint; a URL is taken as it is.
-pub(crate) fn endpoint(text: &str) -> Result<Endpoint, Error> {
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let endpoint =
-        Endpoint::from_shared(url).map_err(|source| Error::BadEndpoint { endpoint: text.to_owned(), source })?;
+/// Turns `host:port` into an endpoint with the timeouts of this client; a URL is taken as it is.
+pub fn endpoint(text: &str, tls: Option<&Tls>) -> Result<Endpoint, Error> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
+    let bad = |source| Error::BadEndpoint { endpoint: text.to_owned(), source };
+    let mut endpoint = Endpoint::from_shared(url).map_err(bad)?;
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls.config()).map_err(|source| Error::BadTls { source })?;
+    }
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PROBE_INTERVAL)
@@ -254,6 +259,10 @@ impl Connection {
             match timeout_at(deadline, service.open_session(request)).await {
                 Err(_) => return Err(LoginFailure::Elsewhere(None)),
                 Ok(Err(status)) => {
+                    if let Some(source) = distrust(&status) {
+                        let endpoint = target.name.clone();
+                        return Err(LoginFailure::Final(Error::Untrusted { endpoint, source }));
+                    }
                     return Err(match judge(Kind::Read, &status) {
                         Verdict::Answer => {
                             LoginFailure::Final(Error::Refused { call: "open_session", status: Box::new(status) })

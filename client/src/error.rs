@@ -24,6 +24,22 @@ pub enum Error {
         #[source]
         source: tonic::transport::Error,
     },
+    /// The certificates or the key for encrypted connections cannot be used; fix the files.
+    #[error("the certificates or the key for encrypted connections cannot be used")]
+    BadTls {
+        /// What the parser said.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// Nobody trusted vouches for the server, or not under this name; it was told nothing.
+    #[error("the certificate of {endpoint} is not trusted")]
+    Untrusted {
+        /// The endpoint.
+        endpoint: String,
+        /// What is wrong with it.
+        #[source]
+        source: rustls::Error,
+    },
     /// The server's public key cannot be read; fix the file.
     #[error("server public key is not a PEM public key on P-256")]
     BadPublicKey {
@@ -107,6 +123,8 @@ impl Error {
             Self::OutcomeUnknown { source, .. } => source.as_deref(),
             Self::NoEndpoint
             | Self::BadEndpoint { .. }
+            | Self::BadTls { .. }
+            | Self::Untrusted { .. }
             | Self::BadPublicKey { .. }
             | Self::BadSessionId
             | Self::OtherServer { .. }

@@ -20,12 +20,15 @@ mod connect;
 mod error;
 mod retry;
 mod state_store;
+mod tls;
 mod verified;
 
 pub use alhambra_ledger::ids::TxId;
 pub use alhambra_ledger::state::TrustedState;
 pub use check::{Check, KeyValue};
 pub use client::{Client, Entry, Options, Reference, Scan, ZEntry, ZScan};
+pub use connect::endpoint;
 pub use error::Error;
 pub use state_store::{Advanced, Evidence, FileStateStore, MemoryStateStore, StateError, StateId, StateStore};
+pub use tls::Tls;
 pub use verified::{StateCheck, Verified};

@@ -80,6 +80,21 @@ fn was_never_sent(status: &Status) -> bool {
     false
 }
 
+/// What is wrong with the certificate of the server, if that is why there is no connection. Trying again does not help.
+pub(crate) fn distrust(status: &Status) -> Option<rustls::Error> {
+    let mut source = status.source();
+    while let Some(error) = source {
+        // An I/O error shows what it wraps in its own way only.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = inner.map_or_else(|| error.downcast_ref(), |inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(found @ rustls::Error::InvalidCertificate(_)) = tls {
+            return Some(found.clone());
+        }
+        source = error.source();
+    }
+    None
+}
+
 /// Pause between two rounds over all endpoints: 25 ms, doubling up to 400 ms.
 #[derive(Debug)]
 pub(crate) struct Backoff {

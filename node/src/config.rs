@@ -239,6 +239,26 @@ settings! {
     /// File with the ECDSA P-256 private key (PEM) that signs states; none for no signatures. The same on every node.
     signing_key: Option<PathBuf> = None, "signingKey", compatible, "a path", any;
 
+    /// File with the certificate (PEM, then those of its issuers) that encrypts what clients reach: gRPC, REST, metrics. A
+    /// changed file is taken over while the node runs.
+    certificate: Option<PathBuf> = None, "certificate", compatible, "a path", any;
+
+    /// File with the private key (PEM) of the certificate.
+    pkey: Option<PathBuf> = None, "pkey", compatible, "a path", any;
+
+    /// Whether certificates of clients are verified: one that is shown must come from `clientcas`. None is let in as well.
+    mtls: bool = false, "mtls", compatible, "true or false", any, short 'm';
+
+    /// File with the certificates (PEM) of those who vouch for clients.
+    clientcas: Option<PathBuf> = None, "clientcas", compatible, "a path", any;
+
+    /// Makes and keeps a certificate that vouches for itself, when none is given: `tls` in the data folder.
+    auto_cert: bool = false, "auto-cert", compatible, "true or false", any;
+
+    /// How often the files of certificates are looked at for changes.
+    certificate_check_interval: Duration = Duration::from_mins(1), "certificate-check-interval", ours,
+        "a time from 100ms to 24h", |time| (Duration::from_millis(100)..=DAY).contains(time);
+
     /// Threads that answer calls and replicate; 0 for one per processor. Nodes that share a machine should share its
     /// processors too: each wakes the other ones' threads less.
     worker_threads: u32 = 0, "worker-threads", ours, "a number up to 1024", |count| *count <= 1024;
@@ -346,6 +366,12 @@ impl Config {
             }
         } else if expect > self.peers.len() || expect * 2 <= self.peers.len() {
             return Err(ConfigError::BootstrapExpect { expect, peers: self.peers.len() });
+        }
+        if self.certificate.is_some() != self.pkey.is_some() {
+            return Err(ConfigError::HalfCertificate);
+        }
+        if self.mtls && (self.clientcas.is_none() || !(self.certificate.is_some() || self.auto_cert)) {
+            return Err(ConfigError::MtlsIncomplete);
         }
         if self.insecure_peers {
             if let Some(peer) = self.peers.iter().find(|peer| !is_loopback(peer)) {

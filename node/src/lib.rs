@@ -10,6 +10,7 @@
 //! | [`method`], [`auth`], [`session`] | who may make which call |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
 //! | [`signer`] | signatures of states |
+//! | [`tls`] | encryption of everything that clients reach |
 //! | [`resources`] | what the machine has when nobody says how much a node may take |
 //! | [`metrics`], [`health`] | what operators look at |
 //! | [`error`] | errors of the use cases, and their gRPC form |
@@ -31,6 +32,7 @@ pub mod router;
 pub mod service;
 pub mod session;
 pub mod signer;
+pub mod tls;
 
 pub use alhambra_raft::env::Env;
 pub use alhambra_raft::forming::{FormError, store::release_promise};

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::method::{self, Kind, Method};
 use crate::session::Sessions;
+use crate::tls::Tls;
 
 /// Upper bounds of the latency buckets, seconds: a microsecond-scale local read to the longest call.
 const LATENCY_BUCKETS: &[f64] =
@@ -60,17 +61,18 @@ pub struct Metrics {
     handle: PrometheusHandle,
     calls: Vec<OnceLock<Calls>>,
     started: Instant,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new()
+        Self::new(None)
     }
 }
 
 impl Metrics {
-    /// All zero.
-    pub fn new() -> Self {
+    /// All zero. With TLS the end of its certificate is told.
+    pub fn new(tls: Option<Arc<Tls>>) -> Self {
         let recorder =
             PrometheusBuilder::new().set_buckets(LATENCY_BUCKETS).expect("there are buckets").build_recorder();
         let handle = recorder.handle();
@@ -79,6 +81,7 @@ impl Metrics {
             handle,
             calls: method::ALL.iter().map(|_| OnceLock::new()).collect(),
             started: Instant::now(),
+            tls,
         };
         metrics.describe();
         metrics
@@ -218,6 +221,9 @@ impl Metrics {
         {
             self.gauge("immudb_active_sessions", vec![]).set(sessions.count() as f64);
             self.gauge("immudb_loaded_databases", vec![]).set(readiness.groups.len() as f64);
+            if let Some(tls) = &self.tls {
+                self.gauge("alhambra_certificate_ends_timestamp_seconds", vec![]).set(tls.ends() as f64);
+            }
             if let Some(disk) = &readiness.disk {
                 self.gauge("alhambra_disk_free_bytes", vec![]).set(disk.free_bytes as f64);
                 self.gauge("alhambra_disk_low", vec![]).set(u8::from(disk.low));

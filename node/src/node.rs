@@ -1,6 +1,6 @@
 //! Start and stop of a node, in a written order.
 //!
-//! Start: signing key, ports, groups (which lock the data folder and form or resume in the background), services, guards.
+//! Start: signing key, certificate, ports, groups (which lock the data folder and form or resume in the background), services, guards.
 //! Stop: the client ports take nothing new and running calls end, groups close, metrics and health last. What cannot work
 //! is found before anything is changed on disk.
 
@@ -32,6 +32,7 @@ use crate::service::settings::DatabaseSettings;
 use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
 use crate::signer::{Signer, SignerError};
+use crate::tls::{Tls, TlsError};
 use crate::{resources, rest};
 
 /// How long running calls have to end when the node stops.
@@ -67,6 +68,9 @@ pub enum NodeError {
     /// The signing key cannot be used.
     #[error(transparent)]
     SigningKey(#[from] SignerError),
+    /// The certificate cannot be used, or none could be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The data folder, the peers or a database.
     #[error(transparent)]
     Groups(#[from] StartError),
@@ -98,7 +102,12 @@ impl Node {
     /// the cluster serves they are answered as unavailable, and `/readyz` says what is missing.
     pub async fn start(config: Config, env: Env) -> Result<NodeHandle, NodeError> {
         let signer = config.signing_key.as_deref().map(Signer::open).transpose()?;
-        let client_port = listen(&env, &config.address, config.port, "clients (gRPC)").await?;
+        let tls = Tls::open(&config, &env)?;
+        let encrypt = |plain| match &tls {
+            Some(tls) => tls.wrap(plain),
+            None => plain,
+        };
+        let client_port = encrypt(listen(&env, &config.address, config.port, "clients (gRPC)").await?);
         let http = [
             (config.metrics_server, config.metrics_server_port, "metrics and health"),
             (config.web_server, config.web_server_port, "REST"),
@@ -106,7 +115,7 @@ impl Node {
         let mut http_ports = [None, None];
         for ((served, port, purpose), listener) in http.into_iter().zip(&mut http_ports) {
             if served {
-                let opened = listen(&env, &config.address, port, purpose).await?;
+                let opened = encrypt(listen(&env, &config.address, port, purpose).await?);
                 *listener = Some((address_of(&*opened, &config.address, port), opened));
             }
         }
@@ -119,7 +128,7 @@ impl Node {
         let groups = Groups::start(env.clone(), node_spec(&config, admin.clone())).await?;
         let peer_addr = groups.peer_addr();
 
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(tls.clone()));
         let limits = Limits {
             sessions_max: config.max_sessions as usize,
             idle_max: config.session_timeout,
@@ -135,7 +144,7 @@ impl Node {
             session_inactivity: config.max_session_inactivity_time,
             session_age: config.max_session_age_time,
         };
-        let app = Arc::new(App::new(env, choices, groups.clone(), sessions.clone(), signer, metrics.clone()));
+        let app = Arc::new(App::new(env.clone(), choices, groups.clone(), sessions.clone(), signer, metrics.clone()));
 
         let (stopping, stops) = watch::channel(false);
         let mut others = Vec::new();
@@ -153,6 +162,12 @@ impl Node {
             move || sessions.sweep()
         })));
         others.push(spawn(keep_settings(groups.clone())));
+        if let Some(tls) = tls {
+            let clock = env.clock.clone();
+            others.push(spawn(every(config.certificate_check_interval, move || {
+                tls.look(clock.now_unix_ms().div_euclid(1000));
+            })));
+        }
         others.push(spawn(follow_users(groups.clone(), app.clone(), admin)));
         let rest = serve_rest(app.clone(), web_port, stops.clone());
         let grpc = serve_clients(app, config.grpc_reflection, client_port, stops);

@@ -50,8 +50,7 @@ pub struct Workload {
 }
 
 async fn open(target: &Target, endpoint: &str) -> Result<Session, String> {
-    let Target { username, password, database, .. } = target;
-    Session::open(endpoint, Login { username, password, database }, CALL_TIMEOUT).await
+    Session::open(endpoint, Login::of(target), CALL_TIMEOUT).await
 }
 
 async fn set(session: &mut Session, entries: Vec<KeyValue>) -> Result<(), Status> {

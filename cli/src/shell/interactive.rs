@@ -47,7 +47,7 @@ pub struct ShellArgs {
 
 /// Reads lines until the end, and does what they say.
 pub fn run(args: &ShellArgs) -> Result<(), Failure> {
-    let mut target = args.connect.target()?;
+    let (mut target, tls) = (args.connect.target()?, args.connect.tls_flags());
     enter(&target)?;
     let terminal = std::io::stdin().is_terminal();
     let config = Config::builder().max_history_size(HISTORY_LINES).or_fail("setting the history up", "report this")?;
@@ -77,7 +77,7 @@ pub fn run(args: &ShellArgs) -> Result<(), Failure> {
             let _ = editor.add_history_entry(line.as_str());
             save(&mut editor, path);
         }
-        match act(&line, &mut target, &mut editor) {
+        match act(&line, &mut target, &tls, &mut editor) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(failure) if terminal => eprintln!("{failure}"),
@@ -109,7 +109,12 @@ fn enter(target: &Target) -> Result<(), Failure> {
 }
 
 /// Does what a line says; false when it is the last one.
-fn act(line: &str, target: &mut Target, editor: &mut Editor<Words, FileHistory>) -> Result<bool, Failure> {
+fn act(
+    line: &str,
+    target: &mut Target,
+    tls: &[String],
+    editor: &mut Editor<Words, FileHistory>,
+) -> Result<bool, Failure> {
     let words = split(line)?;
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => {}
@@ -138,7 +143,7 @@ fn act(line: &str, target: &mut Target, editor: &mut Editor<Words, FileHistory>)
                 format!("call it from outside: alhambra {outside} --help"),
             ));
         }
-        _ => match Cli::try_parse_from(arguments(words, target)) {
+        _ => match Cli::try_parse_from(arguments(words, target, tls)) {
             Ok(cli) => crate::run(cli)?,
             // Help that was asked for is no failure.
             Err(error) if !error.use_stderr() => print_raw(error.to_string())?,
@@ -160,7 +165,7 @@ fn split(line: &str) -> Result<Vec<String>, Failure> {
 }
 
 /// The command line that the words stand for: with where to connect and as whom, unless they say it or cannot.
-fn arguments(words: Vec<String>, target: &Target) -> Vec<String> {
+fn arguments(words: Vec<String>, target: &Target, tls: &[String]) -> Vec<String> {
     let takes = |flag: &str| {
         let mut command = Cli::command();
         let mut found = None;
@@ -178,7 +183,7 @@ fn arguments(words: Vec<String>, target: &Target) -> Vec<String> {
         ("password", &target.password),
         ("database", &target.database),
     ];
-    let added: Vec<String> = all
+    let mut added: Vec<String> = all
         .into_iter()
         .filter(|(flag, _)| takes(flag))
         .filter(|(flag, _)| {
@@ -187,6 +192,9 @@ fn arguments(words: Vec<String>, target: &Target) -> Vec<String> {
         })
         .map(|(flag, value)| format!("--{flag}={value}"))
         .collect();
+    if takes("tls") {
+        added.extend(tls.iter().cloned());
+    }
     // Before a "--", after which everything is a value.
     let at = words.iter().position(|word| word == "--").unwrap_or(words.len());
     let mut line = vec!["alhambra".to_owned()];
@@ -306,11 +314,12 @@ mod tests {
             username: "ada".into(),
             password: "-secret x".into(),
             database: "d".into(),
+            tls: None,
         }
     }
 
     fn line(text: &str) -> Vec<String> {
-        arguments(split(text).unwrap(), &target())
+        arguments(split(text).unwrap(), &target(), &[])
     }
 
     #[test]

@@ -9,3 +9,4 @@ mod demo;
 mod no_quorum;
 mod shell;
 mod support;
+mod tls;

@@ -62,6 +62,12 @@ pub enum ConfigError {
         /// Number of peers.
         peers: usize,
     },
+    /// Either file is of no use without the other.
+    #[error("--certificate and --pkey belong together: give both, or neither")]
+    HalfCertificate,
+    /// Client certificates cannot be verified with nothing to verify them by.
+    #[error("--mtls needs --clientcas, and --certificate with --pkey (or --auto-cert)")]
+    MtlsIncomplete,
     /// Without TLS only this machine is safe.
     #[error("--insecure-peers is only for nodes on one machine, but the peer {peer} is not a loopback address")]
     InsecurePeer {

@@ -16,6 +16,7 @@ mod server;
 mod sessions;
 mod streams;
 mod support;
+mod tls;
 mod transactions;
 mod users;
 mod verified;
