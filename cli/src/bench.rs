@@ -19,7 +19,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     /// Writes or reads keys and prints a row for each number of clients and each batch size.
-    Kv(kv::Args),
+    Kv(Box<kv::Args>),
     /// Inserts and reads keys in the index alone, beside fjall.
     Index(index::Args),
     /// Commits to a new database in this process and compares with the limits of the machine.
@@ -34,7 +34,7 @@ fn failed(error: &storage::workload::Failed, what_to_do: &str) -> Failure {
 /// Runs the benchmark that was asked for.
 pub async fn run(args: Args) -> Result<(), Failure> {
     match args.what {
-        What::Kv(args) => kv::run(args).await,
+        What::Kv(args) => kv::run(*args).await,
         What::Index(args) => tokio::task::block_in_place(|| index::run(&args)),
         What::Storage(args) => tokio::task::block_in_place(|| storage::run(&args)),
     }
