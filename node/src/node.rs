@@ -143,6 +143,7 @@ impl Node {
             segment_bytes: config.segment_size,
             session_inactivity: config.max_session_inactivity_time,
             session_age: config.max_session_age_time,
+            server_uuid: config.server_uuid.clone(),
         };
         let app = Arc::new(App::new(env.clone(), choices, groups.clone(), sessions.clone(), signer, metrics.clone()));
 

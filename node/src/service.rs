@@ -4,6 +4,7 @@
 pub mod database;
 pub mod exec;
 pub mod export;
+pub mod import;
 pub mod kv;
 pub mod server;
 pub mod session;
@@ -55,6 +56,8 @@ pub struct Choices {
     pub session_inactivity: Duration,
     /// Age at which a session ends; 0 for never.
     pub session_age: Duration,
+    /// What clients see as the UUID; the cluster's own when it is empty.
+    pub server_uuid: String,
 }
 
 /// Everything that calls on a node work with.
@@ -126,7 +129,9 @@ impl App {
 
     /// UUID of the cluster, as SDKs see it; none until the cluster is formed.
     pub fn uuid(&self) -> Option<String> {
-        self.groups.identity().map(|identity| identity.cluster)
+        let identity = self.groups.identity()?;
+        let given = &self.choices.server_uuid;
+        Some(if given.is_empty() { identity.cluster } else { given.clone() })
     }
 
     /// Age at which a session ends, and time after which it counts as inactive; 0 for never.

@@ -9,6 +9,7 @@ use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Command, TxProposal};
+use alhambra_storage::import::ImportRefusal;
 use alhambra_storage::segment::{Frame, FrameKind};
 use alhambra_storage::{SegmentVersion, SegmentVote};
 use bincode::config::{Configuration, Limit};
@@ -575,6 +576,21 @@ enum WireRejection {
     Conflict { range: Option<u32> },
     SnapshotAhead,
     NothingToPrune,
+    Replica,
+    Import(WireImportRefusal),
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireImportRefusal {
+    NotReplica,
+    AlreadyCommitted,
+    Gap,
+    Header,
+    PartlyGone,
+    Entries,
+    Link,
+    BlRoot,
+    PrevAlh,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -613,6 +629,18 @@ pub fn encode_propose_reply(reply: &std::result::Result<Written, ProposeError>) 
             Rejection::Conflict { range } => WireRejection::Conflict { range: *range },
             Rejection::SnapshotAhead => WireRejection::SnapshotAhead,
             Rejection::NothingToPrune => WireRejection::NothingToPrune,
+            Rejection::Replica => WireRejection::Replica,
+            Rejection::Import(refusal) => WireRejection::Import(match refusal {
+                ImportRefusal::NotReplica => WireImportRefusal::NotReplica,
+                ImportRefusal::AlreadyCommitted => WireImportRefusal::AlreadyCommitted,
+                ImportRefusal::Gap => WireImportRefusal::Gap,
+                ImportRefusal::Header => WireImportRefusal::Header,
+                ImportRefusal::PartlyGone => WireImportRefusal::PartlyGone,
+                ImportRefusal::Entries => WireImportRefusal::Entries,
+                ImportRefusal::Link => WireImportRefusal::Link,
+                ImportRefusal::BlRoot => WireImportRefusal::BlRoot,
+                ImportRefusal::PrevAlh => WireImportRefusal::PrevAlh,
+            }),
         })),
         Err(error) => Err(match error {
             ProposeError::NotLeader { leader } => WireProposeError::NotLeader { leader: *leader },
@@ -663,6 +691,18 @@ pub fn decode_propose_reply(body: &Bytes) -> Result<std::result::Result<Written,
             WireRejection::Conflict { range } => Rejection::Conflict { range },
             WireRejection::SnapshotAhead => Rejection::SnapshotAhead,
             WireRejection::NothingToPrune => Rejection::NothingToPrune,
+            WireRejection::Replica => Rejection::Replica,
+            WireRejection::Import(refusal) => Rejection::Import(match refusal {
+                WireImportRefusal::NotReplica => ImportRefusal::NotReplica,
+                WireImportRefusal::AlreadyCommitted => ImportRefusal::AlreadyCommitted,
+                WireImportRefusal::Gap => ImportRefusal::Gap,
+                WireImportRefusal::Header => ImportRefusal::Header,
+                WireImportRefusal::PartlyGone => ImportRefusal::PartlyGone,
+                WireImportRefusal::Entries => ImportRefusal::Entries,
+                WireImportRefusal::Link => ImportRefusal::Link,
+                WireImportRefusal::BlRoot => ImportRefusal::BlRoot,
+                WireImportRefusal::PrevAlh => ImportRefusal::PrevAlh,
+            }),
         })),
         Err(error) => Err(match error {
             WireProposeError::NotLeader { leader } => ProposeError::NotLeader { leader },

@@ -8,13 +8,17 @@ use bytes::Bytes;
 
 use crate::ahtlog::Frontier;
 use crate::checkpoint::{self, State};
-use crate::command::{self, Citation, Located, LocatedBatch, LocatedEntry, LocatedProposal, LocatedTarget, Settings};
+use crate::command::{
+    self, Citation, ForeignHeader, Located, LocatedBatch, LocatedEntry, LocatedProposal, LocatedTarget, Settings,
+    ValueForm,
+};
 use crate::commitlog::CommitRecord;
 use crate::core::Core;
 use crate::database::{Database, Options};
 use crate::digested::{Digested, Hashes};
 use crate::error::{Error, Result};
 use crate::format::FRAME_HEAD_BYTES;
+use crate::import::{self, ImportRefusal};
 use crate::indexing;
 use crate::limits::{MEMORY_RELEASE_BYTES_MIN, REQUEST_OUTCOMES_KEPT};
 use crate::precondition::{self, Conditions};
@@ -84,6 +88,10 @@ pub enum Rejection {
     SnapshotAhead,
     /// What is to be pruned does not exist, has no value or is pruned already, or there are too many prunes.
     NothingToPrune,
+    /// A transaction of the own in a database that is a replica of another.
+    Replica,
+    /// A transaction that was made elsewhere cannot be the next one here.
+    Import(ImportRefusal),
 }
 
 /// What a transaction is chained to: the newest one before it.
@@ -122,26 +130,41 @@ pub struct Content<'a> {
 /// A transaction ready to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prepared {
-    /// Its header: id, PrevAlh, BlTxID and BlRoot continue the tail [L1, L2, L3].
+    /// Its header.
     pub header: TxHeader,
     /// Alh of that header.
     pub alh: Digest,
 }
 
+impl Tail {
+    /// The header of the next transaction, which continues the tail [L1, L2, L3]; `ts` is its time.
+    pub fn next_header(
+        &self,
+        settings: &Settings,
+        ts: i64,
+        metadata: TxMetadata,
+        nentries: u32,
+        eh: Digest,
+    ) -> TxHeader {
+        TxHeader {
+            id: self.tx.next().expect("a ledger never holds 2^64 transactions"),
+            ts,
+            version: settings.header_version,
+            metadata,
+            nentries,
+            eh,
+            bl_tx_id: self.tx,
+            bl_root: self.root,
+            prev_alh: self.alh,
+        }
+    }
+}
+
 /// Makes the transaction of a proposal that [`check_limits`] has passed and appends its record to `record`. Pure: the same
 /// arguments give the same bytes on every replica.
-///
-/// `ts` is the header time.
-pub fn prepare(
-    tail: &Tail,
-    settings: &Settings,
-    ts: i64,
-    metadata: TxMetadata,
-    content: &Content<'_>,
-    record: &mut Vec<u8>,
-) -> Prepared {
+pub fn prepare(header: TxHeader, content: &Content<'_>, record: &mut Vec<u8>) -> Prepared {
     let Content { entries, hashes, payload_at, log_index } = *content;
-    let Hashes { values, eh, kept } = hashes;
+    let Hashes { values, kept, .. } = hashes;
     let stored = entries.iter().zip(values).map(|(entry, value_hash)| EntryToStore {
         key_at: payload_at.0 + u64::from(entry.key_at),
         key_len: entry.key.len() as u32,
@@ -151,29 +174,24 @@ pub fn prepare(
         form: entry.form,
         value_hash: *value_hash,
     });
-    let header = TxHeader {
-        id: tail.tx.next().expect("a ledger never holds 2^64 transactions"),
-        ts,
-        version: settings.header_version,
-        metadata,
-        nentries: entries.len() as u32,
-        eh: *eh,
-        bl_tx_id: tail.tx,
-        bl_root: tail.root,
-        prev_alh: tail.alh,
-    };
     let alh = header.alh().expect("metadata and entry count are checked against the header version");
     encode_record(record, &header, log_index, stored, kept, &alh);
     Prepared { header, alh }
 }
 
-/// Checks a proposal against the settings in force, in the order of its entries; answers its transaction metadata, read.
+/// Checks a proposal against the settings in force, in the order of its entries; answers its transaction metadata, read. One
+/// with a foreign header follows the rules of that header's version.
 pub fn check_limits(
     settings: &Settings,
+    foreign: Option<&ForeignHeader>,
     metadata: &[u8],
     entries: &[LocatedEntry<'_>],
 ) -> std::result::Result<TxMetadata, Rejection> {
-    let metadata_allowed = settings.header_version >= 1;
+    let version = foreign.map_or(settings.header_version, |foreign| foreign.version);
+    if version > 1 {
+        return Err(Rejection::Import(ImportRefusal::Header));
+    }
+    let metadata_allowed = version == 1;
     if !metadata.is_empty() && !metadata_allowed {
         return Err(Rejection::MetadataUnsupported);
     }
@@ -202,6 +220,15 @@ pub fn check_limits(
             KvMetadata::from_bytes(entry.metadata).map_err(|_| Rejection::MetadataInvalid)?;
         }
     }
+    let gone = entries.iter().filter(|entry| entry.form == ValueForm::Gone).count();
+    if gone > 0 {
+        if foreign.is_none() || entries.iter().any(|entry| entry.form == ValueForm::Gone && entry.value.len() != 32) {
+            return Err(Rejection::ValueForm);
+        }
+        if gone != entries.len() {
+            return Err(Rejection::Import(ImportRefusal::PartlyGone));
+        }
+    }
     if has_duplicate(entries) { Err(Rejection::DuplicateKey) } else { Ok(tx_metadata) }
 }
 
@@ -227,7 +254,7 @@ fn has_duplicate(entries: &[LocatedEntry<'_>]) -> bool {
 
 /// Why a proposal is not carried out.
 #[derive(Debug)]
-enum Refusal {
+pub(crate) enum Refusal {
     /// On every replica.
     Rejected(Rejection),
     /// This replica cannot tell.
@@ -582,7 +609,9 @@ impl Applier {
                 let exists = (TxId(1)..=as_of).contains(&tx) && {
                     let (record, _) = core.record(tx)?;
                     let stored = record.entries().nth(number as usize).transpose();
-                    stored.map_err(|bad| core.bad_record(tx, bad))?.is_some_and(|stored| stored.value_len > 0)
+                    stored
+                        .map_err(|bad| core.bad_record(tx, bad))?
+                        .is_some_and(|stored| stored.value_len > 0 && stored.form != ValueForm::Gone)
                 };
                 if !exists {
                     return Ok(self.refuse(entry, Rejection::NothingToPrune));
@@ -643,10 +672,14 @@ impl Applier {
     ) -> std::result::Result<Prepared, Refusal> {
         let now = self.state.clock;
         let entries = batch.entries_of(proposal);
+        let foreign = proposal.foreign.as_deref();
+        import::check_turn(settings, foreign, self.state.tx)?;
         let mut own = None;
         let digested = match hashing.digested.filter(|digested| hashing.kept.is_empty() && digested.is_of(settings)) {
             Some(digested) => digested,
-            None => own.insert(Digested::new(settings, proposal.metadata, entries, hashing.kept, &mut self.plain)),
+            None => {
+                own.insert(Digested::new(settings, foreign, proposal.metadata, entries, hashing.kept, &mut self.plain))
+            }
         };
         let (metadata, hashes) = digested.verdict()?;
         let conditions = Conditions {
@@ -656,12 +689,23 @@ impl Applier {
         };
         check_conditions(core, &conditions, self.state.tx, now)?;
         let tail = Tail { tx: self.state.tx, alh: self.state.alh, root: self.frontier.root() };
-        let ts = if settings.exclude_commit_time { 0 } else { now };
+        let nentries = entries.len() as u32;
+        let header = match foreign {
+            None => {
+                let ts = if settings.exclude_commit_time { 0 } else { now };
+                tail.next_header(settings, ts, metadata.clone(), nentries, hashes.eh)
+            }
+            Some(foreign) => {
+                let header = foreign.with(metadata.clone(), nentries);
+                import::check_header(core, &tail, &header, &hashes.eh)?;
+                header
+            }
+        };
         let payload_at = Position(entry.position.0 + FRAME_HEAD_BYTES as u64);
         let log_index = entry.log_id.index;
         let content = Content { entries, hashes, payload_at, log_index };
         self.record.clear();
-        Ok(prepare(&tail, settings, ts, metadata.clone(), &content, &mut self.record))
+        Ok(prepare(header, &content, &mut self.record))
     }
 
     /// Record, tree, then the commit record that names both and the log entry `S2`, then the index.

@@ -6,6 +6,7 @@ use alhambra_ledger::ids::{DatabaseId, TxId};
 use bytes::Bytes;
 
 mod codec;
+mod foreign;
 mod kv;
 mod prune;
 pub(crate) mod read_set;
@@ -16,6 +17,7 @@ pub use codec::{
     COMMAND_VERSION, DecodeError, Located, LocatedBatch, LocatedEntry, LocatedPrecondition, LocatedProposal,
     decode_located,
 };
+pub use foreign::ForeignHeader;
 pub use prune::{Citation, LocatedTarget, Prune, PruneTarget};
 pub use read_set::{LocatedReadSet, ReadRange, ReadSet};
 pub(crate) use value_form::VALUE_IS_PRUNED;
@@ -63,14 +65,17 @@ pub enum ValueForm {
         /// Bytes of the plain value.
         plain_len: u32,
     },
+    /// The value was gone already when its transaction was imported; the 32 bytes here are its SHA-256.
+    Gone,
 }
 
 impl ValueForm {
-    /// Bytes of the plain value of which `stored_len` bytes are stored.
+    /// Bytes of the plain value of which `stored_len` bytes are stored; 0 when nobody knows.
     pub const fn plain_len(self, stored_len: u32) -> u32 {
         match self {
             Self::Plain => stored_len,
             Self::Lz4 { plain_len } => plain_len,
+            Self::Gone => 0,
         }
     }
 }
@@ -126,6 +131,9 @@ pub struct TxProposal {
     pub preconditions: Vec<Precondition>,
     /// What was read to make this, if it must not have changed until it is applied.
     pub read_set: Option<ReadSet>,
+    /// Of a transaction that was made elsewhere: its header, which it keeps. Taken in replica mode only, and only by the
+    /// database whose history it continues.
+    pub foreign: Option<Box<ForeignHeader>>,
 }
 
 /// Settings that apply uses. Replicated state: changed only by a command in the database's own log.
@@ -148,6 +156,8 @@ pub struct Settings {
     pub quota_tx_per_second: u64,
     /// What whoever makes a proposal does with its values.
     pub compression: Compression,
+    /// Replica mode: only transactions that were made elsewhere are taken.
+    pub replica: bool,
 }
 
 /// The replicated command.

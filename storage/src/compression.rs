@@ -66,6 +66,8 @@ pub(crate) fn value_hashes(
     let mut hashes = digest::sha256_each(entries.len(), |number, message| match entries[number].form {
         _ if entries[number].pruned => {}
         ValueForm::Plain => message.extend_from_slice(entries[number].value),
+        // Stands there instead of the value; below.
+        ValueForm::Gone => {}
         ValueForm::Lz4 { plain_len } => match decompress_lz4(entries[number].value, plain_len, plain) {
             Some(()) => message.extend_from_slice(plain),
             None => malformed = true,
@@ -78,13 +80,20 @@ pub(crate) fn value_hashes(
             None => malformed = true,
         }
     }
+    for (hash, entry) in hashes.iter_mut().zip(entries).filter(|(_, entry)| entry.form == ValueForm::Gone) {
+        match entry.value.try_into() {
+            Ok(stored) if !entry.pruned => *hash = Digest(stored),
+            _ => malformed = true,
+        }
+    }
     if malformed { Err(Rejection::ValueForm) } else { Ok(hashes) }
 }
 
-/// The plain form of stored bytes; `None` when they are not a whole value of that length.
+/// The plain form of stored bytes; `None` when they are not a whole value of that length, or no value at all.
 pub(crate) fn plain(form: ValueForm, stored: Bytes) -> Option<Bytes> {
     match form {
         ValueForm::Plain => Some(stored),
+        ValueForm::Gone => None,
         ValueForm::Lz4 { plain_len } => {
             let mut plain = Vec::new();
             decompress_lz4(&stored, plain_len, &mut plain)?;

@@ -365,6 +365,9 @@ impl Database {
     }
 
     /// The compact form of [`Database::dual_proof`].
+    ///
+    /// # Errors
+    /// [`crate::Error::NoCompactProof`] when an imported header records a tree that lags behind.
     pub fn dual_proof_v2(&self, source: TxId, target: TxId) -> Result<DualProofV2> {
         self.core().dual_proof_v2(source, target)
     }

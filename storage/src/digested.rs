@@ -9,7 +9,7 @@ use alhambra_ledger::htree;
 use bytes::Bytes;
 
 use crate::apply::{Rejection, check_limits};
-use crate::command::{self, Located, LocatedEntry, Settings, TxProposal};
+use crate::command::{self, ForeignHeader, Located, LocatedEntry, Settings, TxProposal};
 use crate::compression;
 use crate::limits::KEPT_LEVELS;
 
@@ -59,13 +59,15 @@ impl Digested {
     /// For a proposal as it stands in a command. `pruned` as [`Hashes::new`] takes it.
     pub(crate) fn new(
         settings: &Settings,
+        foreign: Option<&ForeignHeader>,
         metadata: &[u8],
         entries: &[LocatedEntry<'_>],
         pruned: &[Option<Digest>],
         plain: &mut Vec<u8>,
     ) -> Self {
-        let verdict = check_limits(settings, metadata, entries)
-            .and_then(|metadata| Ok((metadata, Hashes::new(settings.header_version, entries, pruned, plain)?)));
+        let version = foreign.map_or(settings.header_version, |foreign| foreign.version);
+        let verdict = check_limits(settings, foreign, metadata, entries)
+            .and_then(|metadata| Ok((metadata, Hashes::new(version, entries, pruned, plain)?)));
         Self { settings: settings.clone(), verdict }
     }
 
@@ -83,7 +85,7 @@ impl Digested {
                 value_at: 0,
             })
             .collect();
-        Self::new(settings, &proposal.metadata, &entries, &[], &mut Vec::new())
+        Self::new(settings, proposal.foreign.as_deref(), &proposal.metadata, &entries, &[], &mut Vec::new())
     }
 
     /// For all proposals of an encoded batch, in order; empty for any other command and for what is no command.
@@ -91,7 +93,10 @@ impl Digested {
         let Ok(Located::Batch(batch)) = command::decode_located(payload) else { return Vec::new() };
         let mut plain = Vec::new();
         (batch.proposals.iter())
-            .map(|proposal| Self::new(settings, proposal.metadata, batch.entries_of(proposal), &[], &mut plain))
+            .map(|proposal| {
+                let foreign = proposal.foreign.as_deref();
+                Self::new(settings, foreign, proposal.metadata, batch.entries_of(proposal), &[], &mut plain)
+            })
             .collect()
     }
 

@@ -243,6 +243,13 @@ pub enum Error {
         /// Number of the entry asked for, from 0.
         entry: u32,
     },
+    /// The header of an imported transaction records a tree that lags behind, which the compact proof has no room for; the long
+    /// one has.
+    #[error("the header of tx {tx} lags behind, so there is no compact proof")]
+    NoCompactProof {
+        /// The first such transaction of the two.
+        tx: TxId,
+    },
     /// A proof leads from an earlier transaction to a later one.
     #[error("no proof from transaction {source_tx} to {target_tx}")]
     ProofOrder {
@@ -345,6 +352,7 @@ impl Error {
             Self::NoSuchTx { .. }
             | Self::NoSuchTxEntry { .. }
             | Self::ProofOrder { .. }
+            | Self::NoCompactProof { .. }
             | Self::NoDatabase { .. }
             | Self::Unfinished { .. }
             | Self::IndexRebuilding { .. } => false,

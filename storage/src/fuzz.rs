@@ -312,7 +312,11 @@ fn record_bytes(header: &TxHeader, entries: &[EntryToStore<'_>], kept: &[Digest]
 }
 
 fn header_of(ts: i64, version: u16, metadata: TxMetadata, nentries: u32, eh: Digest) -> TxHeader {
-    let (bl_tx_id, bl_root, prev_alh) = (TxId(6), digest::ZERO, digest::ZERO);
+    header_with_gap(0, ts, version, metadata, nentries, eh)
+}
+
+fn header_with_gap(gap: u64, ts: i64, version: u16, metadata: TxMetadata, nentries: u32, eh: Digest) -> TxHeader {
+    let (bl_tx_id, bl_root, prev_alh) = (TxId(6 - gap), digest::ZERO, digest::ZERO);
     TxHeader { id: TX, ts, version, metadata, nentries, eh, bl_tx_id, bl_root, prev_alh }
 }
 
@@ -333,7 +337,10 @@ fn record_corpus() -> Vec<Vec<u8>> {
         let kept = if Directory::of(count).is_some() { htree::kept_len(count, KEPT_LEVELS) } else { 0 };
         record_bytes(&header, &entries, &vec![Digest([4; 32]); kept], &Digest([1; 32]))
     };
-    [0, 1, 3, 16, 17, 40].map(record).to_vec()
+    let lagging = header_with_gap(4, 5, 0, TxMetadata::default(), 0, digest::EMPTY);
+    let mut corpus = [0, 1, 3, 16, 17, 40].map(record).to_vec();
+    corpus.push(record_bytes(&lagging, &[], &[], &Digest([1; 32])));
+    corpus
 }
 
 fn seal_record(bytes: &mut [u8]) {
@@ -366,7 +373,10 @@ fn fuzz_tx_record() {
         let Ok(entries) = record.entries().collect::<Result<Vec<_>, _>>() else { return Decoded::Refused };
         let head = &record.head;
         let eh = head.eh.unwrap_or(digest::ZERO);
-        let header = header_of(head.ts, head.version, head.metadata.clone(), head.nentries, eh);
+        if head.bl_tx_id(TX).is_none() {
+            return Decoded::Refused;
+        }
+        let header = header_with_gap(head.link_gap, head.ts, head.version, head.metadata.clone(), head.nentries, eh);
         let kept = Directory::of(head.nentries)
             .map_or(&[][..], |directory| &bytes[head.len + directory.ends_len()..head.len + directory.len()]);
         let kept: Vec<Digest> = kept.as_chunks::<32>().0.iter().map(|node| Digest(*node)).collect();

@@ -7,6 +7,7 @@ pub mod digested;
 pub mod error;
 pub mod format;
 pub mod fsck;
+pub mod import;
 pub mod index;
 pub mod limits;
 pub mod memory;

@@ -61,6 +61,10 @@ pub const REQUEST_OUTCOMES_KEPT: usize = 65_536;
 /// Longest read set of a proposal, encoded, bytes. Decides what is accepted, therefore part of the format.
 pub const READ_SET_BYTES_MAX: usize = 64 << 10;
 
+/// Transactions that an imported header may lag behind with its BlTxID: proofs grow with it. Decides what is accepted, therefore
+/// part of the format.
+pub const LINK_GAP_MAX: u64 = 1 << 16;
+
 /// Savepoints that a transaction holds at a time.
 pub const SAVEPOINTS_MAX: usize = 1024;
 

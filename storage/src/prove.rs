@@ -54,8 +54,9 @@ impl Core {
         match error {
             ProveError::Read(error) => error,
             ProveError::OutOfRange { from, to } => Error::ProofOrder { source_tx: TxId(from), target_tx: TxId(to) },
-            // Headers are checked against their Alh when they are read, and ours have no gap [L3].
-            ProveError::Format(_) | ProveError::NotLinked { .. } => self.bad_hash(target),
+            ProveError::NotLinked { tx } => Error::NoCompactProof { tx },
+            // Headers are checked against their Alh when they are read.
+            ProveError::Format(_) => self.bad_hash(target),
         }
     }
 

@@ -11,6 +11,7 @@ use alhambra_ledger::{Digest, aht, digest, entry, htree};
 use bytes::Bytes;
 
 use crate::ahtlog::StoredNodes;
+use crate::command::ValueForm;
 use crate::compression;
 use crate::core::Core;
 use crate::error::{Damage, Error, Result};
@@ -62,7 +63,7 @@ impl Core {
     }
 
     fn checked_header(&self, tx: TxId, head: &Head, eh: Digest, prev_alh: Digest, alh: Digest) -> Result<TxHeader> {
-        let bl_tx_id = TxId(tx.0 - 1);
+        let bl_tx_id = head.bl_tx_id(tx).ok_or_else(|| self.bad_hash(tx))?;
         let header = TxHeader {
             id: tx,
             ts: head.ts,
@@ -83,6 +84,17 @@ impl Core {
 
     fn entries<'a>(&'a self, tx: TxId, record: &'a Record) -> Result<impl Iterator<Item = Result<StoredEntry>> + 'a> {
         Ok(record.entries().map(move |entry| entry.map_err(|bad| self.bad_record(tx, bad))))
+    }
+
+    /// BlTxID in the header of a transaction that is applied, visible to readers or not; 0 before the first.
+    pub(crate) fn bl_tx_id(&self, tx: TxId) -> Result<TxId> {
+        if tx.0 == 0 {
+            return Ok(tx);
+        }
+        match self.recent_header(tx) {
+            Some(header) => Ok(header.bl_tx_id),
+            None => self.record(tx)?.0.head.bl_tx_id(tx).ok_or_else(|| self.bad_hash(tx)),
+        }
     }
 
     /// Reads nodes of the main tree.
@@ -128,6 +140,9 @@ impl Core {
     /// The value of an entry in plain; its SHA-256 is the stored one `S4`. [`Error::ValuePruned`] from the moment at which
     /// a prune that names it is applied; a value of no bytes has nothing to lose.
     pub(crate) fn value(&self, entry: &EntryRecord) -> Result<Bytes> {
+        if entry.form == ValueForm::Gone {
+            return Err(Error::ValuePruned { tx: entry.tx, entry: entry.number });
+        }
         if entry.stored_len == 0 {
             return if entry.value_hash == digest::EMPTY {
                 Ok(Bytes::new())

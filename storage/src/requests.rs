@@ -11,6 +11,7 @@ use alhambra_ledger::ids::TxId;
 
 use crate::apply::Rejection;
 use crate::command::RequestId;
+use crate::import::ImportRefusal;
 use crate::wire::{Malformed, Put, Reader};
 
 /// An outcome without what the tx log knows.
@@ -147,6 +148,8 @@ fn rejection_code(rejection: &Rejection) -> (u8, u32) {
         Rejection::Conflict { range } => (13, range.map_or(0, |range| range + 1)),
         Rejection::SnapshotAhead => (14, 0),
         Rejection::NothingToPrune => (15, 0),
+        Rejection::Replica => (16, 0),
+        Rejection::Import(refusal) => (17, refusal.number()),
     }
 }
 
@@ -168,6 +171,8 @@ fn rejection_of(code: u8, number: u64) -> Result<Rejection, Malformed> {
         13 => Rejection::Conflict { range: index.checked_sub(1) },
         14 => Rejection::SnapshotAhead,
         15 => Rejection::NothingToPrune,
+        16 => Rejection::Replica,
+        17 => Rejection::Import(*ImportRefusal::ALL.get(index as usize).ok_or(Malformed)?),
         _ => return Err(Malformed),
     };
     // Most have no number: then it is 0.
@@ -224,11 +229,16 @@ mod tests {
         let mut again = Vec::new();
         read.encode_into(&mut again);
         assert_eq!(again, bytes);
-        for code in 1..=15 {
+        for code in 1..=17 {
             let rejection = rejection_of(code, 0).expect("known");
             assert_eq!(rejection_code(&rejection).0, code);
         }
-        assert_eq!(rejection_of(16, 0), Err(Malformed));
+        assert_eq!(rejection_of(18, 0), Err(Malformed));
         assert_eq!(rejection_of(6, 1), Err(Malformed), "a number where there is none");
+        for (number, refusal) in (0..).zip(ImportRefusal::ALL) {
+            assert_eq!(rejection_of(17, number), Ok(Rejection::Import(refusal)));
+            assert_eq!(rejection_code(&Rejection::Import(refusal)), (17, number as u32));
+        }
+        assert_eq!(rejection_of(17, ImportRefusal::ALL.len() as u64), Err(Malformed));
     }
 }

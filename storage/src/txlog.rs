@@ -2,7 +2,7 @@
 //!
 //! Keys and values are not copied here: the record says where in the ledger they stand. Everything that can be computed
 //! is left out: id and offset are in the commit log, PrevAlh is the Alh at the end of the record before, BlTxID is id - 1
-//! `L3`, BlRoot comes from the hash tree, Eh of a single entry from that entry. A record of many entries is made of groups
+//! `L3` unless an imported header has a gap, BlRoot comes from the hash tree, Eh of a single entry from that entry. A record of many entries is made of groups
 //! that are read one by one, see `groups`.
 
 pub(crate) mod groups;
@@ -27,7 +27,8 @@ pub const RECORD_VERSION: u8 = 1;
 const HAS_METADATA: u8 = 1;
 const HAS_EH: u8 = 2;
 const HEADER_VERSION_1: u8 = 4;
-const FLAGS: u8 = HAS_METADATA | HAS_EH | HEADER_VERSION_1;
+const HAS_LINK_GAP: u8 = 8;
+const FLAGS: u8 = HAS_METADATA | HAS_EH | HEADER_VERSION_1 | HAS_LINK_GAP;
 
 const ENTRY_HAS_METADATA: u8 = 1;
 const ENTRY_IS_COMPRESSED: u8 = 2;
@@ -123,9 +124,16 @@ pub(crate) fn encode_record<'a>(
     if header.version == 1 {
         flags |= HEADER_VERSION_1;
     }
+    let link_gap = header.id.0 - 1 - header.bl_tx_id.0;
+    if link_gap > 0 {
+        flags |= HAS_LINK_GAP;
+    }
     out.put_u8(RECORD_VERSION);
     out.put_u8(flags);
     out.put_i64(header.ts);
+    if link_gap > 0 {
+        out.put_varint(link_gap);
+    }
     if !metadata.is_empty() {
         out.put_prefixed(&metadata);
     }
@@ -197,6 +205,8 @@ pub(crate) struct Head {
     pub version: u16,
     pub metadata: TxMetadata,
     pub nentries: u32,
+    /// Transactions between the one of BlTxID and this one: none but in imported headers.
+    pub link_gap: u64,
     /// `None` when the transaction has one entry.
     pub eh: Option<Digest>,
     /// Bytes of these fields.
@@ -212,6 +222,10 @@ impl Head {
             return Err(Malformed);
         }
         let ts = reader.i64()?;
+        let link_gap = if flags & HAS_LINK_GAP != 0 { reader.varint()? } else { 0 };
+        if (link_gap > 0) != (flags & HAS_LINK_GAP != 0) {
+            return Err(Malformed);
+        }
         let metadata = if flags & HAS_METADATA != 0 {
             TxMetadata::from_bytes(reader.some_prefixed()?).map_err(|_| Malformed)?
         } else {
@@ -223,7 +237,13 @@ impl Head {
             return Err(Malformed);
         }
         let eh = if nentries == 0 { Some(alhambra_ledger::digest::EMPTY) } else { eh };
-        Ok(Self { ts, version: u16::from(flags & HEADER_VERSION_1 != 0), metadata, nentries, eh, len: reader.at() })
+        let version = u16::from(flags & HEADER_VERSION_1 != 0);
+        Ok(Self { ts, version, metadata, nentries, link_gap, eh, len: reader.at() })
+    }
+
+    /// BlTxID of transaction `tx`, whose record this is; `None` when it cannot be.
+    pub(crate) fn bl_tx_id(&self, tx: TxId) -> Option<TxId> {
+        tx.0.checked_sub(1)?.checked_sub(self.link_gap).map(TxId)
     }
 }
 

@@ -272,6 +272,10 @@ impl ImmuService for Immu {
         stream::export_one(&self.app, request).await
     }
 
+    async fn replicate_tx(&self, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
+        stream::import_one(&self.app, request).await
+    }
+
     async fn stream_export_tx(
         &self,
         request: Request<Streaming<schema::ExportTxRequest>>,

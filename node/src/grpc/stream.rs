@@ -8,6 +8,7 @@
 mod exec;
 mod export;
 mod framing;
+mod import;
 mod incoming;
 mod outlet;
 
@@ -23,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(super) use self::exec::all as exec_all;
 pub(super) use self::export::{many as export_many, one as export_one};
+pub(super) use self::import::one as import_one;
 use self::incoming::{Incoming, Message};
 use self::outlet::{Ended, Outlet, respond};
 use super::exec::z_scan_of;

@@ -115,13 +115,20 @@ impl App {
         name: &str,
         change: impl Fn(&mut DatabaseSettings),
     ) -> Result<DatabaseSettings> {
-        self.may_administrate(call, name)?;
+        // It cannot be created as a replica, so it has to be made one; nothing else of it may be changed.
+        let is_default = name == DEFAULT_DATABASE && auth::is_sysadmin(&self.authenticate(call)?.user);
+        if !is_default {
+            self.may_administrate(call, name)?;
+        }
         self.groups.meta().barrier(call.deadline).await?;
         loop {
             let record = self.groups.meta().database(name).ok_or(text::DATABASE_NOT_FOUND)?;
             let before = DatabaseSettings::from_record(&record.face, &record.settings);
             let mut settings = before.clone();
             change(&mut settings);
+            if is_default && !settings.differ_in_replica_mode_only(&before) {
+                return Err(text::DATABASE_RESERVED.into());
+            }
             settings.check_change(&before, name)?;
             settings.check(name)?;
             let (apply, face) = (settings.to_apply_after(&record.settings), settings.to_face());

@@ -18,7 +18,7 @@ use alhambra_storage::read::ReadSnapshot;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::walk::{HistoryWalk, ScanWalk};
-use super::{App, ENTRIES_PER_TURN};
+use super::{App, ENTRIES_PER_TURN, import};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
@@ -611,6 +611,8 @@ pub(crate) async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committ
         Rejection::Conflict { .. } => text::READ_CONFLICT.into(),
         Rejection::SnapshotAhead => Error::Internal("a snapshot of this node is ahead of the ledger"),
         Rejection::NothingToPrune => Error::Internal("a proposal was refused as a prune"),
+        Rejection::Replica => text::IS_REPLICA.into(),
+        Rejection::Import(refusal) => import::refusal(refusal).into(),
         Rejection::RequestTooOld => alhambra_raft::error::ProposeError::OutcomeUnknown.into(),
     })
 }

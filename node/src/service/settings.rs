@@ -171,25 +171,43 @@ impl DatabaseSettings {
         }
     }
 
+    /// Whether they are the others but for replica mode, and not the same.
+    pub fn differ_in_replica_mode_only(&self, others: &Self) -> bool {
+        let mut turned = others.clone();
+        turned.replication.replica = !turned.replication.replica;
+        *self == turned
+    }
+
     fn check_replication(&self, database: &str) -> Result<()> {
         let refuse = |reason: String| Err(Error::InvalidSettings { reason: format!("{WRAPPED}{reason}") });
         let replication = &self.replication;
-        if replication.replica {
-            return refuse(format!("database '{database}' cannot be a replica: the cluster replicates it by itself"));
-        }
-        let of_replicas = [
+        let of_pulling = [
             ("PrimaryDatabase", !replication.primary_database.is_empty()),
             ("PrimaryHost", !replication.primary_host.is_empty()),
             ("PrimaryPort", replication.primary_port > 0),
             ("PrimaryUsername", !replication.primary_username.is_empty()),
             ("PrimaryPassword", !replication.primary_password.is_empty()),
+        ];
+        let pulls = of_pulling.iter().find(|(_, given)| *given);
+        if replication.replica {
+            return match pulls {
+                Some((name, _)) => refuse(format!(
+                    "{name} cannot be set on database '{database}': it is fed from outside, by 'alhambra import' or replicateTx"
+                )),
+                None if replication.sync_acks > 0 => {
+                    refuse(format!("invalid value for replication option SyncAcks on replica database '{database}'"))
+                }
+                None => Ok(()),
+            };
+        }
+        let of_replicas = [
             ("PrefetchTxBufferSize", replication.prefetch_tx_buffer_size > 0),
             ("ReplicationCommitConcurrency", replication.replication_commit_concurrency > 0),
             ("AllowTxDiscarding", replication.allow_tx_discarding),
             ("SkipIntegrityCheck", replication.skip_integrity_check),
             ("WaitForIndexing", replication.wait_for_indexing),
         ];
-        if let Some((name, _)) = of_replicas.iter().find(|(_, given)| *given) {
+        if let Some((name, _)) = pulls.or_else(|| of_replicas.iter().find(|(_, given)| *given)) {
             return refuse(format!("invalid value for replication option {name} on primary database '{database}'"));
         }
         let begin = format!("invalid replication options for primary database '{database}'.");
@@ -213,6 +231,7 @@ impl DatabaseSettings {
             tx_entries_max: self.max_tx_entries,
             header_version: u16::try_from(self.write_tx_header_version).unwrap_or(u16::MAX),
             exclude_commit_time: self.exclude_commit_time,
+            replica: self.replication.replica,
             ..before.clone()
         }
     }
@@ -226,6 +245,7 @@ impl DatabaseSettings {
             max_tx_entries: settings.tx_entries_max,
             write_tx_header_version: settings.header_version.into(),
             exclude_commit_time: settings.exclude_commit_time,
+            replication: ReplicationSettings { replica: settings.replica, ..face.replication },
             ..face
         }
     }
@@ -247,6 +267,11 @@ mod tests {
         assert_eq!(settings.to_apply(), Settings::DEFAULT);
         let odd = DatabaseSettings { max_key_len: 32, sync_frequency: 7, ..DatabaseSettings::default() };
         assert_eq!(DatabaseSettings::from_record(&odd.to_face(), &odd.to_apply()), odd);
+        let mut replica = odd;
+        replica.replication.replica = true;
+        replica.check("db").unwrap();
+        assert!(replica.to_apply().replica);
+        assert_eq!(DatabaseSettings::from_record(&replica.to_face(), &replica.to_apply()), replica);
         assert_eq!(DatabaseSettings::from_record(&serde_json::Value::Null, &Settings::DEFAULT), settings);
     }
 
@@ -254,7 +279,7 @@ mod tests {
     fn what_is_not_possible_is_refused_in_the_words_of_the_compatible_server() {
         let twice = format!("{WRAPPED}{WRAPPED}");
         type Change = fn(&mut DatabaseSettings);
-        let cases: [(Change, String); 13] = [
+        let cases: [(Change, String); 14] = [
             (|s| s.max_key_len = 0, format!("{WRAPPED}illegal arguments: invalid options: invalid MaxKeyLen")),
             (|s| s.max_key_len = 1025, format!("{WRAPPED}illegal arguments: invalid options: invalid MaxKeyLen")),
             (|s| s.max_value_len = 0, format!("{WRAPPED}illegal arguments: invalid options: invalid MaxValueLen")),
@@ -292,8 +317,20 @@ mod tests {
                 format!("{twice}invalid replication options for primary database 'db'. SyncAcks should be set to 0"),
             ),
             (
-                |s| s.replication.replica = true,
-                format!("{twice}database 'db' cannot be a replica: the cluster replicates it by itself"),
+                |s| {
+                    s.replication.replica = true;
+                    s.replication.primary_host = "h".into();
+                },
+                format!(
+                    "{twice}PrimaryHost cannot be set on database 'db': it is fed from outside, by 'alhambra import' or replicateTx"
+                ),
+            ),
+            (
+                |s| {
+                    s.replication.replica = true;
+                    s.replication.sync_acks = 1;
+                },
+                format!("{twice}invalid value for replication option SyncAcks on replica database 'db'"),
             ),
         ];
         for (change, expected) in cases {

@@ -151,6 +151,27 @@ wire_errors! {
     /// Export to a replica that votes, by a server whose replicas do not.
     REPLICA_STATE_UNEXPECTED = WireError::plain_text("illegal state: replica state was NOT expected");
 
+    /// replicateTx of a transaction that is there already.
+    TX_ALREADY_COMMITTED = WireError::plain_text("tx already committed");
+    /// replicateTx into a database that is written by users.
+    NOT_REPLICA = WireError::plain_text("database is NOT a replica");
+    /// replicateTx of another history.
+    IMPORT_BL_ROOT =
+        WireError::plain_text("illegal arguments: attempt to commit a tx with invalid blRoot");
+    /// replicateTx of another history whose tree is the same.
+    IMPORT_PREV_ALH =
+        WireError::plain_text("illegal arguments: attempt to commit a tx with invalid prevAlh");
+    /// replicateTx of a header whose tree is smaller than that of the header before, or too far behind.
+    IMPORT_BL_TX_ID =
+        WireError::plain_text("illegal arguments: attempt to commit a tx with invalid blTxID");
+    /// replicateTx of changed content.
+    IMPORT_EH = WireError::plain_text("illegal arguments: entries hash (Eh) differs");
+    /// A transaction before the one to be replicated did not come in time.
+    IMPORT_GAP = WireError::plain(
+        Grpc::Cancelled,
+        "the transactions before this one did not come by the deadline; surely not applied",
+    );
+
     // Sessions and tokens.
 
     /// A unary call with a session id that is not known (any more).
@@ -341,6 +362,11 @@ pub fn illegal_arguments(reason: &str) -> Status {
 /// VerifiableTxById with a `proveSinceTx` beyond the last transaction.
 pub fn illegal_state(latest_tx: u64, initial_tx: u64) -> Status {
     plain_text(format!("illegal state: latest txID={latest_tx} is lower than specified as initial tx={initial_tx}"))
+}
+
+/// replicateTx with a header that is no truth.
+pub fn not_a_truth(value: &str) -> Status {
+    plain_text(format!("strconv.ParseBool: parsing \"{}\": invalid syntax", shown(value)))
 }
 
 /// A streamSet whose write fails with `error` ([`WireError::inside`]).

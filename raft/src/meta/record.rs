@@ -46,6 +46,8 @@ struct SettingsJson {
     quota_tx_per_second: u64,
     #[serde(default)]
     compression: CompressionJson,
+    #[serde(default)]
+    replica: bool,
 }
 
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
@@ -97,6 +99,7 @@ pub(super) fn database_json(record: &DatabaseRecord) -> String {
         quota_bytes,
         quota_tx_per_second,
         compression,
+        replica,
     } = record.settings;
     json(&DatabaseJson {
         id: record.id.to_string(),
@@ -111,6 +114,7 @@ pub(super) fn database_json(record: &DatabaseRecord) -> String {
             quota_bytes,
             quota_tx_per_second,
             compression: compression.into(),
+            replica,
         },
         face: record.face.clone(),
         created_at: record.created_at,
@@ -171,6 +175,7 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
         quota_bytes,
         quota_tx_per_second,
         compression,
+        replica,
     } = record.settings;
     Ok(DatabaseRecord {
         name: name.to_owned(),
@@ -187,6 +192,7 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
             quota_bytes,
             quota_tx_per_second,
             compression: compression.into(),
+            replica,
         },
         face: record.face,
         created_at: record.created_at,
@@ -311,6 +317,7 @@ mod tests {
             quota_bytes: 0,
             quota_tx_per_second: 0,
             compression: Compression::Lz4,
+            replica: false,
         }
     }
 

@@ -15,6 +15,7 @@ use alhambra_raft::types::{
 };
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, TxProposal};
+use alhambra_storage::import::ImportRefusal;
 use alhambra_storage::reads::Reads;
 use alhambra_storage::{SegmentVersion, SegmentVote};
 use bytes::Bytes;
@@ -76,6 +77,7 @@ pub fn proposal() -> TxProposal {
         entries: vec![ProposalEntry::plain(Bytes::from_static(b"\0k"), Bytes::new(), Bytes::from_static(b"\0v"))],
         preconditions: vec![Precondition::MustNotExist(Bytes::from_static(b"\0k"))],
         read_set: reads.finish(),
+        foreign: None,
     }
 }
 
@@ -247,7 +249,9 @@ fn forwards() {
         Rejection::SnapshotAhead,
         Rejection::NothingToPrune,
         Rejection::Conflict { range: None },
+        Rejection::Replica,
     ];
+    let imports = ImportRefusal::ALL.map(Rejection::Import);
     let errors = [
         ProposeError::NotLeader { leader: Some(2) },
         ProposeError::NoQuorum,
@@ -260,7 +264,7 @@ fn forwards() {
         ProposeError::LimitExceeded(WriteLimit::QuotaBytes { used_bytes: 9, needed_bytes: 8, quota_bytes: 10 }),
         ProposeError::LimitExceeded(WriteLimit::QuotaTransactions { per_second: 70_000 }),
     ];
-    let rejected = rejections.into_iter().map(|rejection| Ok(Written::Rejected(rejection)));
+    let rejected = rejections.into_iter().chain(imports).map(|rejection| Ok(Written::Rejected(rejection)));
     for (n, reply) in rejected.chain(errors.into_iter().map(Err)).chain([committed]).enumerate() {
         let bytes = encode_propose_reply(&reply);
         assert_eq!(decode_propose_reply(&bytes).unwrap(), reply);
@@ -269,7 +273,9 @@ fn forwards() {
         match n {
             0..15 => assert_eq!(hex(&bytes[..4]), format!("010001{n:02x}")),
             15 => assert_eq!(hex(&bytes), "0100010c00", "a conflict without range"),
-            16..26 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 16)),
+            16 => assert_eq!(hex(&bytes), "0100010f", "a replica"),
+            17..26 => assert_eq!(hex(&bytes), format!("01000110{:02x}", n - 17)),
+            26..36 => assert_eq!(hex(&bytes[..3]), format!("0101{:02x}", n - 26)),
             _ => {}
         }
     }

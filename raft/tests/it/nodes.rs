@@ -42,6 +42,7 @@ fn settings() -> Settings {
         quota_bytes: 0,
         quota_tx_per_second: 0,
         compression: Compression::None,
+        replica: false,
     }
 }
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use super::prune::{self, Citation, LocatedTarget};
 use super::value_form::{COMPRESSION_LZ4, COMPRESSION_NONE};
 use super::{
-    Command, Compression, LocatedReadSet, Precondition, ProposalEntry, Prune, PruneTarget, ReadSet, RequestId, Seal,
-    Settings, TxProposal, ValueForm,
+    Command, Compression, ForeignHeader, LocatedReadSet, Precondition, ProposalEntry, Prune, PruneTarget, ReadSet,
+    RequestId, Seal, Settings, TxProposal, ValueForm,
 };
 use crate::wire::{Malformed, Put, Reader};
 
@@ -29,8 +29,12 @@ const PROPOSAL_HAS_REQUEST: u8 = 1;
 const PROPOSAL_HAS_METADATA: u8 = 2;
 const PROPOSAL_HAS_PRECONDITIONS: u8 = 4;
 const PROPOSAL_HAS_READ_SET: u8 = 8;
-const PROPOSAL_FLAGS: u8 =
-    PROPOSAL_HAS_REQUEST | PROPOSAL_HAS_METADATA | PROPOSAL_HAS_PRECONDITIONS | PROPOSAL_HAS_READ_SET;
+const PROPOSAL_IS_FOREIGN: u8 = 16;
+const PROPOSAL_FLAGS: u8 = PROPOSAL_HAS_REQUEST
+    | PROPOSAL_HAS_METADATA
+    | PROPOSAL_HAS_PRECONDITIONS
+    | PROPOSAL_HAS_READ_SET
+    | PROPOSAL_IS_FOREIGN;
 
 const ENTRY_HAS_METADATA: u8 = 1;
 
@@ -40,6 +44,7 @@ const NOT_MODIFIED_AFTER: u8 = 3;
 const BECOMES: u8 = 4;
 
 const SETTINGS_EXCLUDE_COMMIT_TIME: u8 = 1;
+const SETTINGS_REPLICA: u8 = 2;
 
 /// Why bytes are not a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +113,8 @@ pub struct LocatedProposal<'a> {
     pub preconditions: Range<usize>,
     /// See [`TxProposal::read_set`].
     pub read_set: Option<LocatedReadSet<'a>>,
+    /// See [`TxProposal::foreign`].
+    pub foreign: Option<Box<ForeignHeader>>,
 }
 
 /// A decoded batch: all entries of all proposals in two flat lists, so that decoding allocates per batch, not per proposal.
@@ -271,6 +278,7 @@ fn own_proposals(payload: &Bytes, batch: &LocatedBatch<'_>) -> Option<Vec<TxProp
             })
             .collect(),
         read_set: proposal.read_set.as_ref().map(|reads| reads.within(payload)),
+        foreign: proposal.foreign.clone(),
     });
     Some(proposals.collect())
 }
@@ -334,6 +342,8 @@ pub(super) fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>
             None
         };
         let metadata = if flags & PROPOSAL_HAS_METADATA != 0 { reader.some_prefixed()? } else { &[] };
+        let foreign =
+            if flags & PROPOSAL_IS_FOREIGN != 0 { Some(Box::new(ForeignHeader::read(reader)?)) } else { None };
         let first_entry = batch.entries.len();
         for _ in 0..reader.count(ENTRY_BYTES_MIN)? {
             let flags = reader.u8()?;
@@ -374,6 +384,7 @@ pub(super) fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>
             entries: first_entry..batch.entries.len(),
             preconditions: first_precondition..batch.preconditions.len(),
             read_set,
+            foreign,
         });
     }
     Ok(batch)
@@ -419,6 +430,9 @@ impl TxProposal {
         if self.read_set.is_some() {
             flags |= PROPOSAL_HAS_READ_SET;
         }
+        if self.foreign.is_some() {
+            flags |= PROPOSAL_IS_FOREIGN;
+        }
         out.put_u8(flags);
         if let Some(request) = &self.request {
             out.put_bytes(&request.client);
@@ -427,6 +441,9 @@ impl TxProposal {
         }
         if !self.metadata.is_empty() {
             out.put_prefixed(&self.metadata);
+        }
+        if let Some(foreign) = &self.foreign {
+            foreign.encode_into(out);
         }
         out.put_varint(self.entries.len() as u64);
         for entry in &self.entries {
@@ -478,7 +495,8 @@ impl TxProposal {
             })
             .sum::<usize>();
         let reads = self.read_set.as_ref().map_or(0, ReadSet::encoded_len_max);
-        57 + self.metadata.len() + entries + preconditions + reads
+        let foreign = if self.foreign.is_some() { 122 } else { 0 };
+        57 + foreign + self.metadata.len() + entries + preconditions + reads
     }
 }
 
@@ -493,6 +511,7 @@ impl Settings {
         quota_bytes: 0,
         quota_tx_per_second: 0,
         compression: Compression::None,
+        replica: false,
     };
 
     pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
@@ -500,7 +519,14 @@ impl Settings {
         out.put_u32(self.value_len_max);
         out.put_u32(self.tx_entries_max);
         out.put_u16(self.header_version);
-        out.put_u8(if self.exclude_commit_time { SETTINGS_EXCLUDE_COMMIT_TIME } else { 0 });
+        let mut flags = 0;
+        if self.exclude_commit_time {
+            flags |= SETTINGS_EXCLUDE_COMMIT_TIME;
+        }
+        if self.replica {
+            flags |= SETTINGS_REPLICA;
+        }
+        out.put_u8(flags);
         out.put_u64(self.quota_bytes);
         out.put_u64(self.quota_tx_per_second);
         out.put_u8(match self.compression {
@@ -512,16 +538,17 @@ impl Settings {
     /// Reads settings; those that could not be obeyed (a key longer than the hashed length field, an unknown header
     /// version) are malformed, so that no replica ever holds them.
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (key_len_max, value_len_max, tx_entries_max) = (reader.u32()?, reader.u32()?, reader.u32()?);
+        let (header_version, flags) = (reader.u16()?, reader.u8()?);
+        if flags & !(SETTINGS_EXCLUDE_COMMIT_TIME | SETTINGS_REPLICA) != 0 {
+            return Err(Malformed);
+        }
         let settings = Self {
-            key_len_max: reader.u32()?,
-            value_len_max: reader.u32()?,
-            tx_entries_max: reader.u32()?,
-            header_version: reader.u16()?,
-            exclude_commit_time: match reader.u8()? {
-                0 => false,
-                SETTINGS_EXCLUDE_COMMIT_TIME => true,
-                _ => return Err(Malformed),
-            },
+            key_len_max,
+            value_len_max,
+            tx_entries_max,
+            header_version,
+            exclude_commit_time: flags & SETTINGS_EXCLUDE_COMMIT_TIME != 0,
             quota_bytes: reader.u64()?,
             quota_tx_per_second: reader.u64()?,
             compression: match reader.u8()? {
@@ -529,6 +556,7 @@ impl Settings {
                 COMPRESSION_LZ4 => Compression::Lz4,
                 _ => return Err(Malformed),
             },
+            replica: flags & SETTINGS_REPLICA != 0,
         };
         if settings.is_valid() { Ok(settings) } else { Err(Malformed) }
     }

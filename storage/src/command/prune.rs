@@ -63,7 +63,7 @@ impl PruneTarget {
     pub fn marker(request: Option<RequestId>, tx: TxId, entries: Vec<ProposalEntry>) -> TxProposal {
         let mut metadata = vec![0];
         metadata.put_u64(tx.0);
-        TxProposal { request, metadata: metadata.into(), entries, preconditions: Vec::new(), read_set: None }
+        TxProposal { request, metadata: metadata.into(), entries, ..TxProposal::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use alhambra_ledger::ids::{DatabaseId, LogIndex, TxId};
 
 use super::rules::{PruneRecord, Pruned, Rules};
-use crate::command::{self, Located, LocatedBatch, LocatedProposal, LocatedTarget};
+use crate::command::{self, Located, LocatedBatch, LocatedProposal, LocatedTarget, ValueForm};
 use crate::compression;
 use crate::core::Core;
 use crate::database::Database;
@@ -326,7 +326,8 @@ impl Walk<'_> {
         }
         for (number, entry) in (0u32..).zip(entries) {
             let len = entry.value.len() as u32;
-            if len == 0 {
+            // A hash that stands for a value that was gone before is nothing that could be got rid of.
+            if len == 0 || entry.form == ValueForm::Gone {
                 continue;
             }
             let position = payload_at + u64::from(entry.value_at);

@@ -1,5 +1,6 @@
 //! Transactions in order: each record by its checksum and its Alh, the hash tree by growing it again.
 
+use alhambra_ledger::aht;
 use alhambra_ledger::digest::{self, Digest};
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::TxId;
@@ -87,6 +88,9 @@ impl Place {
     fn transaction(&mut self, core: &Core, commit: &CommitRecord, bytes: Bytes) -> Result<u64> {
         let tx = self.next;
         let record = Record::decode(tx, commit.log_index, bytes).map_err(|bad| core.bad_record(tx, bad))?;
+        let bl_tx_id = record.head.bl_tx_id(tx).ok_or_else(|| core.bad_hash(tx))?;
+        let bl_root =
+            if record.head.link_gap == 0 { self.frontier.root() } else { aht::root(bl_tx_id.0, &core.nodes())? };
         let header = TxHeader {
             id: tx,
             ts: record.head.ts,
@@ -94,8 +98,8 @@ impl Place {
             metadata: record.head.metadata.clone(),
             nentries: record.head.nentries,
             eh: core.eh(tx, &record)?,
-            bl_tx_id: TxId(tx.0 - 1),
-            bl_root: self.frontier.root(),
+            bl_tx_id,
+            bl_root,
             prev_alh: self.prev_alh,
         };
         if !header.alh().is_ok_and(|alh| alh == record.alh) {

@@ -32,6 +32,7 @@ fn proposal(key: &str, value: &[u8]) -> TxProposal {
         entries: vec![entry],
         preconditions: Vec::new(),
         read_set: None,
+        foreign: None,
     }
 }
 

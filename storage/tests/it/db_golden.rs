@@ -5,11 +5,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use alhambra_ledger::Digest;
 use alhambra_ledger::entry::KvMetadata;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::command::{
-    Citation, Command, Compression, Precondition, ProposalEntry, Prune, PruneTarget, RequestId, Seal, Settings,
-    TxProposal, ValueForm,
+    Citation, Command, Compression, ForeignHeader, Precondition, ProposalEntry, Prune, PruneTarget, RequestId, Seal,
+    Settings, TxProposal, ValueForm,
 };
 use alhambra_storage::reads::Reads;
 use alhambra_storage::segment::FrameKind;
@@ -18,6 +19,7 @@ use alhambra_storage::vfs::mem::MemVfs;
 use alhambra_storage::{Database, Options};
 use bytes::Bytes;
 
+use crate::import_source;
 use crate::large_tx;
 use crate::model::Metadata;
 use crate::replicas::files;
@@ -64,6 +66,7 @@ fn full_proposal() -> TxProposal {
             Precondition::NotModifiedAfter { key: Bytes::from_static(b"\0k1"), tx: TxId(7) },
         ],
         read_set: None,
+        foreign: None,
     }
 }
 
@@ -105,6 +108,27 @@ fn reading_proposal() -> TxProposal {
     TxProposal { read_set: reads.finish(), ..small_proposal(b"\0k1", b"\0v") }
 }
 
+/// Of an old server: header version 0, a tree that lags behind.
+fn foreign_proposal() -> TxProposal {
+    let foreign = ForeignHeader {
+        id: TxId(9),
+        ts: -3,
+        version: 0,
+        eh: Digest([0xe1; 32]),
+        bl_tx_id: TxId(6),
+        bl_root: Digest([0xb1; 32]),
+        prev_alh: Digest([0xa1; 32]),
+    };
+    TxProposal { foreign: Some(Box::new(foreign)), ..small_proposal(b"\0k1", b"\0v") }
+}
+
+fn foreign_without_value() -> TxProposal {
+    let mut proposal = foreign_proposal();
+    proposal.entries[0].form = ValueForm::Gone;
+    proposal.entries[0].value = Bytes::from_static(&[0xf1; 32]);
+    proposal
+}
+
 /// With a copy of what must outlive the truncation.
 fn marker() -> TxProposal {
     PruneTarget::marker(None, TxId(5), vec![entry(b"\x02CTL.", &Metadata::default(), b"a catalog")])
@@ -140,6 +164,9 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("configure_lz4", Command::Configure(lz4)),
         ("batch_compressed", Command::Batch { ts: 1_700_000_002, proposals: vec![compressed_proposal()] }),
         ("seal", Command::Seal(seal())),
+        ("configure_replica", Command::Configure(Settings { replica: true, ..Settings::DEFAULT })),
+        ("batch_foreign", Command::Batch { ts: 1_700_000_005, proposals: vec![foreign_proposal()] }),
+        ("batch_foreign_gone", Command::Batch { ts: 1_700_000_005, proposals: vec![foreign_without_value()] }),
         ("batch_becomes", Command::Batch { ts: 1_700_000_004, proposals: vec![becoming_proposal()] }),
         ("batch_read_set", Command::Batch { ts: 1_700_000_003, proposals: vec![reading_proposal()] }),
         ("prune_before", prune(PruneTarget::Before { tx: TxId(5), ts: 1_700_000_003, marker: marker() })),
@@ -262,6 +289,21 @@ fn files_have_the_bytes_of_the_format() {
     assert_eq!(segment[72..76], [0, 0, 0, 3], "pruned");
     golden("database/pruned-segment.hex", &hex(&segment));
     golden("database/manifest.hex", &hex(&manifest.encode()));
+}
+
+#[test]
+fn records_of_imported_transactions_have_the_bytes_of_the_format() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let db = large_tx::open(&vfs, Options::default());
+    commit_command(&db, &Command::Configure(import_source::replica())).expect("applies");
+    let mut txs: Vec<_> = import_source::chain("chain_lagging").txs.into_iter().map(|(bytes, _)| bytes).collect();
+    txs[6] = import_source::without_values(&txs[6]);
+    commit_command(&db, &import_source::batch(&txs[..7])).expect("applies");
+    assert_eq!(db.applied().tx, TxId(7));
+    db.checkpoint().expect("healthy disk");
+    drop(db);
+    let file = files(&vfs, &dir().join("tx")).remove(Path::new("0000000000.log")).expect("written");
+    golden("database/tx-imported.hex", &hex(&file));
 }
 
 #[test]

@@ -11,6 +11,8 @@ mod db_faults;
 mod db_golden;
 mod fsck;
 mod fsck_index;
+mod import;
+mod import_source;
 mod index_space;
 mod large_tx;
 mod ledger_crash;

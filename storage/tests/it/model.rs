@@ -14,7 +14,7 @@ pub fn h(parts: &[&[u8]]) -> Hash {
 }
 
 /// Merkle tree hash of RFC 6962 over payloads; the empty one is given.
-fn tree(payloads: &[Hash], empty: Hash) -> Hash {
+pub fn tree(payloads: &[Hash], empty: Hash) -> Hash {
     match payloads {
         [] => empty,
         [one] => h(&[&[0], one]),

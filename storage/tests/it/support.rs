@@ -73,6 +73,7 @@ pub fn proposal(proposal: &model::Proposal) -> TxProposal {
             })
             .collect(),
         read_set: None,
+        foreign: None,
     }
 }
 
@@ -106,7 +107,9 @@ pub fn outcome(outcome: &Outcome) -> model::Outcome {
             | Rejection::ValueForm
             | Rejection::Conflict { .. }
             | Rejection::SnapshotAhead
-            | Rejection::NothingToPrune => {
+            | Rejection::NothingToPrune
+            | Rejection::Replica
+            | Rejection::Import(_) => {
                 panic!("the workload makes no {rejection:?}")
             }
         },

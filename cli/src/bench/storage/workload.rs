@@ -127,7 +127,7 @@ impl Plan {
                 ProposalEntry::plain(key, Bytes::new(), Bytes::from(value))
             })
             .collect();
-        TxProposal { request: None, metadata: Bytes::new(), entries, preconditions: Vec::new(), read_set: None }
+        TxProposal { entries, ..TxProposal::default() }
     }
 
     /// Opens the database, which must be new.
