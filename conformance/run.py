@@ -11,9 +11,9 @@ cluster, the killing, the order, the patience and the verdict are the same for a
    does not build is no reason to skip it.
  * No kill at all fails the run that was to have some.
 
-A program writes its flows first, {"flows": [...], "sdk": "..."}, and then one line per request {"flow", "endpoint", "space",
-"tag", "username", "password", "database", "state"}: {"result": "ok"}, {"result": "wrong", "text"}, or {"result": "error",
-"code", "text"} with the status of the call that failed.
+A program writes its flows first, {"flows": [...], "sdk": "..."}, and then one line per request {"flow", "endpoint", "endpoints",
+"space", "tag", "username", "password", "database", "state"}: {"result": "ok"}, {"result": "wrong", "text"}, or {"result": "error",
+"code", "text"} with the status of the call that failed, and "expected" if it was to be refused otherwise.
 
     conformance/run.py --demo target/release/alhambra --kills 4
 """
@@ -254,7 +254,8 @@ def until_done(program, cluster, place, flow, kills):
             raise Failed(f"{where}: {answer['text']}")
         cut = answer["code"] in CUT_SHORT or answer["text"] in OTHER_LOGIN
         if not (kills and cut) or time.monotonic() > deadline:
-            raise Failed(f"{where}: {answer['code']}: {answer['text']} (cut short {again} times before)")
+            wanted = f" instead of {answer['expected']!r}" if "expected" in answer else ""
+            raise Failed(f"{where}: {answer['code']}: {answer['text']!r}{wanted} (cut short {again} times before)")
         again += 1
         time.sleep(0.1)
 
@@ -339,6 +340,16 @@ def both_runs(programs, cluster, arguments):
         raise Failed("no leader was killed: more seconds, or kills more often")
 
 
+def say_how_the_cluster_is(cluster):
+    """What a failure beside kills has to be explained with: each node's own word, and the end of what the demo said."""
+    for node in cluster.nodes():
+        status, page = cluster.page(node, "/readyz")
+        print(f"node {node['node']}, process {node['pid']}: readyz {status}: {' '.join(page.split())[:300]}", file=sys.stderr)
+    log = cluster.record.parent / "demo.log"
+    if log.exists():
+        print("".join(log.read_text(errors="replace").splitlines(keepends=True)[-20:]), file=sys.stderr, end="", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     where = parser.add_mutually_exclusive_group(required=True)
@@ -357,7 +368,7 @@ def main():
         parser.error(f"no flows in {', '.join(unknown)}; there are {', '.join(PREPARE)}")
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="conformance-") as own:
-        programs, demo = [], None
+        programs, demo, cluster = [], None, None
         try:
             programs = start_programs(languages, own)
             for program in programs:
@@ -369,8 +380,11 @@ def main():
             if arguments.demo:
                 folder.mkdir()
                 demo = start_demo(arguments.demo, arguments.base_port, str(folder))
-            both_runs(programs, Cluster(folder), arguments)
+            cluster = Cluster(folder)
+            both_runs(programs, cluster, arguments)
         except Failed as error:
+            if cluster is not None:
+                say_how_the_cluster_is(cluster)
             sys.exit(f"FAILED: {error} (seed {arguments.seed})")
         finally:
             for program in programs:

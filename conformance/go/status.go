@@ -78,13 +78,3 @@ func explained(err error) (codes.Code, string) {
 	}
 	return codes.Unknown, text
 }
-
-// cutShort tells whether there was no answer at all: run.py decides what that means.
-func cutShort(err error) bool {
-	switch code, text := explained(err); code {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-		return true
-	default:
-		return text == "not logged in" || text == "session not found" || text == "no session found" || text == "invalid token"
-	}
-}
