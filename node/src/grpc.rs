@@ -2,6 +2,7 @@
 //! all calls is in [`gate`].
 
 mod authorization;
+pub mod counted;
 mod database;
 mod exec;
 pub mod gate;

@@ -10,6 +10,7 @@
 //! | [`method`], [`auth`], [`session`] | who may make which call |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
 //! | [`signer`] | signatures of states |
+//! | [`uploads`] | memory of requests that are arriving |
 //! | [`tls`] | encryption of everything that clients reach |
 //! | [`resources`] | what the machine has when nobody says how much a node may take |
 //! | [`metrics`], [`health`] | what operators look at |
@@ -33,6 +34,7 @@ pub mod service;
 pub mod session;
 pub mod signer;
 pub mod tls;
+pub mod uploads;
 
 pub use alhambra_raft::env::Env;
 pub use alhambra_raft::forming::{FormError, store::release_promise};

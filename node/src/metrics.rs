@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::method::{self, Kind, Method};
 use crate::session::Sessions;
 use crate::tls::Tls;
+use crate::uploads::Uploads;
 
 /// Upper bounds of the latency buckets, seconds: a microsecond-scale local read to the longest call.
 const LATENCY_BUCKETS: &[f64] =
@@ -62,17 +63,18 @@ pub struct Metrics {
     calls: Vec<OnceLock<Calls>>,
     started: Instant,
     tls: Option<Arc<Tls>>,
+    uploads: Arc<Uploads>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new(None)
+        Self::new(None, Uploads::new(0))
     }
 }
 
 impl Metrics {
     /// All zero. With TLS the end of its certificate is told.
-    pub fn new(tls: Option<Arc<Tls>>) -> Self {
+    pub fn new(tls: Option<Arc<Tls>>, uploads: Arc<Uploads>) -> Self {
         let recorder =
             PrometheusBuilder::new().set_buckets(LATENCY_BUCKETS).expect("there are buckets").build_recorder();
         let handle = recorder.handle();
@@ -82,6 +84,7 @@ impl Metrics {
             calls: method::ALL.iter().map(|_| OnceLock::new()).collect(),
             started: Instant::now(),
             tls,
+            uploads,
         };
         metrics.describe();
         metrics
@@ -234,6 +237,7 @@ impl Metrics {
                 ("blocks", memory.cache().used_bytes()),
                 ("databases", memory.held_bytes()),
                 ("proposals", memory.waiting_bytes()),
+                ("uploads", self.uploads.bytes()),
             ];
             for (part, bytes) in parts {
                 self.gauge("alhambra_memory_used_bytes", vec![Label::new("part", part)]).set(bytes as f64);

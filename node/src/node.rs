@@ -33,6 +33,7 @@ use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
 use crate::signer::{Signer, SignerError};
 use crate::tls::{Tls, TlsError};
+use crate::uploads::Uploads;
 use crate::{resources, rest};
 
 /// How long running calls have to end when the node stops.
@@ -128,7 +129,8 @@ impl Node {
         let groups = Groups::start(env.clone(), node_spec(&config, admin.clone())).await?;
         let peer_addr = groups.peer_addr();
 
-        let metrics = Arc::new(Metrics::new(tls.clone()));
+        let uploads = Uploads::new(groups.memory().bytes());
+        let metrics = Arc::new(Metrics::new(tls.clone(), uploads.clone()));
         let limits = Limits {
             sessions_max: config.max_sessions as usize,
             idle_max: config.session_timeout,
@@ -145,7 +147,15 @@ impl Node {
             session_age: config.max_session_age_time,
             server_uuid: config.server_uuid.clone(),
         };
-        let app = Arc::new(App::new(env.clone(), choices, groups.clone(), sessions.clone(), signer, metrics.clone()));
+        let app = Arc::new(App::new(
+            env.clone(),
+            choices,
+            groups.clone(),
+            sessions.clone(),
+            signer,
+            metrics.clone(),
+            uploads,
+        ));
 
         let (stopping, stops) = watch::channel(false);
         let mut others = Vec::new();

@@ -24,7 +24,6 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, on};
 use utoipa_swagger_ui::Config as PageConfig;
 
-use crate::grpc;
 use crate::rest::binding::Binding;
 use crate::rest::gateway::Gateway;
 use crate::service::App;
@@ -38,7 +37,7 @@ const DOCUMENT: &str = "/api/docs/openapi.json";
 pub fn routes(app: &Arc<App>) -> Router {
     let bindings = binding::all();
     let document: Arc<str> = openapi::document(&bindings).to_string().into();
-    let gateway = Arc::new(Gateway::new(grpc::in_process(app.clone()), app.message_bytes_max(), app.request_timeout()));
+    let gateway = Arc::new(Gateway::new(app));
     let mut api = Router::new();
     for binding in bindings {
         let path = binding.route();

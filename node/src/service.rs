@@ -34,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::session::Sessions;
 use crate::signer::Signer;
+use crate::uploads::Uploads;
 
 /// Most entries of any result list, and the default where none is asked for.
 pub const RESULTS_MAX: u64 = 2500;
@@ -76,6 +77,7 @@ pub struct App {
     /// What an unknown user's password is compared with, so that the time tells nobody which users exist.
     nobody: String,
     proven: Arc<Proven>,
+    uploads: Arc<Uploads>,
     /// Held while an index is flushed by order.
     flushing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -89,10 +91,12 @@ impl App {
         sessions: Arc<Sessions>,
         signer: Option<Signer>,
         metrics: Arc<Metrics>,
+        uploads: Arc<Uploads>,
     ) -> Self {
         let nobody = auth::hash_password(b"", choices.hash_cost, auth::random(&env));
         Self {
             proven: Arc::new(Proven::new(auth::random(&env))),
+            uploads,
             flushing: Arc::default(),
             router: Router::new(groups.clone(), env.clock.clone()),
             started_at: env.clock.now_unix_ms() / 1000,
@@ -120,6 +124,11 @@ impl App {
     /// Longest time of a call without a deadline of its own.
     pub fn request_timeout(&self) -> Duration {
         self.choices.request_timeout
+    }
+
+    /// Memory of messages that are arriving.
+    pub fn uploads(&self) -> &Arc<Uploads> {
+        &self.uploads
     }
 
     /// Largest message of a client, bytes.

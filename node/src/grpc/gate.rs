@@ -1,5 +1,5 @@
 //! What happens to every call before its handler and after it: headers are read, the session is refreshed, the deadline is
-//! set, the cluster's UUID goes into the reply, and the call is counted.
+//! set, what comes in is counted against the memory of the node, the cluster's UUID goes into the reply, and the call is counted.
 //!
 //! Order of the checks, as SDKs know it: the session header is not empty and refreshes its session; from here on the UUID
 //! is in every reply; the session exists (calls that are no streams). Only OpenSession skips the session checks.
@@ -26,6 +26,7 @@ use tower::{Layer, Service};
 
 use crate::context::{Call, ReadLevel, SessionHeader};
 use crate::error::{Error, Result};
+use crate::grpc::counted::Counted;
 use crate::method::{self, Kind, Method};
 use crate::service::App;
 
@@ -116,14 +117,17 @@ where
             Ok(call) => {
                 let overdue = call.deadline + LAST_RESORT;
                 request.extensions_mut().insert(call);
-                Ok((self.inner.call(request), overdue))
+                let share = self.app.uploads().begin(*method == method::STREAM_EXPORT_TX);
+                let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
+                Ok((self.inner.call(request), overdue, share))
             }
             Err(error) => Err(Status::from(error)),
         };
         let size_max = self.app.message_bytes_max();
         Box::pin(async move {
             let response = match inner {
-                Ok((inner, overdue)) => tokio::select! {
+                // What came in is held until there is an answer.
+                Ok((inner, overdue, _share)) => tokio::select! {
                     biased;
                     response = inner => response?,
                     () = tokio::time::sleep_until(overdue) => is_overdue(method).into_http(),

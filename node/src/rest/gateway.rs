@@ -1,5 +1,6 @@
 //! One call: HTTP request to gRPC request, through the gate and the service, and back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body as HttpBody;
@@ -11,15 +12,19 @@ use axum::response::Response;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use prost_reflect::DynamicMessage;
+use tonic::body::Body as GrpcBody;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::{Code, Status};
 
-use crate::grpc::InProcess;
+use crate::grpc::counted::Counted;
 use crate::grpc::gate::{SESSION_HEADER, TOKEN_HEADER, too_large};
+use crate::grpc::{self, InProcess};
 use crate::rest::binding::{Binding, POOL};
 use crate::rest::json;
+use crate::service::App;
+use crate::uploads::Uploads;
 
 /// Largest answer, bytes of the message: what clients of the original get over REST.
 const REPLY_BYTES_MAX: usize = 4 << 20;
@@ -34,12 +39,18 @@ pub struct Gateway {
     services: InProcess,
     message_bytes_max: usize,
     request_timeout: Duration,
+    uploads: Arc<Uploads>,
 }
 
 impl Gateway {
-    /// Calls `services`. A message may have so many bytes, and a body may take so long to arrive.
-    pub fn new(services: InProcess, message_bytes_max: usize, request_timeout: Duration) -> Self {
-        Self { services, message_bytes_max, request_timeout }
+    /// To the services of a node.
+    pub fn new(app: &Arc<App>) -> Self {
+        Self {
+            services: grpc::in_process(app.clone()),
+            message_bytes_max: app.message_bytes_max(),
+            request_timeout: app.request_timeout(),
+            uploads: app.uploads().clone(),
+        }
     }
 
     /// Largest body: bytes are four characters for three in JSON.
@@ -50,6 +61,8 @@ impl Gateway {
     /// Answers a request.
     pub async fn call(&self, binding: &Binding, request: HttpRequest) -> Response {
         let (mut parts, body) = request.into_parts();
+        let share = self.uploads.begin(false);
+        let body = HttpBody::new(Counted::new(GrpcBody::new(body), share.clone()));
         let read = tokio::time::timeout(self.request_timeout, self.read(binding, &mut parts, body)).await;
         let late = || Status::deadline_exceeded("the body of the request did not arrive in time");
         let message = match read.unwrap_or_else(|_| Err(late())) {
@@ -77,7 +90,11 @@ impl Gateway {
             let limit = self.body_bytes_max();
             axum::body::to_bytes(body, limit).await.map_err(|error| {
                 // The library has no other way to tell a limit from a connection that broke.
-                if std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit")) {
+                if let Some(status) = refusal(&error) {
+                    status
+                } else if std::error::Error::source(&error)
+                    .is_some_and(|source| source.to_string().contains("length limit"))
+                {
                     Status::resource_exhausted(format!("the body is larger than the largest one, {limit} bytes"))
                 } else {
                     Status::cancelled("the body did not arrive")
@@ -114,6 +131,18 @@ impl Gateway {
             None => status,
         })
     }
+}
+
+/// The refusal of the node's own that ended a body.
+fn refusal(error: &axum::Error) -> Option<Status> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(status) = error.downcast_ref::<Status>().filter(|status| status.code() == Code::ResourceExhausted) {
+            return Some(status.clone());
+        }
+        source = error.source();
+    }
+    None
 }
 
 /// The size of an answer that is too large to be one, from the words with which the gRPC library refuses it.

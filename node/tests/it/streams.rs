@@ -381,3 +381,48 @@ async fn a_client_that_does_not_read_is_given_up() {
     assert_eq!((status.code(), status.message()), (Code::Cancelled, "the client did not take the answer in time"));
     assert!(bytes < 15 << 20, "{bytes} bytes were on their way");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_requests_of_all_clients_have_one_bound_and_small_ones_go_on() {
+    let mut small = config();
+    small.memory_budget = 64 << 20;
+    let node = single_with(small).await;
+    let client = Client::on(&node, "defaultdb").await;
+    // Two streams that have sent 31 MiB each, and wait.
+    let chunk = |content: Vec<u8>| schema::Chunk { content: content.into(), ..Default::default() };
+    let mut waiting = Vec::new();
+    for at in 0..2_u8 {
+        let (tx, rx) = tokio::sync::mpsc::channel(1);
+        let request = client.request(tokio_stream::wrappers::ReceiverStream::new(rx));
+        let mut inner = client.inner.clone();
+        let call = tokio::spawn(async move { inner.stream_set(request).await });
+        let head = [&1_u64.to_be_bytes()[..], &[at], &(31_u64 << 20).to_be_bytes()].concat();
+        tx.send(chunk(head)).await.unwrap();
+        for _ in 0..30 {
+            tx.send(chunk(vec![at; 1 << 20])).await.unwrap();
+        }
+        waiting.push((tx, call));
+    }
+    let held = async || {
+        let metrics = page(&node, "/metrics").await.1;
+        let line = metrics.lines().find(|line| line.starts_with("alhambra_memory_used_bytes{part=\"uploads\"}"));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    eventually("60 MiB to arrive", async || held().await >= f64::from(59 << 20)).await;
+
+    let third = kv("third", &"x".repeat(8 << 20));
+    let refused = client.set_all(vec![third.clone()]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.message().contains("large requests of all clients hold"), "{refused:?}");
+    client.set("small", "goes on").await.unwrap();
+    assert_eq!(&*client.get("small").await.unwrap().value, b"goes on");
+
+    for (at, (tx, call)) in waiting.into_iter().enumerate() {
+        tx.send(chunk(vec![at as u8; 1 << 20])).await.unwrap();
+        drop(tx);
+        call.await.unwrap().unwrap();
+    }
+    eventually("it to be given back", async || held().await == 0.0).await;
+    client.set_all(vec![third]).await.unwrap();
+    node.shutdown().await;
+}
