@@ -18,5 +18,6 @@ mod streams;
 mod support;
 mod tls;
 mod transactions;
+mod traps;
 mod users;
 mod verified;
