@@ -383,9 +383,11 @@ def main():
             cluster = Cluster(folder)
             both_runs(programs, cluster, arguments)
         except Failed as error:
+            # Said before anything is stopped, which can hang as well.
+            print(f"FAILED: {error} (seed {arguments.seed})", file=sys.stderr, flush=True)
             if cluster is not None:
                 say_how_the_cluster_is(cluster)
-            sys.exit(f"FAILED: {error} (seed {arguments.seed})")
+            sys.exit(1)
         finally:
             for program in programs:
                 program.stop()

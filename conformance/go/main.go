@@ -193,6 +193,7 @@ var flows = map[string]func(*flow){
 	"streams":                 streams,
 	"streams_of_operations":   streamsOfOperations,
 	"exports":                 exports,
+	"replication":             replication,
 	"users":                   users,
 	"administration":          administration,
 	"deprecated_calls":        deprecatedCalls,

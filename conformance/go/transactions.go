@@ -2,9 +2,7 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand"
 	"strings"
 
@@ -185,15 +183,10 @@ func streamsOfOperations(f *flow) {
 
 func exports(f *flow) {
 	id := f.operations().Id
-	exported := ok(f.db.ExportTx(f.ctx, &schema.ExportTxRequest{Tx: id}))
 	var whole []byte
 	var last uint64
-	for {
-		chunk, err := exported.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		whole = append(whole, ok(chunk, err).Content...)
+	for _, chunk := range f.export(id) {
+		whole = append(whole, chunk.Content...)
 		if state, said := chunk.Metadata["committed-txid-bin"]; said {
 			must(stream.NumberFromBytes(state, &last))
 		}
