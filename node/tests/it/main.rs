@@ -4,6 +4,7 @@
 #![allow(deprecated, reason = "old SDKs make deprecated calls, so they are tested")]
 
 mod admin;
+mod capacity;
 mod cluster;
 mod exec;
 mod exports;
