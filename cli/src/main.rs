@@ -10,6 +10,7 @@ mod demo;
 mod failure;
 mod fsck;
 mod http;
+mod import;
 mod kv;
 mod output;
 mod serve;
@@ -87,6 +88,8 @@ enum Command {
     Bench(bench::Args),
     /// Decisions about the cluster that only an operator may make
     Cluster(cluster::Args),
+    /// Take a database over from a running server, with its ids, headers and hashes
+    Import(Box<import::Args>),
     /// Check the data folder of a stopped node
     Fsck(fsck::Args),
     /// Show the settings that `serve` would use
@@ -139,6 +142,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Verify(args) => block_on(verify::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
+        Command::Import(args) => block_on(import::run(*args)),
         Command::Bench(args) => block_on(bench::run(args)),
     }
 }

@@ -1,0 +1,243 @@
+//! `alhambra import`: takes a database over from a running server, transaction by transaction, with its ids, headers and hashes.
+//!
+//! The source is asked for one transaction after the other as any replica of it would ask. Each is checked here before it is handed on
+//! (its entries hash to its Eh, it continues the one before, and its Alh is the one that the next transaction or the source's state
+//! names), and again by the target, which believes nothing. Where to go on is never remembered here: the target is asked what it
+//! has, so that an interrupted import goes on wherever it is started again.
+//!
+//! | module | content |
+//! |---|---|
+//! | `source` | what is read, checked, a few transactions ahead |
+//! | `target` | the database that takes it over |
+//! | `progress` | what the person at the terminal sees |
+
+mod progress;
+mod source;
+mod target;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use alhambra_client::Tls;
+use alhambra_ledger::ids::TxId;
+use serde::Serialize;
+use tokio::time::sleep;
+
+use self::progress::Progress;
+use self::source::{Checked, Source};
+use self::target::{Refused, Target};
+use crate::connect::{self, Connect};
+use crate::failure::{Failure, Kind, OrFail};
+use crate::output::{Output, Table, hex, print_json, print_raw};
+
+/// How long a source or a target that does not answer is tried for.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two tries, and between two questions whether a source has anything new.
+const PAUSE: Duration = Duration::from_millis(500);
+/// What to do after an interruption.
+const AGAIN: &str = "run the same command again: it goes on where the target is";
+
+/// Flags of `alhambra import`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The server to import from
+    #[arg(long, value_name = "HOST:PORT")]
+    from: String,
+    /// Database there [default: the name of the target database]
+    #[arg(long, value_name = "NAME")]
+    from_database: Option<String>,
+    /// User there, who administrates the database
+    #[arg(long, value_name = "NAME", env = "ALHAMBRA_FROM_USERNAME", default_value = "immudb")]
+    from_username: String,
+    /// Password there; better in the environment than on the command line
+    #[arg(long, value_name = "TEXT", env = "ALHAMBRA_FROM_PASSWORD", hide_env_values = true, default_value = "immudb")]
+    from_password: String,
+    /// Encrypt the connection to the source, which somebody vouches for whom this system trusts
+    #[arg(long)]
+    from_tls: bool,
+    /// File (PEM) of those who vouch for the source, instead; implies --from-tls
+    #[arg(long, value_name = "FILE")]
+    from_cacert: Option<PathBuf>,
+    /// Go on when everything is there, for as long as this runs
+    #[arg(long, conflicts_with = "cut_over")]
+    follow: bool,
+    /// When everything is there, let users write into the target. Stop whoever writes into the source before
+    #[arg(long)]
+    cut_over: bool,
+    /// Where to and as whom; users of the target keep their names
+    #[command(flatten)]
+    connect: Connect,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Args {
+    /// Where the source is, and as whom.
+    fn source(&self, target: &connect::Target) -> Result<connect::Target, Failure> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).or_fail(format_args!("reading {}", path.display()), "name a file that can be read")
+        };
+        let authorities = self.from_cacert.as_ref().map(read).transpose()?;
+        let is_encrypted = self.from_tls || authorities.is_some();
+        Ok(connect::Target {
+            endpoints: vec![self.from.clone()],
+            username: self.from_username.clone(),
+            password: self.from_password.clone(),
+            database: self.from_database.clone().unwrap_or_else(|| target.database.clone()),
+            tls: is_encrypted.then(|| Tls { authorities, ..Tls::default() }),
+        })
+    }
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Report {
+    database: String,
+    source_uuid: String,
+    target_uuid: String,
+    /// Newest transaction, the same on both sides.
+    tx: u64,
+    /// Its Alh, the same on both sides.
+    alh: String,
+    imported: u64,
+    cut_over: bool,
+}
+
+/// Runs the command.
+pub async fn run(args: Args) -> Result<(), Failure> {
+    let connect = args.connect.target()?;
+    let mut source = Source::open(args.source(&connect)?).await?;
+    let settings = source.settings().await?;
+    let mut target = Target::open(connect, settings).await?;
+    let mut progress = Progress::start();
+    let imported = follow(&args, &mut source, &mut target, &mut progress).await?;
+    let (tx, alh) = target.state().await?;
+    if args.cut_over {
+        cut_over(&mut source, &mut target).await?;
+    }
+    progress.end();
+    let report = Report {
+        database: target.database().to_owned(),
+        source_uuid: source.uuid().to_owned(),
+        target_uuid: target.uuid().to_owned(),
+        tx: tx.get(),
+        alh: hex(&alh.0),
+        imported,
+        cut_over: args.cut_over,
+    };
+    match args.output {
+        Output::Json => print_json(&report),
+        Output::Raw => print_raw(format!("{} {}\n", report.tx, report.alh)),
+        Output::Table => {
+            let mut table = Table::new(&["database", "transactions", "imported now", "alh", "open to users"]);
+            let open = if report.cut_over { "yes" } else { "no: it is a replica" };
+            let numbers = [report.tx.to_string(), report.imported.to_string()];
+            table.row([&report.database, &numbers[0], &numbers[1], &report.alh, open]);
+            print_raw(table.render())
+        }
+    }
+}
+
+/// Imports what the target lacks; answers how many transactions, when the source has no more.
+async fn follow(
+    args: &Args,
+    source: &mut Source,
+    target: &mut Target,
+    progress: &mut Progress,
+) -> Result<u64, Failure> {
+    begin(source, target).await?;
+    let mut imported = 0;
+    let mut next = source.next().await?;
+    loop {
+        next = match next {
+            Some(checked) => {
+                let id = checked.id;
+                // The one behind it comes while this one goes.
+                let (handed_on, following) = tokio::join!(hand_on(target, checked), source.next());
+                handed_on?;
+                imported += 1;
+                progress.at(id, source.newest());
+                following?
+            }
+            None if args.follow => {
+                progress.caught_up();
+                sleep(PAUSE).await;
+                source.next().await?
+            }
+            None => {
+                must_be_equal(source, target).await?;
+                return Ok(imported);
+            }
+        };
+    }
+}
+
+/// Finds the place to go on from: what the target has must be what the source had.
+async fn begin(source: &mut Source, target: &mut Target) -> Result<(), Failure> {
+    let (tx, alh) = target.state().await?;
+    if tx.get() > 0 && source.alh_of(tx).await? != Some(alh) {
+        return Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "database {:?} holds another history than the source: its transaction {tx} differs",
+                target.database()
+            ),
+            "import into a database that is empty or that was imported from this source",
+        ));
+    }
+    source.begin_behind(tx, alh);
+    Ok(())
+}
+
+/// Hands a transaction on until the target has it, and compares its Alh there.
+async fn hand_on(target: &mut Target, checked: Checked) -> Result<(), Failure> {
+    let alh = match target.replicate(&checked).await {
+        Ok(alh) => alh,
+        // It was taken, and the answer was lost.
+        Err(Refused::AlreadyThere) => target.alh_of(checked.id).await?,
+        Err(Refused::Final(failure)) => return Err(failure),
+    };
+    if alh == checked.alh {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Tampered,
+        format!("transaction {} has the Alh {} at the source and {} at the target", checked.id, checked.alh, alh),
+        "do not use the target; report this",
+    ))
+}
+
+/// At a moment at which the source has nothing that the target lacks, both have the same state.
+async fn must_be_equal(source: &mut Source, target: &mut Target) -> Result<(), Failure> {
+    let (ours, theirs) = (target.state().await?, source.state().await?);
+    // It may have gone on meanwhile, and then the next import fetches it; what the target has was compared before.
+    if theirs.0 > ours.0 || theirs == ours {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Tampered,
+        format!("the source is at transaction {} {} and the target at {} {}", theirs.0, theirs.1, ours.0, ours.1),
+        "do not use the target; ask why the source has changed its history",
+    ))
+}
+
+async fn cut_over(source: &mut Source, target: &mut Target) -> Result<(), Failure> {
+    let went_on = |there: TxId, here: TxId, advice: &str| {
+        let what = format!("the source went on to transaction {there} while the target is at {here}");
+        Err(Failure::failed(what, advice))
+    };
+    let (here, _) = target.state().await?;
+    let (there, _) = source.state().await?;
+    if there != here {
+        return went_on(there, here, "stop whoever writes into the source, then run the same command again");
+    }
+    let known = source.bytes_of(here).await?;
+    target.become_ordinary(known).await?;
+    let (there, _) = source.state().await?;
+    if there != here {
+        let advice = "users can write into the target, and what came last into the source is not there: write it again";
+        return went_on(there, here, advice);
+    }
+    Ok(())
+}

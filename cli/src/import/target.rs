@@ -1,0 +1,262 @@
+//! The database that takes everything over.
+
+use std::time::Duration;
+
+use alhambra_ledger::digest::Digest;
+use alhambra_ledger::header::TxHeader;
+use alhambra_ledger::ids::TxId;
+use alhambra_proto::schema::{self, Chunk, CreateDatabaseRequest, NullableBool, TxRequest, UpdateDatabaseRequest};
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::time::{Instant, sleep};
+use tonic::codegen::tokio_stream;
+use tonic::{Code, Status};
+
+use super::source::Checked;
+use super::{AGAIN, PATIENCE, PAUSE};
+use crate::connect::Target as Connect;
+use crate::failure::{Failure, Kind};
+use crate::session::{Login, Session, say};
+
+/// Longest that one call may take; a node that does not answer by then is left for another.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Content of one chunk, bytes.
+const CHUNK_BYTES: usize = 64 << 10;
+/// The database that always exists.
+const DEFAULT_DATABASE: &str = "defaultdb";
+
+const ALREADY_COMMITTED: &str = "tx already committed";
+const NOT_REPLICA: &str = "database is NOT a replica";
+
+/// Why a transaction is not taken.
+pub enum Refused {
+    /// It, or another one of this id, is there.
+    AlreadyThere,
+    /// No other try helps.
+    Final(Failure),
+}
+
+/// A database in replica mode.
+pub struct Target {
+    connect: Connect,
+    session: Session,
+    uuid: String,
+}
+
+/// What the new database takes over of the source's settings: everything that decides whether a transaction fits.
+fn settings_of(source: schema::DatabaseNullableSettings) -> schema::DatabaseNullableSettings {
+    schema::DatabaseNullableSettings {
+        max_key_len: source.max_key_len,
+        max_value_len: source.max_value_len,
+        max_tx_entries: source.max_tx_entries,
+        exclude_commit_time: source.exclude_commit_time,
+        write_tx_header_version: source.write_tx_header_version,
+        ..replica_mode(true)
+    }
+}
+
+fn replica_mode(replica: bool) -> schema::DatabaseNullableSettings {
+    schema::DatabaseNullableSettings {
+        replication_settings: Some(schema::ReplicationNullableSettings {
+            replica: Some(NullableBool { value: replica }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+impl Target {
+    /// Finds the database, or creates it as a replica with the limits of the source.
+    pub async fn open(connect: Connect, source: schema::DatabaseNullableSettings) -> Result<Self, Failure> {
+        let session = log_in(&connect, DEFAULT_DATABASE).await.map_err(|why| {
+            let advice = "check --endpoint, --username and --password";
+            Failure::new(Kind::Unavailable, format!("the target does not let this command in: {why}"), advice)
+        })?;
+        let uuid = session.cluster().to_owned();
+        let mut target = Self { connect, session, uuid };
+        if target.connect.database != DEFAULT_DATABASE {
+            let name = target.connect.database.clone();
+            let settings = Some(settings_of(source));
+            let request = CreateDatabaseRequest { name, settings, if_not_exists: true };
+            let request = target.session.request(request);
+            let created = target.session.stub().create_database_v2(request).await;
+            created.map_err(|status| {
+                let what = format!("the target cannot be created: {}", say(&status));
+                Failure::failed(what, "use a user who may create databases")
+            })?;
+        }
+        target.session = log_in(&target.connect, &target.connect.database).await.map_err(|why| {
+            Failure::new(Kind::Unavailable, format!("the target database cannot be opened: {why}"), AGAIN)
+        })?;
+        target.must_be_replica().await?;
+        Ok(target)
+    }
+
+    /// Identity of the cluster.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// Its name.
+    pub fn database(&self) -> &str {
+        &self.connect.database
+    }
+
+    async fn must_be_replica(&mut self) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let settings = loop {
+            let request = self.session.request(schema::DatabaseSettingsRequest::default());
+            match self.session.stub().get_database_settings_v2(request).await {
+                Ok(reply) => break reply.into_inner().settings.unwrap_or_default(),
+                Err(status) => self.try_again(status, begun).await?,
+            }
+        };
+        let replication = settings.replication_settings.unwrap_or_default();
+        if replication.replica.is_some_and(|replica| replica.value) {
+            return Ok(());
+        }
+        let (newest, _) = self.state().await?;
+        if newest.get() > 0 {
+            return Err(Failure::failed(
+                format!("database {:?} of the target is written by users", self.database()),
+                "import into a new database: --database NAME",
+            ));
+        }
+        self.update(replica_mode(true)).await
+    }
+
+    async fn update(&mut self, settings: schema::DatabaseNullableSettings) -> Result<(), Failure> {
+        let begun = Instant::now();
+        loop {
+            let request =
+                UpdateDatabaseRequest { database: self.connect.database.clone(), settings: Some(settings.clone()) };
+            let request = self.session.request(request);
+            match self.session.stub().update_database_v2(request).await {
+                Ok(_) => return Ok(()),
+                Err(status) => self.try_again(status, begun).await?,
+            }
+        }
+    }
+
+    /// Newest transaction and its Alh.
+    pub async fn state(&mut self) -> Result<(TxId, Digest), Failure> {
+        let begun = Instant::now();
+        loop {
+            let request = self.session.request(());
+            match self.session.stub().current_state(request).await {
+                Ok(reply) => {
+                    let state = reply.into_inner();
+                    return Ok((TxId(state.tx_id), Digest::try_from(&state.tx_hash[..]).map_err(|_| odd("state"))?));
+                }
+                Err(status) => self.try_again(status, begun).await?,
+            }
+        }
+    }
+
+    /// Alh of a transaction that is there.
+    pub async fn alh_of(&mut self, tx: TxId) -> Result<Digest, Failure> {
+        let begun = Instant::now();
+        loop {
+            let request = self.session.request(TxRequest { tx: tx.get(), ..TxRequest::default() });
+            match self.session.stub().tx_by_id(request).await {
+                Ok(reply) => return alh(reply.into_inner().header.as_ref()),
+                Err(status) => self.try_again(status, begun).await?,
+            }
+        }
+    }
+
+    /// Hands a transaction on; answers the Alh that it has here.
+    pub async fn replicate(&mut self, checked: &Checked) -> Result<Digest, Refused> {
+        let begun = Instant::now();
+        loop {
+            match self.send(&checked.bytes).await {
+                Ok(header) => return alh(Some(&header)).map_err(Refused::Final),
+                Err(status) if status.message() == ALREADY_COMMITTED => return Err(Refused::AlreadyThere),
+                Err(status) if status.message() == NOT_REPLICA && begun.elapsed() < PATIENCE => {
+                    // Just created or changed: the setting is on its way into the log.
+                    sleep(PAUSE).await;
+                }
+                Err(status) => self.try_again(status, begun).await.map_err(Refused::Final)?,
+            }
+        }
+    }
+
+    async fn send(&mut self, exported: &Bytes) -> Result<schema::TxHeader, Status> {
+        let mut framed = BytesMut::with_capacity(8 + exported.len());
+        framed.put_u64(exported.len() as u64);
+        framed.put_slice(exported);
+        let mut rest = framed.freeze();
+        let mut chunks = Vec::with_capacity(rest.len() / CHUNK_BYTES + 1);
+        while !rest.is_empty() {
+            let content = rest.split_to(rest.len().min(CHUNK_BYTES));
+            chunks.push(Chunk { content, ..Chunk::default() });
+        }
+        let request = self.session.request(tokio_stream::iter(chunks));
+        Ok(self.session.stub().replicate_tx(request).await?.into_inner())
+    }
+
+    /// Ends replica mode, and waits until that is in force. `known` is a transaction that is there, if there is one: it is refused
+    /// for another reason before and after.
+    pub async fn become_ordinary(&mut self, known: Option<Bytes>) -> Result<(), Failure> {
+        self.update(replica_mode(false)).await?;
+        let Some(known) = known else { return Ok(()) };
+        let begun = Instant::now();
+        loop {
+            match self.send(&known).await {
+                Err(status) if status.message() == NOT_REPLICA => return Ok(()),
+                Err(status) if status.message() == ALREADY_COMMITTED && begun.elapsed() < PATIENCE => {
+                    sleep(PAUSE).await
+                }
+                Err(status) => self.try_again(status, begun).await?,
+                Ok(_) => return Err(odd("answer to a transaction that it has")),
+            }
+        }
+    }
+
+    /// Waits and logs in at the node that answers, as long as that can help.
+    async fn try_again(&mut self, status: Status, begun: Instant) -> Result<(), Failure> {
+        let is_final = match status.code() {
+            Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted => {
+                false
+            }
+            _ => !status.message().contains("session") && !status.message().contains("transport"),
+        };
+        if is_final || begun.elapsed() >= PATIENCE {
+            let kind = if is_final { Kind::Failed } else { Kind::Unavailable };
+            return Err(Failure::new(kind, format!("the target refuses: {}", say(&status)), AGAIN));
+        }
+        sleep(PAUSE).await;
+        if let Ok(session) = log_in(&self.connect, &self.connect.database).await {
+            if session.cluster() != self.uuid {
+                return Err(odd("cluster behind another endpoint"));
+            }
+            self.session = session;
+        }
+        Ok(())
+    }
+}
+
+fn alh(header: Option<&schema::TxHeader>) -> Result<Digest, Failure> {
+    let header = header.ok_or_else(|| odd("transaction without header"))?;
+    let header = TxHeader::try_from(header).map_err(|_| odd("header"))?;
+    header.alh().map_err(|_| odd("header"))
+}
+
+fn odd(what: &str) -> Failure {
+    Failure::failed(
+        format!("the target sends a {what} that makes no sense"),
+        "check that it is an Alhambra of this release",
+    )
+}
+
+/// A session at the first endpoint that gives one.
+async fn log_in(connect: &Connect, database: &str) -> Result<Session, String> {
+    let mut refusals = Vec::new();
+    for endpoint in &connect.endpoints {
+        let login = Login { database, ..Login::of(connect) };
+        match Session::open(endpoint, login, CALL_TIMEOUT).await {
+            Ok(session) => return Ok(session),
+            Err(why) => refusals.push(why),
+        }
+    }
+    Err(refusals.join("; "))
+}
