@@ -7,7 +7,9 @@ use alhambra_raft::meta::User;
 use tokio::time::Instant;
 
 use crate::router::Replica;
+use crate::service::resolve::TokenRefusal;
 use crate::session::Session;
+use crate::session::token::Token;
 
 /// How new the data of a read has to be, as the caller asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,10 +41,21 @@ impl ReadLevel {
 pub enum SessionHeader {
     /// Nothing.
     Absent,
-    /// A session of this node, which counts as used now.
+    /// A session, which counts as used now.
     Known(Arc<Session>),
     /// A session that does not exist (any more).
     Unknown,
+}
+
+/// What a call says about its token.
+#[derive(Clone, Debug)]
+pub enum TokenHeader {
+    /// Nothing, or nothing that counts beside a session.
+    Absent,
+    /// A valid one.
+    Known(Arc<Token>),
+    /// One that is not valid (any more).
+    Refused(TokenRefusal),
 }
 
 /// The headers of a call, as the gate has read them.
@@ -50,8 +63,8 @@ pub enum SessionHeader {
 pub struct Call {
     /// The session.
     pub session: SessionHeader,
-    /// The token, without prefix; none when there is no such header.
-    pub token: Option<Box<str>>,
+    /// The token.
+    pub token: TokenHeader,
     /// When the call has to have an answer.
     pub deadline: Instant,
     /// Whether the client chose the deadline.

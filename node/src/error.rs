@@ -165,6 +165,21 @@ impl Error {
         }
     }
 
+    /// Whether what was asked for may have been done all the same.
+    pub fn may_be_applied(&self) -> bool {
+        match self {
+            Self::Propose { error } => error.may_be_applied(),
+            // Written, but not seen to be applied here.
+            Self::Read(_) | Self::CommittedNotApplied { .. } | Self::Meta(MetaError::NotServing { .. }) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the node cannot tell for now.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Starting { .. } | Self::Stopping)
+    }
+
     /// Replaces [`Self::BeyondLedger`] by an error of the compatible server.
     #[must_use]
     pub fn beyond_is(self, error: WireError) -> Self {

@@ -8,25 +8,31 @@
 //! | [`rest`] | the same calls as JSON over HTTP |
 //! | [`service`] | the use cases, without protobuf and sockets |
 //! | [`method`], [`auth`], [`session`] | who may make which call |
+//! | [`claim`], [`keys`], [`peer`] | session ids and tokens that every node takes; what nodes say to each other about them |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
 //! | [`signer`] | signatures of states |
 //! | [`uploads`] | memory of requests that are arriving |
 //! | [`tls`] | encryption of everything that clients reach |
 //! | [`resources`] | what the machine has when nobody says how much a node may take |
 //! | [`metrics`], [`health`] | what operators look at |
+//! | [`limits`] | bounds of sessions and logins |
 //! | [`error`] | errors of the use cases, and their gRPC form |
 //!
 //! What does not belong here: rules of the ledger, formats on disk, consensus.
 
 pub mod auth;
+pub mod claim;
 pub mod config;
 pub mod context;
 pub mod error;
 pub mod grpc;
 pub mod health;
+pub mod keys;
+pub mod limits;
 pub mod method;
 pub mod metrics;
 pub mod node;
+pub mod peer;
 pub mod resources;
 pub mod rest;
 pub mod router;

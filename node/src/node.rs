@@ -27,7 +27,9 @@ use crate::auth::{self, HashCost};
 use crate::config::Config;
 use crate::grpc;
 use crate::health::{HttpListener, Pages};
+use crate::keys::{KeyError, NodeKey};
 use crate::metrics::Metrics;
+use crate::service::peers::{self, Peers};
 use crate::service::settings::DatabaseSettings;
 use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
@@ -72,6 +74,9 @@ pub enum NodeError {
     /// The certificate cannot be used, or none could be made.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The key of sessions and tokens cannot be kept.
+    #[error(transparent)]
+    SessionKey(#[from] KeyError),
     /// The data folder, the peers or a database.
     #[error(transparent)]
     Groups(#[from] StartError),
@@ -137,7 +142,8 @@ impl Node {
             age_max: config.max_session_age_time,
             token_life: Duration::from_secs(60 * u64::from(config.token_expiry_time)),
         };
-        let sessions = Arc::new(Sessions::new(env.clone(), limits));
+        let key = NodeKey::open(&env, &config.dir)?;
+        let sessions = Arc::new(Sessions::new(env.clone(), key, limits));
         let choices = Choices {
             request_timeout: config.request_timeout,
             message_bytes_max: config.max_recv_msg_size as usize,
@@ -156,6 +162,7 @@ impl Node {
             metrics.clone(),
             uploads,
         ));
+        groups.serve_node_calls(Arc::new(Peers(Arc::downgrade(&app))));
 
         let (stopping, stops) = watch::channel(false);
         let mut others = Vec::new();
@@ -179,6 +186,8 @@ impl Node {
                 tls.look(clock.now_unix_ms().div_euclid(1000));
             })));
         }
+        others.push(spawn(peers::publish_key(app.clone())));
+        others.push(spawn(peers::keep_ends(app.clone())));
         others.push(spawn(follow_users(groups.clone(), app.clone(), admin)));
         let rest = serve_rest(app.clone(), web_port, stops.clone());
         let grpc = serve_clients(app, config.grpc_reflection, client_port, stops);

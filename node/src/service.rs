@@ -6,6 +6,8 @@ pub mod exec;
 pub mod export;
 pub mod import;
 pub mod kv;
+pub mod peers;
+pub mod resolve;
 pub mod server;
 pub mod session;
 pub mod settings;
@@ -15,6 +17,7 @@ pub mod verified;
 pub mod walk;
 pub mod zset;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +28,11 @@ use alhambra_raft::group::Level;
 use alhambra_raft::groups::Groups;
 use alhambra_raft::meta::SYSTEM_DATABASE;
 use alhambra_storage::read::ReadSnapshot;
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::auth::{self, HashCost, Proven};
-use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader};
+use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader, TokenHeader};
 use crate::error::{Error, Result};
 use crate::method::{Method, Need};
 use crate::metrics::Metrics;
@@ -80,6 +85,14 @@ pub struct App {
     uploads: Arc<Uploads>,
     /// Held while an index is flushed by order.
     flushing: Arc<tokio::sync::Mutex<()>>,
+    /// The number of this node, once it has one.
+    me: std::sync::OnceLock<u64>,
+    /// Random number of this process: other nodes see by it that it has forgotten.
+    process: u64,
+    /// How far other nodes were heard about sessions that have ended.
+    heard: Mutex<HashMap<u64, peers::Heard>>,
+    /// Whether the other nodes can know the key of this node.
+    key_is_known: watch::Sender<bool>,
 }
 
 impl App {
@@ -99,6 +112,7 @@ impl App {
             uploads,
             flushing: Arc::default(),
             router: Router::new(groups.clone(), env.clock.clone()),
+            process: u64::from_be_bytes(auth::random(&env)),
             started_at: env.clock.now_unix_ms() / 1000,
             env,
             choices,
@@ -107,6 +121,9 @@ impl App {
             signer,
             metrics,
             had_others: std::sync::OnceLock::new(),
+            me: std::sync::OnceLock::new(),
+            heard: Mutex::default(),
+            key_is_known: watch::Sender::new(false),
             nobody,
         }
     }
@@ -168,10 +185,13 @@ impl App {
                 session: Some(session.clone()),
             }),
             SessionHeader::Unknown => Err(text::NO_SESSION_FOUND.into()),
-            SessionHeader::Absent => {
-                let token = self.sessions.token(call.token.as_deref().unwrap_or_default())?;
-                Ok(Caller { user: token.user().clone(), database: token.database(), session: None })
-            }
+            SessionHeader::Absent => match &call.token {
+                TokenHeader::Known(token) => {
+                    Ok(Caller { user: token.user().clone(), database: token.database(), session: None })
+                }
+                TokenHeader::Refused(refusal) => Err((*refusal).into()),
+                TokenHeader::Absent => Err(text::NOT_LOGGED_IN.into()),
+            },
         }
     }
 

@@ -1,33 +1,34 @@
-//! Sessions and tokens of this node, in memory: they end with the process.
+//! The sessions that this node holds, in memory: its own, and those that it has made anew because their owner is down.
 //!
-//! A session has exactly one selected database and ends when it is idle or too old. A token of Login or UseDatabase is
-//! bound to one database. Both hold the user's record as it was at login; when `systemdb` shows another record, they are
-//! ended ([`Sessions::user_changed`]).
+//! A session has exactly one selected database and ends when it is idle or too old. Its id is a signed claim
+//! ([`crate::claim`]) that any node takes; [`crate::service::resolve`] says what a node does with one that it does not hold.
+//! Sessions hold the user's record as it was at login; when `systemdb` shows another record, they are ended
+//! ([`Sessions::user_changed`]).
 //!
-//! All times are `tokio::time`, virtual in a simulation. No lock is held across an await.
+//! Idle times and ages here are `tokio::time`, virtual in a simulation; what a claim says is wall-clock time. No lock is held
+//! across an await.
+
+pub mod ended;
+pub mod token;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_raft::env::Env;
-use alhambra_raft::meta::User;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE;
+use alhambra_raft::meta::{SessionId, User};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
+use self::ended::{End, Ended};
+use self::token::{Token, Tokens};
 use crate::auth::random;
-use crate::error::{Error, Result};
-
-/// Random bytes of a session id and of a token.
-const SECRET_LEN: usize = 32;
-/// Most tokens that a node keeps; far more than there are logins within a token's life.
-const TOKENS_MAX: usize = 100_000;
-/// For how long an expired token is remembered, so that its holder is told that it expired.
-const EXPIRED_KEPT: Duration = Duration::from_secs(86_400);
+use crate::claim::{Claim, Kind, Slot, slot, slot_of};
+use crate::error::Result;
+use crate::keys::NodeKey;
 
 /// Bounds of sessions and tokens. A duration of zero means no limit.
 #[derive(Clone, Copy, Debug)]
@@ -45,18 +46,54 @@ pub struct Limits {
 /// One session.
 #[derive(Debug)]
 pub struct Session {
-    id: Box<str>,
+    text: Box<str>,
+    end: End,
+    owner: u64,
     user: Arc<User>,
-    database: RwLock<Arc<str>>,
+    epoch: TxId,
+    /// The selected database, and the `systemdb` transaction that says so; 0 while it is the first.
+    selected: RwLock<(TxId, Arc<str>)>,
     opened: Instant,
+    ends: Option<Instant>,
     /// Milliseconds from `opened` to the latest call.
     used_after_ms: AtomicU64,
 }
 
 impl Session {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        &self.id
+    fn new(text: &str, claim: Claim, user: Arc<User>, selected: (TxId, Arc<str>), now_ms: i64) -> Self {
+        let opened = Instant::now();
+        let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - now_ms).unwrap_or(0));
+        Self {
+            text: text.into(),
+            end: End { issued_ms: claim.issued_ms, id: claim.id },
+            owner: claim.owner,
+            user,
+            epoch: claim.epoch,
+            selected: RwLock::new(selected),
+            opened,
+            ends: (claim.expires_ms != 0).then(|| opened + left(claim.expires_ms)),
+            used_after_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// A session that another node holds, as it is for one call.
+    pub fn elsewhere(text: &str, claim: Claim, user: Arc<User>, selected: (TxId, Arc<str>)) -> Arc<Self> {
+        Arc::new(Self::new(text, claim, user, selected, 0))
+    }
+
+    /// Its id, as clients send it.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Its random id and when it was issued.
+    pub fn end(&self) -> End {
+        self.end
+    }
+
+    /// The node that made it.
+    pub fn owner(&self) -> u64 {
+        self.owner
     }
 
     /// Its user, as it was at login.
@@ -66,66 +103,61 @@ impl Session {
 
     /// The selected database.
     pub fn database(&self) -> Arc<str> {
-        self.database.read().clone()
+        self.selected.read().1.clone()
     }
 
-    /// Selects another database.
-    pub fn select(&self, database: Arc<str>) {
-        *self.database.write() = database;
+    /// The selected database and the transaction that says so.
+    pub fn selected(&self) -> (TxId, Arc<str>) {
+        self.selected.read().clone()
     }
 
-    fn touch(&self) {
+    /// Selects a database as `systemdb` transaction `tx` says, unless a later one has spoken.
+    pub fn select(&self, tx: TxId, database: Arc<str>) {
+        let mut selected = self.selected.write();
+        if tx > selected.0 {
+            *selected = (tx, database);
+        }
+    }
+
+    /// It counts as used now.
+    pub(crate) fn touch(&self) {
         let ms = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.used_after_ms.fetch_max(ms, Ordering::Relaxed);
     }
 
     fn is_over(&self, limits: &Limits, now: Instant) -> bool {
         let used = self.opened + Duration::from_millis(self.used_after_ms.load(Ordering::Relaxed));
-        let over = |since: Instant, max: Duration| !max.is_zero() && now.saturating_duration_since(since) >= max;
-        over(used, limits.idle_max) || over(self.opened, limits.age_max)
+        let idle = !limits.idle_max.is_zero() && now.saturating_duration_since(used) >= limits.idle_max;
+        idle || self.ends.is_some_and(|ends| now >= ends)
     }
 }
 
-/// What a token stands for.
-#[derive(Clone, Debug)]
-pub struct Token {
-    user: Arc<User>,
-    database: Option<Arc<str>>,
-    expires: Instant,
-}
-
-impl Token {
-    /// Its user, as it was at login.
-    pub fn user(&self) -> &Arc<User> {
-        &self.user
-    }
-
-    /// The selected database; none until UseDatabase.
-    pub fn database(&self) -> Option<Arc<str>> {
-        self.database.clone()
-    }
-}
-
-#[derive(Debug, Default)]
-struct Tokens {
-    by_secret: HashMap<[u8; SECRET_LEN], Token>,
-    /// Logins of each user that no Logout has ended.
-    logins: HashMap<String, u64>,
-}
-
-/// All sessions and tokens of this node.
+/// All sessions that this node holds, what it knows of those that have ended, and its tokens.
 #[derive(Debug)]
 pub struct Sessions {
     env: Env,
+    key: NodeKey,
     limits: Limits,
-    sessions: RwLock<HashMap<Box<str>, Arc<Session>>>,
-    tokens: Mutex<Tokens>,
+    /// When this process began, milliseconds since 1970-01-01 UTC.
+    began_ms: i64,
+    sessions: RwLock<HashMap<Slot, Arc<Session>>>,
+    ended: Mutex<Ended>,
+    tokens: Tokens,
 }
 
 impl Sessions {
     /// None yet.
-    pub fn new(env: Env, limits: Limits) -> Self {
-        Self { env, limits, sessions: RwLock::default(), tokens: Mutex::default() }
+    pub fn new(env: Env, key: NodeKey, limits: Limits) -> Self {
+        let began_ms = env.clock.now_unix_ms();
+        Self {
+            env,
+            key,
+            limits,
+            began_ms,
+            sessions: RwLock::default(),
+            ended: Mutex::new(Ended::new(began_ms)),
+            tokens: Tokens::default(),
+        }
     }
 
     /// Bounds in force.
@@ -133,260 +165,181 @@ impl Sessions {
         &self.limits
     }
 
-    /// Number of open sessions.
+    /// The key of this node.
+    pub fn key(&self) -> &NodeKey {
+        &self.key
+    }
+
+    /// What is known of sessions that have ended.
+    pub fn ended(&self) -> &Mutex<Ended> {
+        &self.ended
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Number of sessions that this node holds.
     pub fn count(&self) -> usize {
         self.sessions.read().len()
     }
 
-    /// Opens a session. Fails when there are too many, counting those that are over but were not looked at yet.
-    pub fn open(&self, user: Arc<User>, database: Arc<str>) -> Result<Arc<Session>> {
-        let id = URL_SAFE.encode(random::<SECRET_LEN>(&self.env)).into_boxed_str();
-        let session = Arc::new(Session {
-            id: id.clone(),
-            user,
-            database: RwLock::new(database),
-            opened: Instant::now(),
-            used_after_ms: AtomicU64::new(0),
-        });
-        let mut sessions = self.sessions.write();
-        if sessions.len() >= self.limits.sessions_max {
-            return Err(text::MAX_SESSIONS.into());
-        }
-        sessions.insert(id, session.clone());
-        Ok(session)
+    /// Whether this process holds, or has held, a session of this node that was issued then.
+    pub fn remembers(&self, issued_ms: i64) -> bool {
+        issued_ms >= self.began_ms
     }
 
-    /// The session with this id, which counts as used now; none when it does not exist or is over.
-    pub fn refresh(&self, id: &str) -> Option<Arc<Session>> {
-        let session = self.sessions.read().get(id)?.clone();
-        if session.is_over(&self.limits, Instant::now()) {
-            self.close(id);
-            return None;
+    fn life(life: Duration) -> i64 {
+        i64::try_from(life.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    fn claim(
+        &self,
+        kind: Kind,
+        owner: u64,
+        user: &User,
+        epoch: TxId,
+        database: Option<Arc<str>>,
+        life: Duration,
+    ) -> Claim {
+        let issued_ms = self.env.clock.now_unix_ms();
+        Claim {
+            kind,
+            id: random(&self.env),
+            owner,
+            key: self.key.id(),
+            issued_ms,
+            expires_ms: if life.is_zero() { 0 } else { issued_ms.saturating_add(Self::life(life)) },
+            epoch,
+            user: user.name.clone(),
+            database,
         }
+    }
+
+    /// Opens a session of node `owner`, which is this one, that rests on a user's record of transaction `epoch`. Fails when
+    /// there are too many, counting those that are over but were not looked at yet.
+    pub fn open(&self, owner: u64, user: Arc<User>, epoch: TxId, database: Arc<str>) -> Result<Arc<Session>> {
+        if self.count() >= self.limits.sessions_max {
+            return Err(text::MAX_SESSIONS.into());
+        }
+        let claim = self.claim(Kind::Session, owner, &user, epoch, Some(database.clone()), self.limits.age_max);
+        let text = claim.sign(&self.key);
+        let now_ms = claim.issued_ms;
+        self.insert(Session::new(&text, claim, user, (TxId(0), database), now_ms))
+    }
+
+    /// Makes a session anew from its verified claim, or finds the one that was made before. The time that it may be idle
+    /// begins when it is made. Fails when there are too many; none when it has ended.
+    pub fn adopt(
+        &self,
+        text: &str,
+        claim: Claim,
+        user: Arc<User>,
+        selected: (TxId, Arc<str>),
+    ) -> Result<Option<Arc<Session>>> {
+        let now_ms = self.env.clock.now_unix_ms();
+        let held = self.by_id(&claim.id);
+        let session = match held {
+            Some(held) if held.is_over(&self.limits, Instant::now()) => {
+                self.end(held.end);
+                return Ok(None);
+            }
+            Some(held) => {
+                held.select(selected.0, selected.1);
+                held.touch();
+                held
+            }
+            None => self.insert(Session::new(text, claim, user, selected, now_ms))?,
+        };
+        // Whoever ends it notes that first and then looks for it here, so one of us sees the other.
+        if self.ended.lock().contains(&session.end.id) {
+            self.forget(&session);
+            return Ok(None);
+        }
+        Ok(Some(session))
+    }
+
+    fn insert(&self, session: Session) -> Result<Arc<Session>> {
+        let session = Arc::new(session);
+        let slot = slot_of(&session.end.id);
+        let mut sessions = self.sessions.write();
+        if sessions.len() >= self.limits.sessions_max && !sessions.contains_key(&slot) {
+            return Err(text::MAX_SESSIONS.into());
+        }
+        // Two calls may make the same session anew.
+        Ok(sessions.entry(slot).or_insert(session).clone())
+    }
+
+    /// The session with this id, if it is held here, which counts as used now; none when it is over.
+    pub fn refresh(&self, text: &str) -> Option<Arc<Session>> {
+        let session = self.find(text)?;
         session.touch();
         Some(session)
     }
 
-    /// Ends a session.
-    pub fn close(&self, id: &str) {
-        self.sessions.write().remove(id);
+    /// As [`Self::refresh`], but it does not count as used.
+    pub fn find(&self, text: &str) -> Option<Arc<Session>> {
+        let session = self.sessions.read().get(&slot(text)?)?.clone();
+        if *session.text != *text {
+            return None;
+        }
+        if session.is_over(&self.limits, Instant::now()) {
+            self.end(session.end);
+            return None;
+        }
+        Some(session)
+    }
+
+    /// The session with this random id, if it is held here.
+    pub fn by_id(&self, id: &SessionId) -> Option<Arc<Session>> {
+        self.sessions.read().get(&slot_of(id)).cloned()
+    }
+
+    /// Does not hold a session any more, because its owner does.
+    pub fn forget(&self, session: &Session) {
+        self.sessions.write().remove(&slot_of(&session.end.id));
+    }
+
+    /// Ends a session: it is held here no more, and never made anew.
+    pub fn end(&self, end: End) {
+        self.ended.lock().add(end);
+        self.sessions.write().remove(&slot_of(&end.id));
     }
 
     /// Ends what is over. The guard calls it from time to time.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.sessions.write().retain(|_, session| !session.is_over(&self.limits, now));
-        self.tokens.lock().by_secret.retain(|_, token| now < token.expires + EXPIRED_KEPT);
-    }
-
-    /// Makes a token and counts a login.
-    pub fn login(&self, user: Arc<User>, database: Option<Arc<str>>) -> Result<String> {
-        let token = self.issue(user.clone(), database)?;
-        *self.tokens.lock().logins.entry(user.name.clone()).or_default() += 1;
-        Ok(token)
-    }
-
-    /// Makes a token without counting a login, as UseDatabase does. The token is valid by itself.
-    pub fn issue(&self, user: Arc<User>, database: Option<Arc<str>>) -> Result<String> {
-        let secret = random::<SECRET_LEN>(&self.env);
-        let mut encoded = Vec::with_capacity(SECRET_LEN + user.name.len());
-        encoded.extend(secret);
-        encoded.extend(user.name.as_bytes());
-        let expires = Instant::now() + self.limits.token_life;
-        let mut tokens = self.tokens.lock();
-        if tokens.by_secret.len() >= TOKENS_MAX {
-            let now = Instant::now();
-            tokens.by_secret.retain(|_, token| now < token.expires);
-            if tokens.by_secret.len() >= TOKENS_MAX {
-                return Err(text::MAX_SESSIONS.into());
-            }
+        let is_over = |session: &Arc<Session>| session.is_over(&self.limits, now);
+        let over: Vec<End> =
+            self.sessions.read().values().filter(|session| is_over(session)).map(|session| session.end).collect();
+        let mut ended = self.ended.lock();
+        for end in over {
+            ended.add(end);
         }
-        tokens.by_secret.insert(secret, Token { user, database, expires });
-        Ok(URL_SAFE.encode(encoded))
+        drop(ended);
+        self.sessions.write().retain(|_, session| !is_over(session));
     }
 
-    /// What a token stands for. Empty, or unknown while its user has no login, means not logged in; unknown while its user
-    /// has one, or of another form, means invalid.
-    pub fn token(&self, token: &str) -> Result<Token> {
-        if token.is_empty() {
-            return Err(text::NOT_LOGGED_IN.into());
-        }
-        let malformed = || Error::WireCause { error: text::INVALID_TOKEN, cause: "token has a wrong form" };
-        let decoded = URL_SAFE.decode(token).map_err(|_| malformed())?;
-        let (secret, name) = decoded.split_first_chunk::<SECRET_LEN>().ok_or_else(malformed)?;
-        let tokens = self.tokens.lock();
-        match tokens.by_secret.get(secret) {
-            Some(found) if Instant::now() < found.expires => Ok(found.clone()),
-            Some(_) => Err(text::TOKEN_EXPIRED.into()),
-            None if std::str::from_utf8(name).is_ok_and(|name| tokens.logins.contains_key(name)) => {
-                Err(Error::WireCause { error: text::INVALID_TOKEN, cause: "token was ended" })
-            }
-            None => Err(text::NOT_LOGGED_IN.into()),
-        }
+    /// Makes a token. It is valid by itself, on every node, until it expires or its user changes.
+    pub fn issue(&self, owner: u64, user: Arc<User>, epoch: TxId, database: Option<Arc<str>>) -> String {
+        let claim = self.claim(Kind::Token, owner, &user, epoch, database, self.limits.token_life);
+        let text = claim.sign(&self.key);
+        self.tokens.remember(Arc::new(Token::new(&text, claim, user)));
+        text
     }
 
-    /// Takes back one login of the user; the last one ends all tokens of the user.
-    pub fn logout(&self, name: &str) -> Result<()> {
-        let mut tokens = self.tokens.lock();
-        let count = tokens.logins.get_mut(name).ok_or(text::NOT_LOGGED_IN)?;
-        *count -= 1;
-        if *count == 0 {
-            tokens.logins.remove(name);
-            tokens.by_secret.retain(|_, token| token.user.name != name);
-        }
-        Ok(())
-    }
-
-    /// Ends everything of users whose record is another now, or gone.
-    pub fn user_changed(&self, current: impl Fn(&str) -> Option<User>) {
-        // Every modification sets by whom and when, so one that sets what was there before counts as well.
-        let changed = |user: &User| current(&user.name).is_none_or(|now| now != *user);
-        self.sessions.write().retain(|_, session| !changed(&session.user));
-        let mut tokens = self.tokens.lock();
-        tokens.by_secret.retain(|_, token| !changed(&token.user));
-        let with_tokens: std::collections::HashSet<String> =
-            tokens.by_secret.values().map(|token| token.user.name.clone()).collect();
-        tokens.logins.retain(|name, _| with_tokens.contains(name));
+    /// Ends everything of users whose record is another now, or gone, and all tokens of users that have logged out. `current`
+    /// tells the transactions that wrote a user's record and that ended all of its tokens.
+    pub fn user_changed(&self, current: impl Fn(&str) -> Option<(TxId, Option<TxId>)>) {
+        // A record that says what it said before counts as another: every modification sets by whom and when.
+        let unchanged =
+            |session: &Session| current(&session.user.name).is_some_and(|(epoch, _)| epoch == session.epoch);
+        // Their claims rest on a record that is no more, so nobody makes them anew.
+        self.sessions.write().retain(|_, session| unchanged(session));
+        self.tokens.keep_current(&current, self.env.clock.now_unix_ms());
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use alhambra_storage::vfs::Vfs;
-
-    use super::*;
-    use crate::auth::first_user;
-
-    const LIMITS: Limits = Limits {
-        sessions_max: 2,
-        idle_max: Duration::from_secs(120),
-        age_max: Duration::from_secs(600),
-        token_life: Duration::from_secs(60),
-    };
-
-    fn sessions() -> Sessions {
-        let vfs: Arc<dyn Vfs> = Arc::new(alhambra_storage::vfs::os::OsVfs);
-        Sessions::new(Env::production(vfs), LIMITS)
-    }
-
-    fn user(name: &str) -> Arc<User> {
-        Arc::new(User { name: name.to_owned(), ..first_user("hash".to_owned(), 0) })
-    }
-
-    fn text_of<T: std::fmt::Debug>(result: Result<T>) -> String {
-        tonic::Status::from(result.unwrap_err()).message().to_owned()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_used_session_lives_and_an_idle_one_ends() {
-        let sessions = sessions();
-        let session = sessions.open(user("u"), "defaultdb".into()).unwrap();
-        assert_eq!(session.id().len(), 44);
-        for _ in 0..3 {
-            tokio::time::advance(Duration::from_secs(119)).await;
-            assert!(sessions.refresh(session.id()).is_some());
-        }
-        tokio::time::advance(Duration::from_secs(120)).await;
-        assert!(sessions.refresh(session.id()).is_none());
-        assert_eq!(sessions.count(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_session_ends_at_its_age_however_busy() {
-        let sessions = sessions();
-        let session = sessions.open(user("u"), "defaultdb".into()).unwrap();
-        for _ in 0..5 {
-            tokio::time::advance(Duration::from_secs(100)).await;
-            assert!(sessions.refresh(session.id()).is_some());
-        }
-        tokio::time::advance(Duration::from_secs(100)).await;
-        assert!(sessions.refresh(session.id()).is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_number_of_sessions_is_bounded_and_the_guard_makes_room() {
-        let sessions = sessions();
-        for _ in 0..2 {
-            sessions.open(user("u"), "defaultdb".into()).unwrap();
-        }
-        let error = sessions.open(user("u"), "defaultdb".into());
-        assert_eq!(text_of(error), "can not create new session: max sessions number reached");
-        tokio::time::advance(Duration::from_secs(121)).await;
-        sessions.sweep();
-        assert!(sessions.open(user("u"), "defaultdb".into()).is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn tokens_expire_and_say_so() {
-        let sessions = sessions();
-        let token = sessions.login(user("u"), None).unwrap();
-        assert!(sessions.token(&token).unwrap().database().is_none());
-        tokio::time::advance(Duration::from_secs(60)).await;
-        sessions.sweep();
-        assert_eq!(text_of(sessions.token(&token)), "token has expired: token validation error");
-        tokio::time::advance(EXPIRED_KEPT).await;
-        sessions.sweep();
-        assert_eq!(text_of(sessions.token(&token)), "invalid token", "the user still has a login");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_last_logout_ends_all_tokens_of_the_user() {
-        let sessions = sessions();
-        let (first, second) = (sessions.login(user("u"), None).unwrap(), sessions.login(user("u"), None).unwrap());
-        let bound = sessions.issue(user("u"), Some("db".into())).unwrap();
-        let other = sessions.login(user("v"), None).unwrap();
-        sessions.logout("u").unwrap();
-        assert!(sessions.token(&first).is_ok() && sessions.token(&bound).is_ok());
-        sessions.logout("u").unwrap();
-        for token in [&first, &second, &bound] {
-            assert_eq!(text_of(sessions.token(token)), "not logged in");
-        }
-        assert!(sessions.token(&other).is_ok());
-        assert_eq!(text_of(sessions.logout("u")), "not logged in");
-        sessions.login(user("u"), None).unwrap();
-        assert_eq!(text_of(sessions.token(&first)), "invalid token");
-    }
-
-    #[test]
-    fn tokens_of_another_form_are_invalid_and_empty_ones_nobody() {
-        let sessions = sessions();
-        assert_eq!(text_of(sessions.token("")), "not logged in");
-        for token in ["x", "bearer abc", &URL_SAFE.encode([0; 31])] {
-            assert_eq!(text_of(sessions.token(token)), "invalid token", "{token}");
-        }
-        assert_eq!(text_of(sessions.token(&URL_SAFE.encode([0; 40]))), "not logged in");
-    }
-
-    #[tokio::test]
-    async fn a_changed_user_loses_sessions_and_tokens() {
-        type Change = fn(&mut User);
-        let changes: [(&str, Change); 6] = [
-            ("password", |user| user.password = "another".into()),
-            ("permission", |user| _ = user.permissions.insert("d".into(), 1)),
-            ("privileges", |user| _ = user.sql_privileges.insert("d".into(), ["SELECT".into()].into())),
-            ("activity", |user| user.active = false),
-            ("the same again by another", |user| user.created_by = "admin".into()),
-            ("the same again later", |user| user.created_at_ms += 1),
-        ];
-        for (what, change) in changes {
-            let sessions = sessions();
-            let (kept, changed) = (user("kept"), user("changed"));
-            let a = sessions.open(kept.clone(), "defaultdb".into()).unwrap();
-            let b = sessions.open(changed.clone(), "defaultdb".into()).unwrap();
-            let (t, u) = (sessions.login(kept.clone(), None).unwrap(), sessions.login(changed.clone(), None).unwrap());
-            let now = |name: &str| Some((*user(name)).clone());
-            sessions.user_changed(now);
-            assert!(sessions.refresh(b.id()).is_some() && sessions.token(&u).is_ok(), "nothing has changed");
-            sessions.user_changed(|name| {
-                let mut user = now(name)?;
-                if name == "changed" {
-                    change(&mut user);
-                }
-                Some(user)
-            });
-            assert!(sessions.refresh(a.id()).is_some() && sessions.refresh(b.id()).is_none(), "{what}");
-            assert!(sessions.token(&t).is_ok(), "{what}");
-            assert_eq!(text_of(sessions.token(&u)), "not logged in", "{what}");
-        }
-    }
-}
+mod tests;

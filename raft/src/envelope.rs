@@ -69,6 +69,8 @@ pub mod kind {
     pub const SEGMENT_VOTE: u32 = 11;
     /// [`super::encode_segment_part`]; answered with plain bytes.
     pub const SEGMENT_PART: u32 = 12;
+    /// What the programs above this crate say to each other; opaque here.
+    pub const NODE: u32 = 13;
 }
 
 /// Why bytes are not what they should be.

@@ -125,3 +125,9 @@ pub trait Forward: Send + Sync + Debug {
         None
     }
 }
+
+/// Answers what the program above this crate says to itself on other nodes: sessions, revocations.
+pub trait NodeCalls: Send + Sync + Debug {
+    /// Answers one call of node `from`; none when it does not parse. Dropped at the deadline.
+    fn call(&self, from: u64, body: Bytes, deadline: Instant) -> BoxFuture<'static, Option<Bytes>>;
+}

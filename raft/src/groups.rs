@@ -3,13 +3,14 @@
 
 mod company;
 mod disk;
+mod peers;
 mod reopening;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alhambra_ledger::digest::sha256_parts;
@@ -245,6 +246,7 @@ impl Groups {
             former: former.clone(),
             groups: hosting.clone(),
             network: RwLock::new(None),
+            node_calls: OnceLock::new(),
             stranger: Mutex::default(),
         });
         let serving = serve(listener, Arc::new(server.clone()), Limits::default());

@@ -1,10 +1,12 @@
 //! `systemdb`, group 0: which databases and users exist. Itself a ledger, so every administrative act is a provable
 //! transaction.
 //!
-//! Records are JSON values under the keys `node/<id>`, `database/<name>` and `user/<name>`; `docs/format.md`, "systemdb
-//! records", gives every field. What does not belong here: passwords in clear, sessions, and anything that apply of
-//! another database uses (that is a command in the log of that database).
+//! Records are JSON values under the keys `node/<id>`, `database/<name>`, `user/<name>`, `logout/<user>` and `session/<id>`;
+//! `docs/format.md`, "systemdb records", gives every field. What does not belong here: secrets in clear, open sessions (only
+//! that one has selected another database), and anything that apply of another database uses (that is a command in the log of
+//! that database).
 
+mod auth;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +22,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+pub use self::auth::{NodeRecord, SESSION_KEY_LEN, SessionId};
 pub use self::record::RecordError;
 use self::record::Records;
 use crate::env::Env;
@@ -271,14 +274,15 @@ impl Meta {
 
     /// Writes a user. `expected` is the record that the caller has read: with none the user must not exist yet, and
     /// [`MetaError::Conflict`] tells that the record is another by now. `by`, if given, is the record of who writes, as
-    /// it was when their rights were looked at; it too must not be another by now. What is refused changes nothing.
+    /// it was when their rights were looked at; it too must not be another by now. What is refused changes nothing. Answers
+    /// the transaction.
     pub async fn put_user(
         &self,
         user: User,
         expected: Option<&User>,
         by: Option<&User>,
         deadline: Instant,
-    ) -> Result<(), MetaError> {
+    ) -> Result<TxId, MetaError> {
         let key = user_key(&user.name);
         let mut preconditions = vec![match expected {
             None => Precondition::MustNotExist(key.clone()),
@@ -288,7 +292,7 @@ impl Meta {
             preconditions.push(self.unchanged(by)?);
         }
         match self.write(vec![entry(key, &record::user_json(&user))], preconditions, deadline).await? {
-            Written::At(_) => Ok(()),
+            Written::At(tx) => Ok(tx),
             Written::Refused(0) if expected.is_none() => Err(MetaError::Exists { name: user.name }),
             Written::Refused(0) => Err(MetaError::Conflict { name: user.name }),
             Written::Refused(_) => Err(MetaError::Conflict { name: by.map_or(user.name, |by| by.name.clone()) }),
@@ -374,7 +378,8 @@ impl Meta {
         let user = self.inner.env.blocking(u64::MAX, first_user).await.ok_or(MetaError::Starting)?;
         let mut entries: Vec<ProposalEntry> = Vec::new();
         for (id, addr) in &*self.inner.members.read() {
-            entries.push(entry(node_key(*id), &record::node_json(addr)));
+            entries
+                .push(entry(node_key(*id), &record::node_json(&NodeRecord { addr: addr.clone(), session_key: None })));
         }
         let (user_key, database_key) = (user_key(&user.name), database_key(&database.name));
         entries.push(entry(user_key.clone(), &record::user_json(&user)));
@@ -433,7 +438,7 @@ impl Meta {
     }
 
     /// Waits until the records here are those of transaction `tx` or later.
-    async fn applied(&self, tx: TxId, deadline: Instant) -> Result<(), MetaError> {
+    pub async fn applied(&self, tx: TxId, deadline: Instant) -> Result<(), MetaError> {
         self.refresh();
         let mut changes = self.watch();
         let reached = timeout_at(deadline, changes.wait_for(|now| *now >= tx)).await;

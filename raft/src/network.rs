@@ -109,6 +109,11 @@ impl Network {
         }
     }
 
+    /// Hands a call to the program above, on another node.
+    pub async fn node_call(&self, node: u64, body: Bytes, deadline: Instant) -> Result<Bytes, LinkError> {
+        self.ask(node, GroupId(0), (Lane::Small, kind::NODE), body, deadline).await
+    }
+
     /// The network of one group.
     pub fn of_group(self: &Arc<Self>, group: GroupId) -> GroupNetwork {
         GroupNetwork { network: self.clone(), group }

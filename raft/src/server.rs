@@ -1,6 +1,6 @@
 //! What peers ask of this node: raft messages of all groups, forwarded calls, files of snapshots, probes and promises.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
@@ -18,6 +18,7 @@ use crate::env::Env;
 use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
 use crate::error::SnapshotError;
 use crate::forming::driver::Former;
+use crate::forward::NodeCalls;
 use crate::group::Group;
 use crate::hosting::Hosting;
 use crate::link::{FORMAT, Handler, Hello, Incoming, Refusal};
@@ -38,6 +39,8 @@ pub(crate) struct Server {
     pub(crate) former: Arc<Former>,
     pub(crate) groups: Arc<Hosting>,
     pub(crate) network: RwLock<Option<Arc<Network>>>,
+    /// Answers what the programs above say to each other.
+    pub(crate) node_calls: OnceLock<Arc<dyn NodeCalls>>,
     /// Node and cluster that were refused last: whoever tries again and again is told of once.
     pub(crate) stranger: Mutex<Option<(u64, String)>>,
 }
@@ -143,6 +146,10 @@ impl Handler for Arc<Server> {
                     network.disks().note(from, report);
                     let own = server.former.identity().and_then(|identity| network.disks().get(identity.node_id));
                     Ok(envelope::encode_disk_reply(own.as_ref()))
+                }
+                kind::NODE => {
+                    let calls = server.node_calls.get().ok_or(Refusal::Stopped)?;
+                    calls.call(from, call.body, call.deadline).await.ok_or(Refusal::BadRequest)
                 }
                 _ => Err(Refusal::BadRequest),
             }

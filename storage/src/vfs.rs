@@ -22,6 +22,8 @@ pub enum OpenMode {
     Create,
     /// Must not exist.
     CreateNew,
+    /// Must not exist. Where the system knows owners of files, nobody but the owner may read it.
+    CreatePrivate,
 }
 
 /// What a folder holds under a name.

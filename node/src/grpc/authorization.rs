@@ -33,7 +33,7 @@ impl AuthorizationService for Authorization {
         let (age, inactivity) = self.app.session_life();
         let now = self.app.now();
         Ok(Response::new(model::OpenSessionResponse {
-            session_id: session.id().to_owned(),
+            session_id: session.text().to_owned(),
             server_uuid,
             expiration_timestamp: ends(now, age),
             inactivity_timestamp: ends(now, inactivity),
@@ -49,7 +49,7 @@ impl AuthorizationService for Authorization {
 
     async fn close_session(&self, request: Request<model::CloseSessionRequest>) -> Reply<model::CloseSessionResponse> {
         let (call, _) = open(request)?;
-        self.app.close_session(&call)?;
+        self.app.close_session(&call).await?;
         Ok(Response::new(model::CloseSessionResponse {}))
     }
 }

@@ -24,11 +24,12 @@ use tonic::codegen::http::{Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use crate::context::{Call, ReadLevel, SessionHeader};
+use crate::context::{Call, ReadLevel, SessionHeader, TokenHeader};
 use crate::error::{Error, Result};
 use crate::grpc::counted::Counted;
 use crate::method::{self, Kind, Method};
 use crate::service::App;
+use crate::uploads::Share;
 
 /// Request header with the id of a session.
 pub const SESSION_HEADER: &str = "sessionid";
@@ -88,7 +89,7 @@ impl<S> Gate<S> {
 
 impl<S> Service<Request<Body>> for Gate<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -99,7 +100,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         // Reflection and unknown paths are not ours to judge.
         let Some(method) = Method::of_path(request.uri().path()) else {
             return Box::pin(self.inner.call(request));
@@ -108,36 +109,75 @@ where
         let metrics = self.app.metrics().clone();
         metrics.started(method);
         let uuid = self.uuid();
-        let (uuid, admitted) = match admit(&self.app, method, request.headers(), began) {
-            Ok(call) => (uuid, Ok(call)),
-            Err(Refusal::BeforeUuid(error)) => (None, Err(error)),
-            Err(Refusal::AfterUuid(error)) => (uuid, Err(error)),
-        };
-        let inner = match admitted {
-            Ok(call) => {
-                let overdue = call.deadline + LAST_RESORT;
-                request.extensions_mut().insert(call);
-                let share = self.app.uploads().begin(*method == method::STREAM_EXPORT_TX);
-                let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
-                Ok((self.inner.call(request), overdue, share))
-            }
-            Err(error) => Err(Status::from(error)),
-        };
         let size_max = self.app.message_bytes_max();
+        let next = match admit(&self.app, method, request.headers(), began) {
+            Admission::Told(call) => Ok(self.enter(method, request, call)),
+            Admission::Refused(refusal) => Err(refusal),
+            // The node knows at once who almost every caller is. For the others it has to ask.
+            Admission::Asks(credential, call) => {
+                let ready = self.inner.clone();
+                let mut gate = Self { app: self.app.clone(), uuid: self.uuid.clone(), inner: ready };
+                // The one that was asked whether it is ready is the one to be called.
+                std::mem::swap(&mut self.inner, &mut gate.inner);
+                return Box::pin(async move {
+                    let response = match ask(&gate.app, method, credential, call).await {
+                        Ok(call) => {
+                            let running = gate.enter(method, request, call);
+                            run(method, running).await?
+                        }
+                        Err(error) => Status::from(error).into_http(),
+                    };
+                    let (response, code) = finish(response, uuid, size_max);
+                    metrics.handled(method, code, began.elapsed());
+                    Ok(response)
+                });
+            }
+        };
         Box::pin(async move {
-            let response = match inner {
-                // What came in is held until there is an answer.
-                Ok((inner, overdue, _share)) => tokio::select! {
-                    biased;
-                    response = inner => response?,
-                    () = tokio::time::sleep_until(overdue) => is_overdue(method).into_http(),
-                },
-                Err(status) => status.into_http(),
+            let (response, uuid) = match next {
+                Ok(running) => (run(method, running).await?, uuid),
+                Err(Refusal::BeforeUuid(error)) => (Status::from(error).into_http(), None),
+                Err(Refusal::AfterUuid(error)) => (Status::from(error).into_http(), uuid),
             };
             let (response, code) = finish(response, uuid, size_max);
             metrics.handled(method, code, began.elapsed());
             Ok(response)
         })
+    }
+}
+
+impl<S> Gate<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    /// Calls the service.
+    fn enter(&mut self, method: &Method, mut request: Request<Body>, call: Call) -> Running<S::Future> {
+        let overdue = call.deadline + LAST_RESORT;
+        request.extensions_mut().insert(call);
+        let share = self.app.uploads().begin(*method == method::STREAM_EXPORT_TX);
+        let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
+        Running { inner: self.inner.call(request), overdue, _share: share }
+    }
+}
+
+/// A call that the service carries out.
+struct Running<F> {
+    inner: F,
+    /// When it has to have ended at the latest.
+    overdue: Instant,
+    /// What came in is held until there is an answer.
+    _share: Arc<Share>,
+}
+
+async fn run<F>(method: &Method, running: Running<F>) -> std::result::Result<Response<Body>, Infallible>
+where
+    F: Future<Output = std::result::Result<Response<Body>, Infallible>>,
+{
+    let Running { inner, overdue, _share } = running;
+    tokio::select! {
+        biased;
+        response = inner => response,
+        () = tokio::time::sleep_until(overdue) => Ok(is_overdue(method).into_http()),
     }
 }
 
@@ -157,25 +197,76 @@ enum Refusal {
     AfterUuid(Error),
 }
 
-fn admit(app: &App, method: &Method, headers: &HeaderMap, now: Instant) -> std::result::Result<Call, Refusal> {
-    let session = if *method == method::OPEN_SESSION {
-        SessionHeader::Absent
-    } else {
-        match headers.get(SESSION_HEADER).map(HeaderValue::as_bytes) {
-            None => SessionHeader::Absent,
-            Some([]) => return Err(Refusal::BeforeUuid(text::NO_SESSION_ID.into())),
-            Some(id) => (std::str::from_utf8(id).ok())
-                .and_then(|id| app.sessions().refresh(id))
-                .map_or(SessionHeader::Unknown, SessionHeader::Known),
-        }
+/// What a caller shows.
+enum Credential {
+    Session(Box<str>),
+    Token(Box<str>),
+}
+
+enum Admission {
+    /// Known, as far as it matters.
+    Told(Call),
+    Refused(Refusal),
+    /// Others have to be asked about the caller; the call lacks what they say.
+    Asks(Credential, Call),
+}
+
+fn admit(app: &App, method: &Method, headers: &HeaderMap, now: Instant) -> Admission {
+    let shown = if *method == method::OPEN_SESSION { None } else { headers.get(SESSION_HEADER) };
+    let session = match shown.map(HeaderValue::as_bytes) {
+        None => Some(SessionHeader::Absent),
+        Some([]) => return Admission::Refused(Refusal::BeforeUuid(text::NO_SESSION_ID.into())),
+        Some(id) => match std::str::from_utf8(id) {
+            Ok(id) if !may_be_session(id) => Some(SessionHeader::Unknown),
+            Ok(id) => app.own_session(id),
+            Err(_) => Some(SessionHeader::Unknown),
+        },
     };
-    if matches!(session, SessionHeader::Unknown) && method.kind == Kind::Unary {
-        return Err(Refusal::AfterUuid(text::SESSION_NOT_FOUND.into()));
+    if matches!(session, Some(SessionHeader::Unknown)) && method.kind == Kind::Unary {
+        return Admission::Refused(Refusal::AfterUuid(text::SESSION_NOT_FOUND.into()));
     }
-    let level = read_level(headers).map_err(Refusal::AfterUuid)?;
+    let level = match read_level(headers) {
+        Ok(level) => level,
+        Err(error) => return Admission::Refused(Refusal::AfterUuid(error)),
+    };
     let timeout = timeout(headers);
     let deadline = deadline(timeout, now, app.request_timeout());
-    Ok(Call { session, token: token(headers), deadline, chosen: timeout.is_some(), level })
+    let asked = session.is_none();
+    let session = session.unwrap_or(SessionHeader::Absent);
+    let mut call = Call { session, token: TokenHeader::Absent, deadline, chosen: timeout.is_some(), level };
+    if asked {
+        let id = shown.and_then(|id| id.to_str().ok()).unwrap_or_default();
+        return Admission::Asks(Credential::Session(id.into()), call);
+    }
+    // A session beats a token.
+    if matches!(call.session, SessionHeader::Absent)
+        && let Some(token) = token(headers)
+    {
+        match app.own_token(token) {
+            Some(known) => call.token = known,
+            None => return Admission::Asks(Credential::Token(token.into()), call),
+        }
+    }
+    Admission::Told(call)
+}
+
+/// Whether the text has the length of a session id at least.
+fn may_be_session(id: &str) -> bool {
+    crate::claim::slot(id).is_some()
+}
+
+/// Finds out who calls.
+async fn ask(app: &App, method: &Method, credential: Credential, mut call: Call) -> Result<Call> {
+    match credential {
+        Credential::Token(token) => call.token = app.token(&token, call.deadline).await,
+        Credential::Session(id) => {
+            call.session = app.session(&id, call.deadline).await?;
+            if matches!(call.session, SessionHeader::Unknown) && method.kind == Kind::Unary {
+                return Err(text::SESSION_NOT_FOUND.into());
+            }
+        }
+    }
+    Ok(call)
 }
 
 fn read_level(headers: &HeaderMap) -> Result<ReadLevel> {
@@ -184,11 +275,10 @@ fn read_level(headers: &HeaderMap) -> Result<ReadLevel> {
     value.to_str().ok().and_then(ReadLevel::from_name).ok_or(unknown)
 }
 
-fn token(headers: &HeaderMap) -> Option<Box<str>> {
+fn token(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(TOKEN_HEADER)?.to_str().unwrap_or_default();
     // A client that trims its headers sends an empty token as "Bearer".
-    let token = value.strip_prefix("Bearer ").unwrap_or(if value == "Bearer" { "" } else { value });
-    Some(token.into())
+    Some(value.strip_prefix("Bearer ").unwrap_or(if value == "Bearer" { "" } else { value }))
 }
 
 /// The time that the client gives the call.
@@ -333,7 +423,7 @@ mod tests {
             ("", ""),
             ("bearer abc", "bearer abc"),
         ] {
-            assert_eq!(token(&headers(TOKEN_HEADER, value)).as_deref(), Some(expected), "{value:?}");
+            assert_eq!(token(&headers(TOKEN_HEADER, value)), Some(expected), "{value:?}");
         }
         assert!(token(&HeaderMap::new()).is_none());
     }

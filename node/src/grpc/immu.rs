@@ -32,7 +32,7 @@ impl ImmuService for Immu {
     }
 
     async fn close_session(&self, request: Request<()>) -> Reply<()> {
-        session::close_session(&self.app, request)
+        session::close_session(&self.app, request).await
     }
 
     async fn keep_alive(&self, request: Request<()>) -> Reply<()> {
@@ -44,7 +44,7 @@ impl ImmuService for Immu {
     }
 
     async fn logout(&self, request: Request<()>) -> Reply<()> {
-        session::logout(&self.app, request)
+        session::logout(&self.app, request).await
     }
 
     async fn use_database(&self, request: Request<schema::Database>) -> Reply<schema::UseDatabaseReply> {

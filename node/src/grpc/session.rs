@@ -15,12 +15,12 @@ pub(super) async fn open_session(
     let (call, request) = open(request)?;
     let session = app.open_session(&request.username, &request.password, &request.database_name, call.deadline).await?;
     let server_uuid = app.uuid().ok_or(Error::Starting { what: "the cluster" })?;
-    Ok(Response::new(schema::OpenSessionResponse { session_id: session.id().to_owned(), server_uuid }))
+    Ok(Response::new(schema::OpenSessionResponse { session_id: session.text().to_owned(), server_uuid }))
 }
 
-pub(super) fn close_session(app: &App, request: Request<()>) -> Reply<()> {
+pub(super) async fn close_session(app: &App, request: Request<()>) -> Reply<()> {
     let (call, ()) = open(request)?;
-    app.close_session(&call)?;
+    app.close_session(&call).await?;
     Ok(Response::new(()))
 }
 
@@ -37,9 +37,9 @@ pub(super) async fn login(app: &App, request: Request<schema::LoginRequest>) -> 
     Ok(Response::new(schema::LoginResponse { token, warning: Bytes::from_static(warning.as_bytes()) }))
 }
 
-pub(super) fn logout(app: &App, request: Request<()>) -> Reply<()> {
+pub(super) async fn logout(app: &App, request: Request<()>) -> Reply<()> {
     let (call, ()) = open(request)?;
-    app.logout(&call)?;
+    app.logout(&call).await?;
     Ok(Response::new(()))
 }
 

@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 
+use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, SYSTEM_DATABASE, User};
 use alhambra_raft::strand::of_node;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use crate::auth;
-use crate::context::{Call, Caller};
+use crate::context::{Call, Caller, TokenHeader};
 use crate::error::{Error, Result};
+use crate::limits::OWNER_ANSWERS;
+use crate::peer::{Answer, Ask};
 use crate::session::Session;
+use crate::session::ended::End as SessionEnd;
+use crate::session::token::epoch_of;
 
 /// What the first administrator with the password that everybody knows is told.
 pub const DEFAULT_PASSWORD_WARNING: &str =
@@ -23,28 +28,58 @@ impl App {
     ///
     /// The record that this node has applied decides when it lets the caller in. Before anybody is turned away, the newest
     /// record is fetched: a user may have been created a moment ago through another node.
-    async fn login_user(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<Arc<User>> {
+    async fn login_user(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<LoggedIn> {
         self.require_formed()?;
         let name = std::str::from_utf8(name).unwrap_or_default();
+        let seen = self.groups.meta().user_epochs(name);
         let user = match self.check_password(name, password).await? {
             Some(user) => user,
             None => {
                 self.groups.meta().barrier(deadline).await?;
-                self.check_password(name, password).await?.ok_or_else(|| {
-                    let known = self.groups.meta().user(name).is_some();
+                // The same record would refuse again, and take as long.
+                let again = if self.groups.meta().user_epochs(name) == seen {
+                    None
+                } else {
+                    self.check_password(name, password).await?
+                };
+                again.ok_or_else(|| {
+                    let known = self.groups.meta().user_epochs(name).is_some();
                     let cause = if known { "the password is wrong" } else { text::KEY_NOT_FOUND.text() };
                     Error::WireCause { error: text::INVALID_CREDENTIALS, cause }
                 })?
             }
         };
-        if user.active { Ok(Arc::new(user)) } else { Err(text::USER_NOT_ACTIVE.into()) }
+        if !user.user.active {
+            return Err(text::USER_NOT_ACTIVE.into());
+        }
+        self.await_key(deadline).await?;
+        Ok(user)
     }
 
-    async fn check_password(&self, name: &str, password: &[u8]) -> Result<Option<User>> {
-        let user = self.groups.meta().user(name);
-        let hash = user.as_ref().map_or(&self.nobody, |user| &user.password);
+    async fn check_password(&self, name: &str, password: &[u8]) -> Result<Option<LoggedIn>> {
+        let user = self.logged_in(name);
+        let hash = user.as_ref().map_or(&self.nobody, |user| &user.user.password);
         let matches = self.matches(password, hash).await;
         Ok(user.filter(|_| matches))
+    }
+
+    /// The user as the records here have it.
+    fn logged_in(&self, name: &str) -> Option<LoggedIn> {
+        let (user, epoch, logout) = self.groups.meta().user_at(name)?;
+        Some(LoggedIn { user: Arc::new(user), epoch, token_epoch: epoch_of((epoch, logout)) })
+    }
+
+    /// Waits until other nodes can know the key with which this one signs: they must take what it makes.
+    async fn await_key(&self, deadline: Instant) -> Result<()> {
+        let mut known = self.key_is_known.subscribe();
+        match timeout_at(deadline, known.wait_for(|known| *known)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::Starting { what: "the key of this node" }),
+        }
+    }
+
+    fn own_number(&self) -> Result<u64> {
+        self.me().ok_or(Error::Starting { what: "the cluster" })
     }
 
     /// Whether this is the user's password.
@@ -63,11 +98,12 @@ impl App {
     /// Holds a new session or token of the user to the record as it is now. Whoever changes the record ends what there is
     /// of the user by then; a login that was on its way would outlive that.
     fn still(&self, user: &User) -> Result<()> {
-        if self.is_current(user) {
-            return Ok(());
-        }
+        if self.is_current(user) { Ok(()) } else { Err(self.changed(user)) }
+    }
+
+    fn changed(&self, user: &User) -> Error {
         self.end_changed_users();
-        Err(MetaError::Conflict { name: user.name.clone() }.into())
+        MetaError::Conflict { name: user.name.clone() }.into()
     }
 
     pub(crate) fn require_formed(&self) -> Result<()> {
@@ -100,29 +136,31 @@ impl App {
         database: &str,
         deadline: Instant,
     ) -> Result<Arc<Session>> {
-        let user = self.login_user(name, password, deadline).await?;
+        let LoggedIn { user, epoch, .. } = self.login_user(name, password, deadline).await?;
         let database = database.to_lowercase();
         if database.is_empty() || !self.database_exists(&database, deadline).await? {
             return Err(text::DATABASE_NOT_FOUND.into());
         }
         Self::may_select(&user, &database)?;
-        let session = self.sessions.open(user.clone(), database.into())?;
+        let session = self.sessions.open(self.own_number()?, user.clone(), epoch, database.into())?;
         self.still(&user)?;
         Ok(session)
     }
 
-    /// Ends the session of the call.
-    pub fn close_session(&self, call: &Call) -> Result<()> {
-        self.sessions.close(self.session_of(call)?.id());
+    /// Ends the session of the call, on every node.
+    pub async fn close_session(&self, call: &Call) -> Result<()> {
+        let end = self.session_of(call)?.end();
+        self.end_everywhere(end).await;
         Ok(())
     }
 
     /// Makes a token. Also tells the warning, empty for none.
     pub async fn login(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<(String, &'static str)> {
-        let user = self.login_user(name, password, deadline).await?;
+        let LoggedIn { user, token_epoch, .. } = self.login_user(name, password, deadline).await?;
         let warning =
             if user.name == ADMIN_USER && password == DEFAULT_PASSWORD { DEFAULT_PASSWORD_WARNING } else { "" };
-        let token = self.sessions.login(user.clone(), self.first_database())?;
+        let token = self.sessions.issue(self.own_number()?, user.clone(), token_epoch, self.first_database());
+        self.sessions.tokens().count_login(&user.name, token_epoch);
         self.still(&user)?;
         Ok((token, warning))
     }
@@ -134,27 +172,96 @@ impl App {
         alone.then(|| DEFAULT_DATABASE.into())
     }
 
-    /// Takes back one login of the caller.
-    pub fn logout(&self, call: &Call) -> Result<()> {
-        self.sessions.logout(&self.user_call(call)?.user.name)
+    /// Takes back one login of the caller; the last one ends all tokens of the user on all nodes.
+    ///
+    /// Each node counts the logins through it, for as long as its process lives; those of nodes that are down do not count.
+    /// A token that nobody has counted, because its node was started again, ends all of them.
+    pub async fn logout(&self, call: &Call) -> Result<()> {
+        let user = self.user_call(call)?.user;
+        let me = self.own_number()?;
+        let issuer = match &call.token {
+            TokenHeader::Known(token) => token.claim().owner,
+            TokenHeader::Absent | TokenHeader::Refused(_) => me,
+        };
+        let mut nodes: Vec<u64> = [me].into_iter().chain(self.groups.peers()).collect();
+        nodes.sort_by_key(|node| (*node != issuer, *node != me));
+        let mut taken = false;
+        let mut left = 0;
+        for node in nodes {
+            let ask = Ask::Logins { user: user.name.clone(), take: !taken };
+            let answer = if node == me {
+                self.answer(ask, call.deadline).await
+            } else {
+                self.ask(node, &ask, call.deadline.min(Instant::now() + OWNER_ANSWERS)).await
+            };
+            if let Some(Answer::Logins { taken: one, left: more }) = answer {
+                taken |= one;
+                left += more;
+            }
+        }
+        if !taken && !matches!(call.token, TokenHeader::Known(_)) {
+            return Err(text::NOT_LOGGED_IN.into());
+        }
+        if left == 0 {
+            let tx = self.groups.meta().put_logout(&user.name, call.deadline).await?;
+            self.settle(tx, None).await;
+        }
+        Ok(())
     }
 
     /// Selects a database: in the session, if there is one, and in a new token.
+    ///
+    /// That a session selects another database is in `systemdb` before it is answered, and known to whoever holds the session.
     pub async fn use_database(&self, call: &Call, name: &str) -> Result<String> {
         let Caller { user, session, .. } = self.authenticate(call).map_err(|error| match error {
             Error::Wire(wire) if wire == text::TOKEN_EXPIRED => Error::Wire(wire),
+            other if other.is_unavailable() => other,
             _ => Error::from(text::PLEASE_LOGIN),
         })?;
         if !self.database_exists(name, call.deadline).await? {
             return Err(Error::DatabaseNotFound { name: name.to_owned() });
         }
         Self::may_select(&user, name)?;
+        self.await_key(call.deadline).await?;
         let database: Arc<str> = name.into();
-        let token = self.sessions.issue(user.clone(), Some(database.clone()))?;
-        self.still(&user)?;
-        if let Some(session) = session {
-            session.select(database);
+        let current = self.logged_in(&user.name).filter(|current| *current.user == *user);
+        let Some(current) = current else { return Err(self.changed(&user)) };
+        if let Some(session) = session.filter(|session| *session.database() != *database) {
+            self.select(&session, database.clone(), call.deadline).await?;
         }
+        let token = self.sessions.issue(self.own_number()?, user.clone(), current.token_epoch, Some(database));
+        self.still(&user)?;
         Ok(token)
     }
+
+    async fn select(&self, session: &Session, database: Arc<str>, deadline: Instant) -> Result<()> {
+        let SessionEnd { id, .. } = session.end();
+        let tx = match self.groups.meta().put_session(&id, &database, deadline).await {
+            Ok(tx) => tx,
+            Err(error) => {
+                let error = Error::from(error);
+                if error.may_be_applied() {
+                    // Nobody can tell which database it is on, so it must not be used any more.
+                    self.end_everywhere(session.end()).await;
+                }
+                return Err(error);
+            }
+        };
+        session.select(tx, database);
+        // Other nodes ask this one before they use the session, if it is this one's.
+        if Some(session.owner()) != self.me() {
+            self.settle(tx, Some(id)).await;
+        }
+        Ok(())
+    }
+}
+
+/// A user whose password was right.
+#[derive(Debug)]
+struct LoggedIn {
+    user: Arc<User>,
+    /// The transaction of the record.
+    epoch: TxId,
+    /// What a token of the user rests on.
+    token_epoch: TxId,
 }

@@ -3,7 +3,7 @@
 //! Every change is decided on records that were the newest when the call began, and written under the condition that
 //! neither the record nor the caller's own is another by then; if one is, the call decides anew. So no change is lost
 //! when two nodes change a user at once, and nobody acts with rights that were taken away before. A change ends all
-//! sessions and tokens of its user: here before the call is answered, on each other node as soon as it applies the change.
+//! sessions and tokens of its user, on every live node before the call is answered ([`App::settle`]).
 
 mod rules;
 
@@ -111,8 +111,8 @@ impl App {
             user.created_at_ms = self.env.clock.now_unix_ms();
             let by = Some(&*caller.user).filter(|by| by.name != user.name);
             match meta.put_user(user, expected.as_ref(), by, call.deadline).await {
-                Ok(()) => {
-                    self.end_changed_users();
+                Ok(tx) => {
+                    self.settle(tx, None).await;
                     return Ok(());
                 }
                 // Nothing is written; another look tells why.
@@ -156,6 +156,6 @@ impl App {
     /// Ends sessions and tokens of users that the records here show as changed.
     pub(crate) fn end_changed_users(&self) {
         let meta = self.groups.meta();
-        self.sessions.user_changed(|name| meta.user(name));
+        self.sessions.user_changed(|name| meta.user_epochs(name));
     }
 }

@@ -49,7 +49,7 @@ impl Cluster {
         cluster
     }
 
-    async fn start_node(&mut self, n: usize) {
+    pub async fn start_node(&mut self, n: usize) {
         let tried = async {
             loop {
                 // The port of the node that was stopped may take a moment to be free.
@@ -67,7 +67,7 @@ impl Cluster {
         self.nodes[n].as_ref().unwrap()
     }
 
-    async fn stop(&mut self, n: usize) {
+    pub async fn stop(&mut self, n: usize) {
         if let Some(node) = self.nodes[n].take() {
             node.shutdown().await;
         }

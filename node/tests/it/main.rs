@@ -13,6 +13,7 @@ mod mutated;
 mod permissions;
 mod reads;
 mod rest;
+mod roaming;
 mod server;
 mod sessions;
 mod streams;

@@ -19,7 +19,9 @@ async fn opening_a_session_checks_in_order_and_the_uuid_is_in_every_reply() {
     refused(client.open("immudb", PASSWORD, "").await, Code::Unknown, "database does not exist", "");
 
     let opened = client.open("immudb", PASSWORD, "DefaultDB").await.unwrap();
-    assert_eq!((opened.session_id.len(), opened.server_uuid.len()), (44, 20));
+    assert_eq!(opened.server_uuid.len(), 20);
+    let safe = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    assert!(opened.session_id.len() < 512 && opened.session_id.bytes().all(safe), "{}", opened.session_id);
     let client = client.with("sessionid", &opened.session_id);
     assert_eq!(client.state().await.unwrap().db, "defaultdb");
 

@@ -10,7 +10,7 @@ use alhambra_storage::read::ReadSnapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{DatabaseRecord, User};
+use super::{DatabaseRecord, NodeRecord, SESSION_KEY_LEN, SessionId, User};
 
 /// Keys of databases begin so.
 pub(super) const DATABASE: &str = "database/";
@@ -18,10 +18,26 @@ pub(super) const DATABASE: &str = "database/";
 pub(super) const USER: &str = "user/";
 /// Keys of nodes begin so.
 pub(super) const NODE: &str = "node/";
+/// Keys of the latest ends of all tokens of a user begin so.
+pub(super) const LOGOUT: &str = "logout/";
+/// Keys of sessions that have selected another database than their first begin so.
+pub(super) const SESSION: &str = "session/";
 
 #[derive(Serialize, Deserialize)]
 struct NodeJson {
     addr: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session_key: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LogoutJson {
+    by: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SessionJson {
+    database: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -80,8 +96,42 @@ fn json<T: Serialize>(record: &T) -> String {
     serde_json::to_string(record).expect("plain records become JSON")
 }
 
-pub(super) fn node_json(addr: &str) -> String {
-    json(&NodeJson { addr: addr.to_owned() })
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn node_json(node: &NodeRecord) -> String {
+    json(&NodeJson { addr: node.addr.clone(), session_key: node.session_key.map(|key| hex(&key)) })
+}
+
+fn read_node(id: &str, value: &[u8]) -> Result<NodeRecord, RecordError> {
+    let key = || format!("{NODE}{id}");
+    let record: NodeJson = serde_json::from_slice(value).map_err(|source| RecordError::Json { key: key(), source })?;
+    let session_key = match record.session_key {
+        None => None,
+        Some(text) => Some(from_hex::<SESSION_KEY_LEN>(&text).ok_or_else(|| RecordError::Form { key: key() })?),
+    };
+    Ok(NodeRecord { addr: record.addr, session_key })
+}
+
+/// What is recorded of the end of all tokens of a user: which node took the last Logout.
+pub(super) fn logout_json(by: &str) -> String {
+    json(&LogoutJson { by: by.to_owned() })
+}
+
+/// The end of a session's key.
+pub(super) fn session_name(id: &SessionId) -> String {
+    hex(id)
+}
+
+pub(super) fn session_json(database: &str) -> String {
+    json(&SessionJson { database: database.to_owned() })
+}
+
+/// The selected database of a session, from the stored value of its record.
+pub(super) fn read_session(value: &[u8]) -> Option<String> {
+    let Ok(StoredValue::Plain(json)) = parse_value(value) else { return None };
+    serde_json::from_slice::<SessionJson>(json).ok().map(|record| record.database)
 }
 
 pub(super) fn user_json(user: &User) -> String {
@@ -151,15 +201,19 @@ pub enum RecordError {
     },
 }
 
-fn hex_id(text: &str) -> Option<DatabaseId> {
-    let mut id = [0; 16];
-    if text.len() != 32 || !text.is_ascii() {
+fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if text.len() != 2 * N || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
-    for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks(2)) {
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
-    Some(DatabaseId(id))
+    Some(bytes)
+}
+
+fn hex_id(text: &str) -> Option<DatabaseId> {
+    from_hex(text).map(DatabaseId)
 }
 
 fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRecord, RecordError> {
@@ -205,6 +259,9 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
 pub(super) struct Records {
     databases: BTreeMap<String, (DatabaseRecord, TxId)>,
     users: BTreeMap<String, (User, TxId)>,
+    nodes: BTreeMap<String, (NodeRecord, TxId)>,
+    /// Only when: what they say is for people.
+    logouts: BTreeMap<String, ((), TxId)>,
 }
 
 impl Records {
@@ -224,6 +281,15 @@ impl Records {
         self.users.get(name).map(|(user, tx)| (user, *tx))
     }
 
+    pub(super) fn node(&self, id: u64) -> Option<(&NodeRecord, TxId)> {
+        self.nodes.get(&id.to_string()).map(|(node, tx)| (node, *tx))
+    }
+
+    /// When all tokens of a user were ended last.
+    pub(super) fn logout(&self, name: &str) -> Option<TxId> {
+        self.logouts.get(name).map(|((), tx)| *tx)
+    }
+
     /// Takes over what the snapshot has. Values are read only for records that are new or changed; one that cannot be used
     /// keeps its old form and is reported. When the keys cannot be read at all, nothing changes.
     pub(super) fn refresh(
@@ -232,6 +298,7 @@ impl Records {
     ) -> Result<Vec<RecordError>, alhambra_storage::error::Error> {
         let mut errors = Vec::new();
         let (databases, users) = (versions(snapshot, DATABASE)?, versions(snapshot, USER)?);
+        let (nodes, logouts) = (versions(snapshot, NODE)?, versions(snapshot, LOGOUT)?);
         self.databases = refresh(snapshot, databases, &mut self.databases, &mut errors, |name, key, value| {
             // The first transaction of the name is the number of its group; later ones change settings.
             let first = snapshot.revision(key, Revision(1));
@@ -241,6 +308,8 @@ impl Records {
         self.users = refresh(snapshot, users, &mut self.users, &mut errors, |name, _, value| {
             serde_json::from_slice(value).map_err(|source| RecordError::Json { key: format!("{USER}{name}"), source })
         });
+        self.nodes = refresh(snapshot, nodes, &mut self.nodes, &mut errors, |id, _, value| read_node(id, value));
+        self.logouts = refresh(snapshot, logouts, &mut self.logouts, &mut errors, |_, _, _| Ok(()));
         Ok(errors)
     }
 }
@@ -348,7 +417,19 @@ mod tests {
             )
         );
         assert_eq!(read_database("orders", GroupId(9), text.as_bytes()).unwrap(), written);
-        assert_eq!(node_json("a:1"), r#"{"addr":"a:1"}"#);
+        let mut node = NodeRecord { addr: "a:1".into(), session_key: None };
+        assert_eq!(node_json(&node), r#"{"addr":"a:1"}"#);
+        assert_eq!(read_node("1", node_json(&node).as_bytes()).unwrap(), node);
+        node.session_key = Some([0xab; SESSION_KEY_LEN]);
+        assert_eq!(node_json(&node), format!(r#"{{"addr":"a:1","session_key":"{}"}}"#, "ab".repeat(SESSION_KEY_LEN)));
+        assert_eq!(read_node("1", node_json(&node).as_bytes()).unwrap(), node);
+        read_node("1", br#"{"addr":"a:1","session_key":"ab"}"#).unwrap_err();
+        assert_eq!(logout_json("eve"), r#"{"by":"eve"}"#);
+        assert_eq!(session_name(&[0xcd; 16]), "cd".repeat(16));
+        assert_eq!(session_json("orders"), r#"{"database":"orders"}"#);
+        let stored = alhambra_ledger::kv::set_value(session_json("orders").as_bytes());
+        assert_eq!(read_session(&stored).as_deref(), Some("orders"));
+        assert_eq!(read_session(b"\0nonsense"), None);
         let user = User {
             name: "eve".into(),
             password: "$hash".into(),

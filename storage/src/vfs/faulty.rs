@@ -273,7 +273,7 @@ impl Vfs for FaultyVfs {
         let creates = match mode {
             OpenMode::Read | OpenMode::ReadWrite => false,
             OpenMode::Create => !self.inner.exists(path)?,
-            OpenMode::CreateNew => true,
+            OpenMode::CreateNew | OpenMode::CreatePrivate => true,
         };
         if creates {
             self.step(StepKind::Create, path)?;

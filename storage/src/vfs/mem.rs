@@ -345,10 +345,12 @@ impl Vfs for MemVfs {
         let (dir, name) = disk.parent(path)?;
         let inode = match (dir.get(name), mode) {
             (Some(Node::Dir(_)), _) => return Err(io::ErrorKind::IsADirectory.into()),
-            (Some(Node::File(_)), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(Node::File(_)), OpenMode::CreateNew | OpenMode::CreatePrivate) => {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
             (Some(Node::File(inode)), _) => inode,
             (None, OpenMode::Read | OpenMode::ReadWrite) => return Err(io::ErrorKind::NotFound.into()),
-            (None, OpenMode::Create | OpenMode::CreateNew) => {
+            (None, OpenMode::Create | OpenMode::CreateNew | OpenMode::CreatePrivate) => {
                 if disk.room_bytes() == 0 {
                     return Err(io::ErrorKind::StorageFull.into());
                 }

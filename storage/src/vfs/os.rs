@@ -51,6 +51,11 @@ impl Vfs for OsVfs {
             OpenMode::ReadWrite => options.write(true),
             OpenMode::Create => options.write(true).create(true).truncate(false),
             OpenMode::CreateNew => options.write(true).create_new(true),
+            OpenMode::CreatePrivate => {
+                #[cfg(unix)]
+                std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+                options.write(true).create_new(true)
+            }
         };
         let file = options.open(path)?;
         if file.metadata()?.is_dir() {
