@@ -10,6 +10,7 @@ use crate::router::Replica;
 use crate::service::resolve::TokenRefusal;
 use crate::session::Session;
 use crate::session::token::Token;
+use crate::throttle::Source;
 
 /// How new the data of a read has to be, as the caller asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct Call {
     pub session: SessionHeader,
     /// The token.
     pub token: TokenHeader,
+    /// Where it comes from.
+    pub source: Source,
     /// When the call has to have an answer.
     pub deadline: Instant,
     /// Whether the client chose the deadline.

@@ -103,6 +103,15 @@ pub enum Error {
         /// What takes long.
         what: &'static str,
     },
+    /// Nothing is tried for a while after too many wrong passwords.
+    #[error("too many wrong passwords: no login is tried for the next {} s, also with the right one", .wait.as_secs() + 1)]
+    TooManyFailures {
+        /// How long.
+        wait: std::time::Duration,
+    },
+    /// The node has enough passwords to hash.
+    #[error("too many logins at once; surely not applied, try again")]
+    TooManyLogins,
     /// The node is stopping.
     #[error("the node is stopping; surely not applied, try another node")]
     Stopping,
@@ -289,6 +298,8 @@ impl From<Error> for Status {
             Error::Unimplemented { .. } => Code::Unsupported,
             Error::Header { .. } => Code::InvalidArgument,
             Error::Starting { .. } | Error::Stopping => Code::Starting,
+            Error::TooManyFailures { .. } => Code::LimitExceeded,
+            Error::TooManyLogins => Code::Overloaded,
             Error::StreamIdle { .. } => Code::Canceled,
             Error::CommittedNotApplied { .. } | Error::GoesOn { .. } => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),

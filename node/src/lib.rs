@@ -7,7 +7,7 @@
 //! | [`grpc`] | what SDKs call: decode, one function of `service`, encode; the gate that every call passes |
 //! | [`rest`] | the same calls as JSON over HTTP |
 //! | [`service`] | the use cases, without protobuf and sockets |
-//! | [`method`], [`auth`], [`session`] | who may make which call |
+//! | [`method`], [`auth`], [`session`], [`throttle`] | who may make which call; wrong passwords become slow |
 //! | [`claim`], [`keys`], [`peer`] | session ids and tokens that every node takes; what nodes say to each other about them |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
 //! | [`signer`] | signatures of states |
@@ -39,6 +39,7 @@ pub mod router;
 pub mod service;
 pub mod session;
 pub mod signer;
+pub mod throttle;
 pub mod tls;
 pub mod uploads;
 

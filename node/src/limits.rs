@@ -14,3 +14,22 @@ pub const ENDS_PER_MESSAGE: usize = 2048;
 pub const TOKENS_VERIFIED_MAX: usize = 8192;
 /// How often a node tries to record its public key until it has.
 pub const KEY_LOOK: Duration = Duration::from_millis(200);
+
+/// Longest user name, bytes.
+pub const USER_NAME_LEN_MAX: usize = 63;
+/// Wrong passwords of one user from one address before a wait.
+pub const FAILURES_FREE: u32 = 5;
+/// Wrong passwords from one address, of whatever users, before a wait.
+pub const FAILURES_FREE_OF_ADDRESS: u32 = 20;
+/// Wrong passwords of one user from all addresses before those addresses have to wait.
+pub const FAILURES_FREE_OF_USER: u32 = 100;
+/// The first wait; each further failure doubles it.
+pub const LOGIN_DELAY: Duration = Duration::from_secs(1);
+/// The longest wait.
+pub const LOGIN_DELAY_MAX: Duration = Duration::from_secs(60);
+/// Failures are forgotten this long after the wait for the latest.
+pub const FAILURES_FORGOTTEN: Duration = Duration::from_mins(10);
+/// Users, addresses, and pairs of them whose failures are counted, at most.
+pub const FAILURES_KEPT_MAX: usize = 4096;
+/// Passwords that wait to be hashed; one is hashed at a time, in memory of `--password-hash-memory`.
+pub const HASHES_WAIT_MAX: usize = 64;

@@ -139,6 +139,8 @@ impl Metrics {
                 "alhambra_database_reopens_total",
                 "Times a database was closed because its disk failed, to be opened again",
             ),
+            ("alhambra_password_hashes_total", "Passwords that were hashed, to be kept or to be compared"),
+            ("alhambra_logins_refused_total", "Logins that were refused unseen after too many wrong passwords"),
             ("immudb_uptime_hours", "Hours since this node started"),
             ("process_cpu_seconds_total", "Processor time of the process"),
         ];
@@ -199,6 +201,16 @@ impl Metrics {
         counter.increment(1);
         calls.seconds.record(took.as_secs_f64());
         calls.latency.record(took.as_secs_f64());
+    }
+
+    /// A password is hashed.
+    pub fn password_hashed(&self) {
+        self.counter("alhambra_password_hashes_total", vec![]).increment(1);
+    }
+
+    /// A login is refused after too many wrong passwords.
+    pub fn login_refused(&self) {
+        self.counter("alhambra_logins_refused_total", vec![]).increment(1);
     }
 
     fn gauge(&self, name: &'static str, labels: Vec<Label>) -> Gauge {

@@ -34,6 +34,7 @@ use crate::service::settings::DatabaseSettings;
 use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
 use crate::signer::{Signer, SignerError};
+use crate::throttle::Source;
 use crate::tls::{Tls, TlsError};
 use crate::uploads::Uploads;
 use crate::{resources, rest};
@@ -433,7 +434,7 @@ async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>,
             match port.accept().await {
                 Ok((io, peer)) => {
                     tracing::trace!(peer, "a client connected");
-                    return Some((Ok::<_, std::io::Error>(Connection(io)), port));
+                    return Some((Ok::<_, std::io::Error>(Connection { io, source: Source::of(&peer) }), port));
                 }
                 Err(error) => {
                     // Too many open files, for example; it passes.
@@ -457,18 +458,23 @@ async fn serve_rest(app: Arc<App>, port: Option<HttpListener>, mut stops: watch:
     let stop = async move {
         let _ = stops.wait_for(|stop| *stop).await;
     };
-    if let Err(error) = axum::serve(port, rest::routes(&app)).with_graceful_shutdown(stop).await {
+    if let Err(error) = axum::serve(port, rest::service(&app)).with_graceful_shutdown(stop).await {
         tracing::error!(%error, "REST is not served any more");
     }
 }
 
 /// A client's byte stream.
-struct Connection(BoxIo);
+struct Connection {
+    io: BoxIo,
+    source: Source,
+}
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Source;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Source {
+        self.source
+    }
 }
 
 impl AsyncRead for Connection {
@@ -477,21 +483,21 @@ impl AsyncRead for Connection {
         cx: &mut TaskContext<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        self.0.as_mut().poll_read(cx, buf)
+        self.io.as_mut().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        self.0.as_mut().poll_write(cx, buf)
+        self.io.as_mut().poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
-        self.0.as_mut().poll_flush(cx)
+        self.io.as_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
-        self.0.as_mut().poll_shutdown(cx)
+        self.io.as_mut().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -499,10 +505,10 @@ impl AsyncWrite for Connection {
         cx: &mut TaskContext<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        self.0.as_mut().poll_write_vectored(cx, bufs)
+        self.io.as_mut().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.io.is_write_vectored()
     }
 }

@@ -19,19 +19,34 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Path;
+use axum::extract::connect_info::{Connected, IntoMakeServiceWithConnectInfo};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, on};
+use axum::serve::IncomingStream;
 use utoipa_swagger_ui::Config as PageConfig;
 
+use crate::health::HttpListener;
 use crate::rest::binding::Binding;
 use crate::rest::gateway::Gateway;
 use crate::service::App;
+use crate::throttle::Source;
 
 /// Both lead to the same paths.
 const PREFIXES: [&str; 2] = ["/api", "/api/v2"];
 /// Where the OpenAPI document is.
 const DOCUMENT: &str = "/api/docs/openapi.json";
+
+/// All routes, for connections that tell where they come from.
+pub fn service(app: &Arc<App>) -> IntoMakeServiceWithConnectInfo<Router, Source> {
+    routes(app).into_make_service_with_connect_info()
+}
+
+impl Connected<IncomingStream<'_, HttpListener>> for Source {
+    fn connect_info(stream: IncomingStream<'_, HttpListener>) -> Self {
+        Self::of(stream.remote_addr())
+    }
+}
 
 /// All routes.
 pub fn routes(app: &Arc<App>) -> Router {

@@ -6,6 +6,7 @@ pub mod exec;
 pub mod export;
 pub mod import;
 pub mod kv;
+mod password;
 pub mod peers;
 pub mod resolve;
 pub mod server;
@@ -39,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::session::Sessions;
 use crate::signer::Signer;
+use crate::throttle::Throttle;
 use crate::uploads::Uploads;
 
 /// Most entries of any result list, and the default where none is asked for.
@@ -82,6 +84,8 @@ pub struct App {
     /// What an unknown user's password is compared with, so that the time tells nobody which users exist.
     nobody: String,
     proven: Arc<Proven>,
+    throttle: Throttle,
+    hashing: password::Turns,
     uploads: Arc<Uploads>,
     /// Held while an index is flushed by order.
     flushing: Arc<tokio::sync::Mutex<()>>,
@@ -106,9 +110,12 @@ impl App {
         metrics: Arc<Metrics>,
         uploads: Arc<Uploads>,
     ) -> Self {
-        let nobody = auth::hash_password(b"", choices.hash_cost, auth::random(&env));
+        // A password that nobody can send: one that was right would be remembered, and fast from then on.
+        let nobody = auth::hash_password(&auth::random::<32>(&env), choices.hash_cost, auth::random(&env));
         Self {
             proven: Arc::new(Proven::new(auth::random(&env))),
+            throttle: Throttle::default(),
+            hashing: password::Turns::default(),
             uploads,
             flushing: Arc::default(),
             router: Router::new(groups.clone(), env.clock.clone()),

@@ -6,6 +6,7 @@ mod bad_input;
 mod commands;
 mod crash;
 mod demo;
+mod first_password;
 mod no_quorum;
 mod shell;
 mod support;

@@ -28,7 +28,7 @@ impl AuthorizationService for Authorization {
     async fn open_session(&self, request: Request<model::OpenSessionRequest>) -> Reply<model::OpenSessionResponse> {
         let (call, request) = open(request)?;
         let (user, password) = (request.username.as_bytes(), request.password.as_bytes());
-        let session = self.app.open_session(user, password, &request.database, call.deadline).await?;
+        let session = self.app.open_session(user, password, &request.database, (call.source, call.deadline)).await?;
         let server_uuid = self.app.uuid().ok_or(Error::Starting { what: "the cluster" })?;
         let (age, inactivity) = self.app.session_life();
         let now = self.app.now();

@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::grpc::counted::Counted;
 use crate::method::{self, Kind, Method};
 use crate::service::App;
+use crate::throttle::Source;
 use crate::uploads::Share;
 
 /// Request header with the id of a session.
@@ -110,7 +111,7 @@ where
         metrics.started(method);
         let uuid = self.uuid();
         let size_max = self.app.message_bytes_max();
-        let next = match admit(&self.app, method, request.headers(), began) {
+        let next = match admit(&self.app, method, request.headers(), source_of(&request), began) {
             Admission::Told(call) => Ok(self.enter(method, request, call)),
             Admission::Refused(refusal) => Err(refusal),
             // The node knows at once who almost every caller is. For the others it has to ask.
@@ -211,7 +212,12 @@ enum Admission {
     Asks(Credential, Call),
 }
 
-fn admit(app: &App, method: &Method, headers: &HeaderMap, now: Instant) -> Admission {
+/// Where a call comes from, as its connection tells.
+fn source_of(request: &Request<Body>) -> Source {
+    request.extensions().get().copied().unwrap_or_default()
+}
+
+fn admit(app: &App, method: &Method, headers: &HeaderMap, source: Source, now: Instant) -> Admission {
     let shown = if *method == method::OPEN_SESSION { None } else { headers.get(SESSION_HEADER) };
     let session = match shown.map(HeaderValue::as_bytes) {
         None => Some(SessionHeader::Absent),
@@ -233,7 +239,7 @@ fn admit(app: &App, method: &Method, headers: &HeaderMap, now: Instant) -> Admis
     let deadline = deadline(timeout, now, app.request_timeout());
     let asked = session.is_none();
     let session = session.unwrap_or(SessionHeader::Absent);
-    let mut call = Call { session, token: TokenHeader::Absent, deadline, chosen: timeout.is_some(), level };
+    let mut call = Call { session, token: TokenHeader::Absent, source, deadline, chosen: timeout.is_some(), level };
     if asked {
         let id = shown.and_then(|id| id.to_str().ok()).unwrap_or_default();
         return Admission::Asks(Credential::Session(id.into()), call);

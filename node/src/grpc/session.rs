@@ -13,7 +13,9 @@ pub(super) async fn open_session(
     request: Request<schema::OpenSessionRequest>,
 ) -> Reply<schema::OpenSessionResponse> {
     let (call, request) = open(request)?;
-    let session = app.open_session(&request.username, &request.password, &request.database_name, call.deadline).await?;
+    let (source, deadline) = (call.source, call.deadline);
+    let session =
+        app.open_session(&request.username, &request.password, &request.database_name, (source, deadline)).await?;
     let server_uuid = app.uuid().ok_or(Error::Starting { what: "the cluster" })?;
     Ok(Response::new(schema::OpenSessionResponse { session_id: session.text().to_owned(), server_uuid }))
 }
@@ -33,7 +35,7 @@ pub(super) fn keep_alive(app: &App, request: Request<()>) -> Reply<()> {
 
 pub(super) async fn login(app: &App, request: Request<schema::LoginRequest>) -> Reply<schema::LoginResponse> {
     let (call, request) = open(request)?;
-    let (token, warning) = app.login(&request.user, &request.password, call.deadline).await?;
+    let (token, warning) = app.login(&request.user, &request.password, (call.source, call.deadline)).await?;
     Ok(Response::new(schema::LoginResponse { token, warning: Bytes::from_static(warning.as_bytes()) }))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body as HttpBody;
-use axum::extract::{FromRequestParts, Query, RawPathParams, Request as HttpRequest};
+use axum::extract::{ConnectInfo, FromRequestParts, Query, RawPathParams, Request as HttpRequest};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -24,6 +24,7 @@ use crate::grpc::{self, InProcess};
 use crate::rest::binding::{Binding, POOL};
 use crate::rest::json;
 use crate::service::App;
+use crate::throttle::Source;
 use crate::uploads::Uploads;
 
 /// Largest answer, bytes of the message: what clients of the original get over REST.
@@ -69,7 +70,8 @@ impl Gateway {
             Ok(message) => message,
             Err(status) => return failure(&status),
         };
-        match self.forward(binding, &parts.headers, message).await {
+        let source = parts.extensions.get::<ConnectInfo<Source>>().map(|ConnectInfo(source)| *source);
+        match self.forward(binding, &parts.headers, source.unwrap_or_default(), message).await {
             Ok(reply) => {
                 let (metadata, bytes, _) = reply.into_parts();
                 let decoded = DynamicMessage::decode(binding.method.output(), bytes).map_err(|error| error.to_string());
@@ -117,9 +119,11 @@ impl Gateway {
         &self,
         binding: &Binding,
         headers: &HeaderMap,
+        source: Source,
         message: Bytes,
     ) -> Result<tonic::Response<Bytes>, Status> {
         let mut request = tonic::Request::new(message);
+        request.extensions_mut().insert(source);
         *request.metadata_mut() = MetadataMap::from_headers(metadata_of(headers));
         let path = PathAndQuery::try_from(binding.grpc_path()).map_err(|_| Status::internal("no path"))?;
         let mut client = Grpc::new(self.services.clone()).max_decoding_message_size(REPLY_BYTES_MAX);

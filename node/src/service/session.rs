@@ -5,7 +5,6 @@ use std::sync::Arc;
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, MetaError, SYSTEM_DATABASE, User};
-use alhambra_raft::strand::of_node;
 use tokio::time::{Instant, timeout_at};
 
 use super::App;
@@ -17,6 +16,7 @@ use crate::peer::{Answer, Ask};
 use crate::session::Session;
 use crate::session::ended::End as SessionEnd;
 use crate::session::token::epoch_of;
+use crate::throttle::Source;
 
 /// What the first administrator with the password that everybody knows is told.
 pub const DEFAULT_PASSWORD_WARNING: &str =
@@ -28,19 +28,31 @@ impl App {
     ///
     /// The record that this node has applied decides when it lets the caller in. Before anybody is turned away, the newest
     /// record is fetched: a user may have been created a moment ago through another node.
-    async fn login_user(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<LoggedIn> {
+    async fn login_user(&self, name: &[u8], password: &[u8], source: Source, deadline: Instant) -> Result<LoggedIn> {
         self.require_formed()?;
         let name = std::str::from_utf8(name).unwrap_or_default();
+        self.may_try(name, source)?;
+        if self.groups.meta().user_epochs(ADMIN_USER).is_none() {
+            // Before the first records are here nobody can log in, and nobody is to blame.
+            self.groups.meta().barrier(deadline).await?;
+            self.groups.meta().user_epochs(ADMIN_USER).ok_or(Error::Starting { what: "systemdb" })?;
+        }
         let seen = self.groups.meta().user_epochs(name);
-        let user = match self.check_password(name, password).await? {
+        let user = match self.check_password(name, password, source).await? {
             Some(user) => user,
             None => {
-                self.groups.meta().barrier(deadline).await?;
+                // Now, so that tries at the same time see it.
+                self.throttle.failed(name, source);
+                if let Err(error) = self.groups.meta().barrier(deadline).await {
+                    // The record here may be an old one, so nobody can tell.
+                    self.throttle.forgive(name, source);
+                    return Err(error.into());
+                }
                 // The same record would refuse again, and take as long.
                 let again = if self.groups.meta().user_epochs(name) == seen {
                     None
                 } else {
-                    self.check_password(name, password).await?
+                    self.check_password(name, password, source).await?
                 };
                 again.ok_or_else(|| {
                     let known = self.groups.meta().user_epochs(name).is_some();
@@ -49,6 +61,7 @@ impl App {
                 })?
             }
         };
+        self.throttle.succeeded(name, source);
         if !user.user.active {
             return Err(text::USER_NOT_ACTIVE.into());
         }
@@ -56,10 +69,10 @@ impl App {
         Ok(user)
     }
 
-    async fn check_password(&self, name: &str, password: &[u8]) -> Result<Option<LoggedIn>> {
+    async fn check_password(&self, name: &str, password: &[u8], source: Source) -> Result<Option<LoggedIn>> {
         let user = self.logged_in(name);
         let hash = user.as_ref().map_or(&self.nobody, |user| &user.user.password);
-        let matches = self.matches(password, hash).await;
+        let matches = self.matches(name, source, password, hash).await?;
         Ok(user.filter(|_| matches))
     }
 
@@ -80,19 +93,6 @@ impl App {
 
     fn own_number(&self) -> Result<u64> {
         self.me().ok_or(Error::Starting { what: "the cluster" })
-    }
-
-    /// Whether this is the user's password.
-    pub(super) async fn has_password(&self, user: &User, password: &[u8]) -> bool {
-        self.matches(password, &user.password).await
-    }
-
-    async fn matches(&self, password: &[u8], hash: &str) -> bool {
-        if self.proven.knows(password, hash) {
-            return true;
-        }
-        let (password, hash, proven) = (password.to_vec(), hash.to_owned(), self.proven.clone());
-        self.env.blocking(of_node::HASHING, move || proven.verify(&password, &hash)).await.unwrap_or(false)
     }
 
     /// Holds a new session or token of the user to the record as it is now. Whoever changes the record ends what there is
@@ -134,9 +134,9 @@ impl App {
         name: &[u8],
         password: &[u8],
         database: &str,
-        deadline: Instant,
+        (source, deadline): (Source, Instant),
     ) -> Result<Arc<Session>> {
-        let LoggedIn { user, epoch, .. } = self.login_user(name, password, deadline).await?;
+        let LoggedIn { user, epoch, .. } = self.login_user(name, password, source, deadline).await?;
         let database = database.to_lowercase();
         if database.is_empty() || !self.database_exists(&database, deadline).await? {
             return Err(text::DATABASE_NOT_FOUND.into());
@@ -155,8 +155,13 @@ impl App {
     }
 
     /// Makes a token. Also tells the warning, empty for none.
-    pub async fn login(&self, name: &[u8], password: &[u8], deadline: Instant) -> Result<(String, &'static str)> {
-        let LoggedIn { user, token_epoch, .. } = self.login_user(name, password, deadline).await?;
+    pub async fn login(
+        &self,
+        name: &[u8],
+        password: &[u8],
+        (source, deadline): (Source, Instant),
+    ) -> Result<(String, &'static str)> {
+        let LoggedIn { user, token_epoch, .. } = self.login_user(name, password, source, deadline).await?;
         let warning =
             if user.name == ADMIN_USER && password == DEFAULT_PASSWORD { DEFAULT_PASSWORD_WARNING } else { "" };
         let token = self.sessions.issue(self.own_number()?, user.clone(), token_epoch, self.first_database());

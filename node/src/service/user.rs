@@ -9,12 +9,10 @@ mod rules;
 
 use alhambra_proto::code::text;
 use alhambra_raft::meta::{ADMIN_USER, Meta, MetaError, SYSTEM_DATABASE, User};
-use alhambra_raft::strand::of_node;
 
 use self::rules::Records;
 pub use self::rules::{Action, PermissionChange, PrivilegeChange, SQL_PRIVILEGES, listed_privileges};
 use super::App;
-use crate::auth;
 use crate::context::{Call, Caller, ReadLevel};
 use crate::error::{Error, Result};
 
@@ -63,7 +61,7 @@ impl App {
         if name.is_empty() {
             return Err(text::USER_NAME_EMPTY.into());
         }
-        if name == ADMIN_USER && !self.has_password(&caller.user, old).await {
+        if name == ADMIN_USER && !self.has_password(&caller.user, old, call.source).await? {
             return Err(text::OLD_PASSWORD_INCORRECT.into());
         }
         self.change_user(call, name, Some(new), |meta, caller| rules::change_password(meta, caller, name, new)).await
@@ -121,12 +119,6 @@ impl App {
             }
         }
         Err(MetaError::Conflict { name: name.to_owned() }.into())
-    }
-
-    async fn hash(&self, password: &[u8]) -> Result<String> {
-        let (password, cost, salt) = (password.to_vec(), self.choices.hash_cost, auth::random(&self.env));
-        let hashed = self.env.blocking(of_node::HASHING, move || auth::hash_password(&password, cost, salt)).await;
-        hashed.ok_or(Error::Stopping)
     }
 
     /// Who calls, in the words that calls on users have for nobody.

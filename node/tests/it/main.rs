@@ -9,6 +9,7 @@ mod cluster;
 mod exec;
 mod exports;
 mod kv;
+mod logins;
 mod mutated;
 mod permissions;
 mod reads;

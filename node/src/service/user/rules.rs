@@ -11,13 +11,12 @@ use alhambra_raft::meta::{ADMIN_USER, SYSTEM_DATABASE, User};
 
 use crate::auth::{self, permission};
 use crate::error::{Result, UserRefusal};
+use crate::limits::USER_NAME_LEN_MAX;
 use crate::method::Right;
 
 /// Every SQL privilege, in the order of lists.
 pub const SQL_PRIVILEGES: [&str; 7] = ["SELECT", "CREATE", "INSERT", "UPDATE", "DELETE", "DROP", "ALTER"];
 
-/// Longest user name, bytes.
-const NAME_LEN_MAX: usize = 63;
 /// Longest password, bytes. Ours could be longer; clients know this one.
 const PASSWORD_LEN_MAX: usize = 72;
 
@@ -86,7 +85,7 @@ fn administrates_any(user: &User) -> bool {
 }
 
 fn check_name(name: &str) -> Result<()> {
-    let form = name.len() <= NAME_LEN_MAX && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let form = name.len() <= USER_NAME_LEN_MAX && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if form { Ok(()) } else { Err(text::USER_NAME_FORM.into()) }
 }
 
