@@ -8,6 +8,7 @@ mod capacity;
 mod cluster;
 mod exec;
 mod exports;
+mod imports;
 mod kv;
 mod logins;
 mod mutated;

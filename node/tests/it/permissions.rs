@@ -116,7 +116,7 @@ const SQL: [&str; 11] = [
 ];
 
 /// Calls that are about to be served.
-const NOT_YET: [&str; 5] = ["LoadDatabase", "UnloadDatabase", "DeleteDatabase", "TruncateDatabase", "replicateTx"];
+const NOT_YET: [&str; 4] = ["LoadDatabase", "UnloadDatabase", "DeleteDatabase", "TruncateDatabase"];
 
 /// The database in which everybody's right is tried.
 const DATABASE: &str = "alpha";
