@@ -25,7 +25,7 @@ impl Serve {
         let (text, peers) = (port.to_string(), (port + 1).to_string());
         let arguments = ["serve", "--dir", dir.to_str().unwrap(), "--address", "127.0.0.1", "--port", &text];
         let mut child = alhambra(&arguments)
-            .args(["--peer-port", &peers, "--metrics-server", "false", "--web-server", "false"])
+            .args(["--peer-port", &peers, "--metrics-server=false", "--web-server=false"])
             .args(["--password-hash-memory", "8", "--password-hash-passes", "1"])
             .args(more)
             .stdin(Stdio::null())
