@@ -159,6 +159,18 @@ pub enum Error {
         /// The database named in the file.
         found: DatabaseId,
     },
+    /// The database was deleted, and its files are being removed.
+    #[error("the database in {} was deleted and is being removed", dir.display())]
+    Removed {
+        /// Its folder.
+        dir: PathBuf,
+    },
+    /// No file in a folder says which database it is of.
+    #[error("nothing in {} says which database it is, so it is not removed", dir.display())]
+    NobodysDatabase {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The file was written by a newer release.
     #[error("{} has format version {found}, this release reads up to {supported}", path.display())]
     UnsupportedVersion {
@@ -368,7 +380,9 @@ impl Error {
             | Self::SegmentMissing { .. }
             | Self::ForeignDatabase { .. }
             | Self::UnsupportedVersion { .. }
-            | Self::SegmentSizeMismatch { .. } => false,
+            | Self::SegmentSizeMismatch { .. }
+            | Self::Removed { .. }
+            | Self::NobodysDatabase { .. } => false,
             // How this replica was configured.
             Self::SegmentSizeInvalid { .. } => false,
             // Calls made by code next to the log, before or outside of apply.

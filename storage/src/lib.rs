@@ -15,6 +15,7 @@ pub mod prove;
 pub mod prune;
 pub mod read;
 pub mod reads;
+pub mod removal;
 pub mod repair;
 pub mod scrub;
 pub mod seal;

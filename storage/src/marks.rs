@@ -77,6 +77,26 @@ impl Values {
     }
 }
 
+/// Whether `marks` or `vote` says that it is of this database; refused when one says that it is of another. A damaged one says
+/// nothing.
+pub(crate) fn says_database(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<bool> {
+    let (marks, vote) = (dir.join("marks"), dir.join("vote"));
+    let newest = smallfile::read_twin(vfs, &marks, MARKS_MAGIC)?.and_then(|places| places.newest);
+    let voted = match smallfile::read(vfs, &vote, VOTE_MAGIC) {
+        Err(Error::Corrupted { .. }) => None,
+        voted => voted?,
+    };
+    let mut said = false;
+    for (path, content) in [(marks, newest.map(|(_, content)| content)), (vote, voted)] {
+        let Some(found) = content.as_deref().and_then(<[u8]>::first_chunk::<16>) else { continue };
+        if *found != database.0 {
+            return Err(Error::ForeignDatabase { path, expected: database, found: DatabaseId(*found) });
+        }
+        said = true;
+    }
+    Ok(said)
+}
+
 impl Marks {
     pub(crate) fn open(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<Self> {
         let path = dir.join("marks");

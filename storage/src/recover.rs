@@ -24,6 +24,7 @@ use crate::limits::REPLAY_READ_BYTES;
 use crate::marks::{Marks, Vote};
 use crate::memory::Account;
 use crate::rebuild;
+use crate::removal;
 use crate::segment::{Frame, Ledger, LedgerReport, LedgerSpec, RecoveryFloor};
 use crate::transfer;
 use crate::vfs::Vfs;
@@ -34,6 +35,7 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     vfs.create_dir_all(dir).map_err(|e| Error::io(FileOp::CreateDir, dir, e))?;
     let lock_path = dir.join("lock");
     let lock = vfs.lock(&lock_path).map_err(|e| Error::io(FileOp::Lock, &lock_path, e))?;
+    removal::must_not_be_removed(&*vfs, dir)?;
     rebuild::remove(&*vfs, dir)?;
     transfer::finish_install(&vfs, dir, spec)?;
     Marks::must_be_there(&*vfs, dir, spec.id)?;
