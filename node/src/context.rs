@@ -6,7 +6,7 @@ use std::sync::Arc;
 use alhambra_raft::meta::User;
 use tokio::time::Instant;
 
-use crate::router::Replica;
+use crate::router::{Counted, Replica};
 use crate::service::resolve::TokenRefusal;
 use crate::session::Session;
 use crate::session::token::Token;
@@ -85,6 +85,17 @@ pub struct Caller {
     pub database: Option<Arc<str>>,
     /// The session; none with a token.
     pub session: Option<Arc<Session>>,
+}
+
+/// A call about a database that its caller may make, whether the database is open or not.
+#[derive(Debug)]
+pub struct Visit {
+    /// The database.
+    pub database: Counted,
+    /// When the call has to have an answer.
+    pub deadline: Instant,
+    /// How new the data of reads has to be.
+    pub level: ReadLevel,
 }
 
 /// A call on a database that its caller may make.

@@ -63,6 +63,12 @@ pub enum Error {
         /// Newest transaction, confirmed by a quorum.
         latest: TxId,
     },
+    /// A period for which no database keeps its values.
+    #[error("values of database {name} are kept for at least a day")]
+    RetentionPeriod {
+        /// The database.
+        name: String,
+    },
     /// Settings of a database that are not possible.
     #[error("the settings are not possible: {reason}")]
     InvalidSettings {
@@ -276,9 +282,9 @@ const fn code_of_meta(error: &MetaError) -> Code {
         MetaError::Propose(error) => code_of_propose(error),
         MetaError::Read(error) => code_of_read(error),
         // Recorded, hence not "surely not applied".
-        MetaError::NotServing { .. } => Code::OutcomeUnknown,
+        MetaError::NotServing { .. } | MetaError::StillOpen { .. } => Code::OutcomeUnknown,
         MetaError::Rejected { .. } => Code::InvalidArgument,
-        MetaError::Starting => Code::Starting,
+        MetaError::Starting | MetaError::Unreadable { .. } => Code::Starting,
     }
 }
 
@@ -293,6 +299,7 @@ impl From<Error> for Status {
             Error::User(refusal) => return refusal.status(),
             Error::LimitTooLarge { limit, limit_max } => return text::limit_too_large(*limit, *limit_max),
             Error::IllegalState { asked, latest } => return text::illegal_state(latest.get(), asked.get()),
+            Error::RetentionPeriod { name } => return text::retention_period(name),
             Error::InvalidSettings { reason } => return text::invalid_settings(reason),
             Error::BeyondLedger { .. } => return text::TX_NOT_FOUND.status(),
             Error::Unimplemented { .. } => Code::Unsupported,

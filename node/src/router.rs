@@ -5,8 +5,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
+use alhambra_ledger::ids::GroupId;
 use alhambra_raft::env::Clock;
-use alhambra_raft::group::Group;
+use alhambra_raft::group::{Group, Health};
 use alhambra_raft::groups::Groups;
 use alhambra_raft::meta::SYSTEM_DATABASE;
 use alhambra_storage::Database;
@@ -21,13 +22,15 @@ const NEVER_MS: i64 = -62_135_596_800_000;
 /// Calls on one database through this node.
 #[derive(Debug)]
 pub struct Load {
+    /// Another database of the same name begins anew.
+    group: GroupId,
     pending: AtomicU32,
     last_completed_ms: AtomicI64,
 }
 
 impl Load {
-    fn new() -> Self {
-        Self { pending: AtomicU32::new(0), last_completed_ms: AtomicI64::new(NEVER_MS) }
+    fn new(group: GroupId) -> Self {
+        Self { group, pending: AtomicU32::new(0), last_completed_ms: AtomicI64::new(NEVER_MS) }
     }
 
     /// Calls that run now.
@@ -41,16 +44,15 @@ impl Load {
     }
 }
 
-/// A database on this node while a call uses it; counted in its [`Load`] until dropped.
+/// A call on a database, counted in its [`Load`] until dropped.
 #[derive(Debug)]
-pub struct Replica {
-    group: Arc<Group>,
+pub struct Counted {
     name: Arc<str>,
     load: Arc<Load>,
     clock: Arc<dyn Clock>,
 }
 
-impl Replica {
+impl Counted {
     /// Name of the database.
     pub fn name(&self) -> &Arc<str> {
         &self.name
@@ -59,6 +61,27 @@ impl Replica {
     /// Calls on it through this node, this one included.
     pub fn load(&self) -> &Load {
         &self.load
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.load.last_completed_ms.store(self.clock.now_unix_ms(), Ordering::Relaxed);
+        self.load.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A database that is open on this node, while a call uses it.
+#[derive(Debug)]
+pub struct Replica {
+    group: Arc<Group>,
+    counted: Counted,
+}
+
+impl Replica {
+    /// Name of the database.
+    pub fn name(&self) -> &Arc<str> {
+        self.counted.name()
     }
 
     /// What is applied here.
@@ -72,13 +95,6 @@ impl Deref for Replica {
 
     fn deref(&self) -> &Group {
         &self.group
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.load.last_completed_ms.store(self.clock.now_unix_ms(), Ordering::Relaxed);
-        self.load.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -96,24 +112,64 @@ impl Router {
         Self { groups, clock, loads: RwLock::default() }
     }
 
-    /// The database of this name. Fails when there is none, or when it is not open here yet.
+    /// The database of this name. Fails when there is none, when it is unloaded, or when it is not open here yet.
     pub fn locate(&self, name: &str) -> Result<Replica> {
         let Some(group) = self.groups.group_by_name(name) else {
-            let exists = name == SYSTEM_DATABASE || self.groups.meta().database(name).is_some();
-            return Err(match (self.groups.identity(), exists) {
-                (None, _) => Error::Starting { what: "the cluster" },
-                (Some(_), true) => Error::Starting { what: "the database" },
-                (Some(_), false) => text::DATABASE_NOT_FOUND.into(),
+            self.must_exist(name)?;
+            return Err(match self.groups.meta().is_loaded(name) {
+                Some(false) => text::ALREADY_CLOSED.into(),
+                _ => Error::Starting { what: "the database" },
             });
         };
+        let counted = self.count(name, group.id());
+        Ok(Replica { group, counted })
+    }
+
+    /// Ends when the database is closed here while a call uses it, with what the call is told.
+    pub fn closing(&self, replica: &Replica) -> impl Future<Output = Error> + Send + use<> {
+        let (groups, group, name) = (self.groups.clone(), replica.group.clone(), replica.name().clone());
+        async move {
+            group.ended().await;
+            match (groups.meta().is_loaded(&name), group.status().health) {
+                (Some(false) | None, _) => text::ALREADY_CLOSED.into(),
+                (Some(true), Health::Failed { .. }) => Error::Starting { what: "the database" },
+                (Some(true), _) => Error::Stopping,
+            }
+        }
+    }
+
+    /// The database of this name, open here or not. Fails when there is none.
+    pub fn visit(&self, name: &str) -> Result<Counted> {
+        self.must_exist(name)?;
+        let group = self.groups.meta().group_of(name).unwrap_or(GroupId(0));
+        Ok(self.count(name, group))
+    }
+
+    fn must_exist(&self, name: &str) -> Result<()> {
+        if self.groups.identity().is_none() {
+            return Err(Error::Starting { what: "the cluster" });
+        }
+        if name == SYSTEM_DATABASE || self.groups.meta().is_loaded(name).is_some() {
+            return Ok(());
+        }
+        Err(text::DATABASE_NOT_FOUND.into())
+    }
+
+    fn count(&self, name: &str, group: GroupId) -> Counted {
         let known = self.loads.read().get_key_value(name).map(|(name, load)| (name.clone(), load.clone()));
-        let (name, load) = known.unwrap_or_else(|| {
-            let mut loads = self.loads.write();
-            let name: Arc<str> = name.into();
-            let load = loads.entry(name.clone()).or_insert_with(|| Arc::new(Load::new())).clone();
-            (name, load)
-        });
+        let (name, load) = match known {
+            Some((name, load)) if load.group == group => (name, load),
+            _ => {
+                let mut loads = self.loads.write();
+                let name: Arc<str> = name.into();
+                let load = loads.entry(name.clone()).or_insert_with(|| Arc::new(Load::new(group)));
+                if load.group != group {
+                    *load = Arc::new(Load::new(group));
+                }
+                (name, load.clone())
+            }
+        };
         load.pending.fetch_add(1, Ordering::Relaxed);
-        Ok(Replica { group, name, load, clock: self.clock.clone() })
+        Counted { name, load, clock: self.clock.clone() }
     }
 }

@@ -6,6 +6,7 @@ pub mod exec;
 pub mod export;
 pub mod import;
 pub mod kv;
+pub mod lifecycle;
 mod password;
 pub mod peers;
 pub mod resolve;
@@ -13,6 +14,7 @@ pub mod server;
 pub mod session;
 pub mod settings;
 pub mod transaction;
+pub mod truncation;
 pub mod user;
 pub mod verified;
 pub mod walk;
@@ -33,7 +35,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::auth::{self, HashCost, Proven};
-use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader, TokenHeader};
+use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader, TokenHeader, Visit};
 use crate::error::{Error, Result};
 use crate::method::{Method, Need};
 use crate::metrics::Metrics;
@@ -213,18 +215,43 @@ impl App {
 
     /// Lets a call on the selected database in, when its caller may make it.
     pub fn enter(&self, call: &Call, method: &Method) -> Result<Context> {
-        let Need::Database(right) = method.need else {
-            return Err(Error::Internal("only calls on a database enter one"));
-        };
-        let caller = self.authenticate(call)?;
-        let database = caller.database.ok_or(text::NO_DATABASE_SELECTED)?;
+        let (caller, database) = self.selected(call)?;
         let replica = self.router.locate(&database)?;
-        let granted = auth::includes(auth::permission_in(&caller.user, &database), right);
-        if !granted || (&*database == SYSTEM_DATABASE && !method.allowed_in_systemdb) {
-            return Err(text::PERMISSION_DENIED.into());
-        }
+        must_be_granted(&caller, &database, method)?;
         Ok(Context { replica, deadline: call.deadline, level: call.level })
     }
+
+    /// Lets a call in that is about the selected database and not on its data, so that it need not be open.
+    pub fn visit(&self, call: &Call, method: &Method) -> Result<Visit> {
+        let (caller, database) = self.selected(call)?;
+        let visited = self.router.visit(&database)?;
+        must_be_granted(&caller, &database, method)?;
+        Ok(Visit { database: visited, deadline: call.deadline, level: call.level })
+    }
+
+    /// Ends when the database of a call is closed here, with what the call is told.
+    pub(crate) fn closing(&self, cx: &Context) -> impl Future<Output = Error> + Send + use<> {
+        self.router.closing(&cx.replica)
+    }
+
+    /// Who calls, and which database is selected.
+    fn selected(&self, call: &Call) -> Result<(Caller, Arc<str>)> {
+        let caller = self.authenticate(call)?;
+        let database = caller.database.clone().ok_or(text::NO_DATABASE_SELECTED)?;
+        Ok((caller, database))
+    }
+}
+
+/// Refuses callers who may not make this call on the database.
+fn must_be_granted(caller: &Caller, database: &str, method: &Method) -> Result<()> {
+    let Need::Database(right) = method.need else {
+        return Err(Error::Internal("only calls on a database enter one"));
+    };
+    let granted = auth::includes(auth::permission_in(&caller.user, database), right);
+    if !granted || (database == SYSTEM_DATABASE && !method.allowed_in_systemdb) {
+        return Err(text::PERMISSION_DENIED.into());
+    }
+    Ok(())
 }
 
 impl Context {

@@ -8,7 +8,7 @@ use alhambra_ledger::Digest;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::apply::Rejection;
-use alhambra_storage::command::{Command, TxProposal};
+use alhambra_storage::command::{Command, Prune, PruneTarget, TxProposal};
 use alhambra_storage::import::ImportRefusal;
 use alhambra_storage::segment::{Frame, FrameKind};
 use alhambra_storage::{SegmentVersion, SegmentVote};
@@ -71,6 +71,10 @@ pub mod kind {
     pub const SEGMENT_PART: u32 = 12;
     /// What the programs above this crate say to each other; opaque here.
     pub const NODE: u32 = 13;
+    /// An empty body, answered by one: the group is open. A group that is not is unknown.
+    pub const HOSTS: u32 = 14;
+    /// [`super::encode_truncation`]; answered as a proposal.
+    pub const TRUNCATE: u32 = 15;
 }
 
 /// Why bytes are not what they should be.
@@ -550,6 +554,28 @@ pub fn decode_propose(body: &Bytes) -> Result<TxProposal> {
         Ok(Command::Batch { mut proposals, .. }) if proposals.len() == 1 => {
             proposals.pop().ok_or(EnvelopeError::Invalid)
         }
+        Ok(_) | Err(_) => Err(EnvelopeError::Invalid),
+    }
+}
+
+/// A truncation on its way to the leader: the format byte, then the command.
+pub fn encode_truncation(prune: Prune) -> Bytes {
+    let command = Command::Prune(prune).encode();
+    let mut out = BytesMut::with_capacity(1 + command.len());
+    out.put_u8(FORMAT);
+    out.put_slice(&command);
+    out.freeze()
+}
+
+/// See [`encode_truncation`].
+pub fn decode_truncation(body: &Bytes) -> Result<Prune> {
+    match body.first() {
+        None => return Err(EnvelopeError::Short),
+        Some(&FORMAT) => {}
+        Some(&other) => return Err(EnvelopeError::Format(other)),
+    }
+    match Command::decode(&body.slice(1..)) {
+        Ok(Command::Prune(prune)) if matches!(prune.target, PruneTarget::Before { .. }) => Ok(prune),
         Ok(_) | Err(_) => Err(EnvelopeError::Invalid),
     }
 }

@@ -6,7 +6,7 @@ use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{GroupId, LogIndex, TxId};
 use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::{Outcome, Rejection};
-use alhambra_storage::command::TxProposal;
+use alhambra_storage::command::{Prune, TxProposal};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,17 @@ pub trait Forward: Send + Sync + Debug {
         leader: u64,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<ReadIndex, ForwardError<ReadError>>>;
+
+    /// Hands a truncation to the node `leader`.
+    fn forward_truncation(
+        &self,
+        _group: GroupId,
+        _leader: u64,
+        _prune: Prune,
+        _deadline: Instant,
+    ) -> BoxFuture<'_, Result<Written, ForwardError<ProposeError>>> {
+        Box::pin(std::future::ready(Err(ForwardError::NotSent)))
+    }
 
     /// Asks a node what it holds of a closed segment; none when it has none, or does not answer by the deadline.
     fn segment_vote(

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
 use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::{Command, Prune, Settings, TxProposal};
+use alhambra_storage::command::{Citation, Command, ProposalEntry, Prune, Settings, TxProposal};
 use alhambra_storage::database::{Database, DatabaseSpec, Options};
 use alhambra_storage::memory::MemoryBudget;
 use bytes::Bytes;
@@ -548,6 +548,27 @@ impl Group {
     /// [`ProposeError::OutcomeUnknown`] when it may be in the log; any other: it is not.
     pub async fn prune(&self, prune: Prune, deadline: Instant) -> Result<Outcome, ProposeError> {
         self.replica.prune(prune, deadline).await
+    }
+
+    /// Has the values of all transactions before `before` forgotten, by order of a `systemdb` transaction, and commits the marker
+    /// that says so, with `entries` in it; in one hop when another node leads. The leader has applied it; this replica may not
+    /// have yet. Tried again until the deadline, which never does it twice.
+    ///
+    /// # Errors
+    /// [`ProposeError::OutcomeUnknown`] when it may be in the log; any other: it is not.
+    pub async fn truncate(
+        &self,
+        order: Citation,
+        before: TxId,
+        entries: Vec<ProposalEntry>,
+        deadline: Instant,
+    ) -> Result<Written, ProposeError> {
+        self.replica.truncate(order, before, entries, deadline).await
+    }
+
+    /// A truncation that came from another node: never forwarded again.
+    pub async fn serve_truncation(&self, prune: Prune, deadline: Instant) -> Result<Written, ProposeError> {
+        self.replica.serve_truncation(prune, deadline).await
     }
 
     /// Replaces the settings of the database; in force on every replica from its place in the log on. Leader only: never

@@ -3,10 +3,11 @@
 
 mod company;
 mod disk;
+mod lifecycle;
 mod peers;
 mod reopening;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -33,7 +34,7 @@ use crate::forming::company::Stranger;
 use crate::forming::driver::{Channels, Former};
 use crate::forming::{FormError, Identity, Plan, PlanError};
 use crate::group::{Group, GroupSpec, Health, Role, Tuning};
-use crate::hosting::{Hosted, Hosting};
+use crate::hosting::{Hosted, Hosting, until_unwanted};
 use crate::link::{Hello, Limits, Links, Serving, serve};
 use crate::meta::{DEFAULT_DATABASE, DatabaseRecord, Meta, NewDatabase, SYSTEM_DATABASE, User};
 use crate::network::Network;
@@ -202,6 +203,8 @@ pub struct Groups {
     serving: Mutex<Option<Serving>>,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// A place has become free: perhaps its database is wanted again.
+    reconsider: Notify,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +271,7 @@ impl Groups {
             serving: Mutex::new(Some(serving)),
             lock: Mutex::new(Some(lock)),
             tasks: Mutex::new(Vec::new()),
+            reconsider: Notify::new(),
         });
         groups.spawn(groups.clone().run());
         Ok(groups)
@@ -307,7 +311,9 @@ impl Groups {
             Life::Serving => Phase::Serving,
             Life::Stopping => Phase::Stopping,
         };
-        let groups: Vec<GroupReadiness> = self.hosting.all().iter().map(|hosted| self.readiness_of(hosted)).collect();
+        let hosted = self.hosting.all();
+        let wanted = hosted.iter().filter(|hosted| !hosted.is_unwanted());
+        let groups: Vec<GroupReadiness> = wanted.map(|hosted| self.readiness_of(hosted)).collect();
         let placed = self.placed().iter().all(|record| groups.iter().any(|group| group.group == record.group));
         let among_peers = self.former.is_sound();
         let ready = life == Life::Serving
@@ -409,8 +415,8 @@ impl Groups {
         *self.server.network.write() = Some(network.clone());
         self.spawn(self.clone().watch_company(identity.clone(), network.clone(), channels));
         let spec = self.system_spec(&identity);
-        let group = match self.open_system(&identity, spec.clone(), &network).await {
-            Ok(group) => group,
+        let (group, unwanted) = match self.open_system(&identity, spec.clone(), &network).await {
+            Ok(opened) => opened,
             Err(error) => return self.fail(StartError::SystemDatabase(error)),
         };
         self.meta.attach(group.clone(), identity.members.clone());
@@ -419,15 +425,24 @@ impl Groups {
         }
         self.spawn(self.clone().watch_disk(identity.clone(), network.clone()));
         self.spawn(self.clone().watch_memory());
+        self.spawn(self.clone().remove_leftovers());
         self.spawn(self.clone().bootstrap());
         let opening = Arc::new(Semaphore::new(OPENING_MAX));
         let mut applied = group.watch_applied();
-        self.spawn(self.clone().keep_open(group, spec, network.clone()));
+        {
+            let (groups, network) = (self.clone(), network.clone());
+            self.spawn(async move { groups.keep_open(group, spec, &network, unwanted).await });
+        }
         loop {
             applied.mark_unchanged();
             self.meta.refresh();
             self.reconcile(&identity, &network, &opening);
-            if applied.changed().await.is_err() {
+            let changed = tokio::select! {
+                biased;
+                changed = applied.changed() => changed,
+                () = self.reconsider.notified() => continue,
+            };
+            if changed.is_err() {
                 // Its disk failed; it is being opened again.
                 let group = self.hosting.wait_open(GroupId(0)).await;
                 self.meta.attach(group.clone(), identity.members.clone());
@@ -489,16 +504,16 @@ impl Groups {
         identity: &Identity,
         spec: GroupSpec,
         network: &Arc<Network>,
-    ) -> Result<Arc<Group>, GroupError> {
+    ) -> Result<(Arc<Group>, watch::Receiver<bool>), GroupError> {
         let id = spec.group;
-        self.hosting.reserve(id, SYSTEM_DATABASE);
+        let unwanted = self.hosting.reserve(id, SYSTEM_DATABASE).expect("systemdb is opened once");
         let group = self.open(spec, network).await?;
         self.hosting.settle(id, Ok(group.clone()));
         // Only the initiator initialises: a member that has lost its files must not invent a new beginning.
         if identity.initiator == identity.node_id && !group.is_initialized().await {
             initialise(&group, &identity.members).await;
         }
-        Ok(group)
+        Ok((group, unwanted))
     }
 
     async fn open(&self, spec: GroupSpec, network: &Arc<Network>) -> Result<Arc<Group>, GroupError> {
@@ -535,68 +550,95 @@ impl Groups {
         }
     }
 
-    /// Databases that belong on this node.
+    /// Databases that are to be open on this node.
     fn placed(&self) -> Vec<DatabaseRecord> {
         let Some(identity) = self.identity() else { return Vec::new() };
         let mut records = self.meta.databases();
-        records.retain(|record| record.members.contains_key(&identity.node_id));
+        records.retain(|record| record.loaded && record.members.contains_key(&identity.node_id));
         records.sort_by_key(|record| record.group);
         records
     }
 
-    /// Opens what belongs here and is not open.
+    /// Opens what belongs here and is not open, and closes what is open and does not belong here any more.
     fn reconcile(self: &Arc<Self>, identity: &Identity, network: &Arc<Network>, opening: &Arc<Semaphore>) {
-        for record in self.placed() {
-            if self.hosting.reserve(record.group, &record.name) {
-                let task = self.clone().host(record, identity.node_id, network.clone(), opening.clone());
+        let placed = self.placed();
+        let wanted: BTreeSet<GroupId> = placed.iter().map(|record| record.group).collect();
+        let hosted = self.hosting.all();
+        for id in hosted.iter().map(|hosted| hosted.id).filter(|id| id.get() != 0 && !wanted.contains(id)) {
+            self.hosting.retire(id);
+        }
+        for record in placed {
+            if let Some(unwanted) = self.hosting.reserve(record.group, &record.name) {
+                let task = self.clone().host(record, identity.node_id, network.clone(), opening.clone(), unwanted);
                 self.spawn(task);
             }
         }
         metrics::gauge!("alhambra_groups").set(self.hosting.all().len() as f64);
     }
 
+    /// Runs until the database is not wanted here any more and is closed.
     async fn host(
         self: Arc<Self>,
         record: DatabaseRecord,
         node_id: u64,
         network: Arc<Network>,
         opening: Arc<Semaphore>,
+        mut unwanted: watch::Receiver<bool>,
     ) {
         let id = record.group;
-        let (group, spec) = {
-            let Ok(permit) = opening.acquire().await else { return };
-            let spec = GroupSpec {
-                group: id,
-                name: record.name.clone(),
-                database: record.id,
-                segment_bytes: record.segment_bytes,
-                settings: record.settings.clone(),
-                dir: self.spec.dir.join("databases").join(format!("{}.{}", record.name, &record.id.to_string()[..8])),
-                node_id,
-            };
-            // One whose disk fails must not keep others from being opened.
-            match self.open_patiently(&spec, &network, Some(permit)).await {
-                Ok(group) => (group, spec),
-                Err(error) => {
-                    tracing::error!(group = %id, name = record.name, %error, source = ?std::error::Error::source(&error),
-                        "the database does not open");
-                    return self.hosting.settle(id, Err(with_sources(&error).into()));
-                }
+        self.open_and_keep(record, node_id, &network, &opening, unwanted.clone()).await;
+        // One that does not open keeps its place and says why, until it is not wanted.
+        if until_unwanted(&mut unwanted).await {
+            self.hosting.remove(id);
+            self.reconsider.notify_one();
+        }
+    }
+
+    async fn open_and_keep(
+        &self,
+        record: DatabaseRecord,
+        node_id: u64,
+        network: &Arc<Network>,
+        opening: &Semaphore,
+        mut unwanted: watch::Receiver<bool>,
+    ) {
+        let id = record.group;
+        let spec = GroupSpec {
+            group: id,
+            name: record.name.clone(),
+            database: record.id,
+            segment_bytes: record.segment_bytes,
+            settings: record.settings.clone(),
+            dir: self.dir_of(&record),
+            node_id,
+        };
+        let Ok(permit) = opening.acquire().await else { return };
+        // One whose disk fails must not keep others from being opened.
+        let group = match self.open_patiently(&spec, network, Some(permit), &mut unwanted).await {
+            Some(Ok(group)) => group,
+            Some(Err(error)) => {
+                tracing::error!(group = %id, name = record.name, %error, source = ?std::error::Error::source(&error),
+                    "the database does not open");
+                return self.hosting.settle(id, Err(with_sources(&error).into()));
             }
+            None => return,
         };
         self.hosting.settle(id, Ok(group.clone()));
-        // The preferred member begins, so that leaders are spread; the others only when it does not.
-        let ids: Vec<u64> = record.members.keys().copied().collect();
-        let own = ids.iter().position(|member| *member == node_id).unwrap_or(0);
-        let preferred = usize::try_from(id.get() % ids.len() as u64).unwrap_or(0);
-        let distance = (own + ids.len() - preferred) % ids.len();
-        let grace = INITIALISE_GRACE * u32::try_from(distance).unwrap_or(u32::MAX);
-        let begun =
-            group.is_initialized().await || (distance > 0 && timeout(grace, until_initialised(&group)).await.is_ok());
-        if !begun {
-            initialise(&group, &record.members).await;
+        tokio::select! {
+            biased;
+            _ = until_unwanted(&mut unwanted) => {}
+            () = begin(&group, &record, node_id) => {}
         }
-        self.keep_open(group, spec, network).await;
+        self.keep_open(group, spec, network, unwanted).await;
+    }
+
+    fn databases_dir(&self) -> PathBuf {
+        self.spec.dir.join("databases")
+    }
+
+    /// Folder of a database.
+    fn dir_of(&self, record: &DatabaseRecord) -> PathBuf {
+        self.databases_dir().join(record.folder())
     }
 
     fn readiness_of(&self, hosted: &Hosted) -> GroupReadiness {
@@ -656,6 +698,21 @@ impl Groups {
                 return;
             }
         }
+    }
+}
+
+/// Sees to it that the group has members. The preferred member begins, so that leaders are spread; the others only when it
+/// does not.
+async fn begin(group: &Group, record: &DatabaseRecord, node_id: u64) {
+    let ids: Vec<u64> = record.members.keys().copied().collect();
+    let own = ids.iter().position(|member| *member == node_id).unwrap_or(0);
+    let preferred = usize::try_from(record.group.get() % ids.len() as u64).unwrap_or(0);
+    let distance = (own + ids.len() - preferred) % ids.len();
+    let grace = INITIALISE_GRACE * u32::try_from(distance).unwrap_or(u32::MAX);
+    let begun =
+        group.is_initialized().await || (distance > 0 && timeout(grace, until_initialised(group)).await.is_ok());
+    if !begun {
+        initialise(group, &record.members).await;
     }
 }
 

@@ -26,6 +26,20 @@ pub(crate) struct Hosted {
     pub(crate) trouble: Option<Arc<str>>,
     /// How often it was opened again after its disk had failed.
     pub(crate) reopened: u64,
+    /// True when it is not wanted here any more: nobody finds it, and who holds it closes it.
+    unwanted: watch::Sender<bool>,
+}
+
+impl Hosted {
+    /// Whether it is being closed for good.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        *self.unwanted.borrow()
+    }
+
+    /// What callers find.
+    fn found(&self) -> Option<Arc<Group>> {
+        if self.is_unwanted() { None } else { self.group.clone() }
+    }
 }
 
 /// See the module.
@@ -47,16 +61,42 @@ impl Default for Hosting {
 }
 
 impl Hosting {
-    /// Reserves a place; false when there is one already.
-    pub(crate) fn reserve(&self, id: GroupId, name: &str) -> bool {
+    /// Reserves a place, and answers what tells that it is not wanted any more; nothing when there is one already.
+    pub(crate) fn reserve(&self, id: GroupId, name: &str) -> Option<watch::Receiver<bool>> {
         let mut groups = self.groups.write();
         if groups.contains_key(&id) {
-            return false;
+            return None;
         }
-        groups.insert(id, Hosted { name: name.to_owned(), id, group: None, trouble: None, reopened: 0 });
+        let (unwanted, told) = watch::channel(false);
+        groups.insert(id, Hosted { name: name.to_owned(), id, group: None, trouble: None, reopened: 0, unwanted });
         drop(groups);
         self.changed();
-        true
+        Some(told)
+    }
+
+    /// From here on nobody finds the group; who holds it is told to close it.
+    pub(crate) fn retire(&self, id: GroupId) {
+        let told = self.groups.read().get(&id).is_some_and(|hosted| !hosted.unwanted.send_replace(true));
+        if told {
+            self.changed();
+        }
+    }
+
+    /// Whether the group has a place here, open or not.
+    pub(crate) fn is_taken(&self, id: GroupId) -> bool {
+        self.groups.read().contains_key(&id)
+    }
+
+    /// A retired group is closed; its place stays taken until its files are not used any more.
+    pub(crate) fn release(&self, id: GroupId) {
+        let group = self.groups.write().get_mut(&id).and_then(|hosted| hosted.group.take());
+        drop(group);
+    }
+
+    /// The group is closed, and its place is free.
+    pub(crate) fn remove(&self, id: GroupId) {
+        drop(self.groups.write().remove(&id));
+        self.changed();
     }
 
     /// The group is open, or does not open.
@@ -93,11 +133,28 @@ impl Hosting {
     }
 
     pub(crate) fn get(&self, id: GroupId) -> Option<Arc<Group>> {
-        self.groups.read().get(&id)?.group.clone()
+        self.groups.read().get(&id)?.found()
     }
 
+    /// The newest of this name: an older one is a deleted database's.
     pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Group>> {
-        self.groups.read().values().find(|hosted| hosted.name == name)?.group.clone()
+        self.groups.read().values().rev().find(|hosted| hosted.name == name)?.found()
+    }
+
+    /// Waits until nobody finds this group any more; false at the deadline.
+    pub(crate) async fn wait_retired(&self, id: GroupId, deadline: Instant) -> bool {
+        let mut changes = self.changes.subscribe();
+        let retired = async {
+            loop {
+                changes.mark_unchanged();
+                if self.groups.read().get(&id).is_none_or(Hosted::is_unwanted) {
+                    return;
+                }
+                // The sender lives as long as `self`.
+                let _ = changes.changed().await;
+            }
+        };
+        timeout_at(deadline, retired).await.is_ok()
     }
 
     /// All of them, by number.
@@ -149,6 +206,11 @@ impl Hosting {
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
+}
+
+/// Waits until a group is not wanted any more; false when nobody will ever say so, because the node stops.
+pub(crate) async fn until_unwanted(unwanted: &mut watch::Receiver<bool>) -> bool {
+    unwanted.wait_for(|unwanted| *unwanted).await.is_ok()
 }
 
 fn serves(group: &Group) -> bool {

@@ -7,6 +7,7 @@
 //! that database).
 
 mod auth;
+mod lifecycle;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +24,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::auth::{NodeRecord, SESSION_KEY_LEN, SessionId};
-pub use self::record::RecordError;
+pub use self::lifecycle::TruncationOrder;
 use self::record::Records;
+pub use self::record::{DeletedDatabase, RecordError};
 use crate::env::Env;
 use crate::error::{ProposeError, ReadError};
 use crate::group::{Group, Level};
@@ -34,6 +36,8 @@ use crate::hosting::Hosting;
 pub const SYSTEM_DATABASE: &str = "systemdb";
 /// Name of the database that every cluster has from the beginning.
 pub const DEFAULT_DATABASE: &str = "defaultdb";
+/// Stands for all databases in the permissions of a user.
+const EVERY_DATABASE: &str = "*";
 /// Name of the first administrator.
 pub const ADMIN_USER: &str = "immudb";
 
@@ -42,7 +46,7 @@ pub const ADMIN_USER: &str = "immudb";
 pub struct DatabaseRecord {
     /// Lower-case name.
     pub name: String,
-    /// Its group: the number of the `systemdb` transaction that created it, so never used twice.
+    /// Its group: the number of the `systemdb` transaction that created it, so never used twice, also not for the same name.
     pub group: GroupId,
     /// Its permanent id, random.
     pub id: DatabaseId,
@@ -54,10 +58,19 @@ pub struct DatabaseRecord {
     pub settings: Settings,
     /// Settings that only faces show; opaque here.
     pub face: serde_json::Value,
+    /// Whether its replicas are open. Lasts until it is changed, also over restarts.
+    pub loaded: bool,
     /// Unix seconds.
     pub created_at: i64,
     /// User who created it; `systemdb` for the default database.
     pub created_by: String,
+}
+
+impl DatabaseRecord {
+    /// Name of its folder: no name has a dot in it, so no two databases share one.
+    pub(crate) fn folder(&self) -> String {
+        record::folder(&self.name, self.id)
+    }
 }
 
 /// A user as `systemdb` has it.
@@ -131,6 +144,20 @@ pub enum MetaError {
         /// Why.
         rejection: Rejection,
     },
+    /// What `systemdb` has about this cannot be read now; the log says why.
+    #[error("what systemdb has about {name} cannot be read now")]
+    Unreadable {
+        /// The name.
+        name: String,
+    },
+    /// The database is recorded as closed, but not closed everywhere before the deadline. It will be when the node can.
+    #[error("database {name} is recorded as closed, but node {node} has not closed it yet")]
+    StillOpen {
+        /// The name.
+        name: String,
+        /// The node.
+        node: u64,
+    },
     /// The database is recorded, but its group did not begin to work before the deadline. It will when its nodes can.
     #[error("database {name} is recorded but does not serve yet")]
     NotServing {
@@ -196,6 +223,16 @@ impl Meta {
         self.inner.records.read().database(name).map(|(record, _)| record.clone())
     }
 
+    /// Whether the replicas of a database are meant to be open; nothing when there is no such database.
+    pub fn is_loaded(&self, name: &str) -> Option<bool> {
+        self.inner.records.read().database(name).map(|(record, _)| record.loaded)
+    }
+
+    /// The group of a database; nothing when there is no such database.
+    pub fn group_of(&self, name: &str) -> Option<GroupId> {
+        self.inner.records.read().database(name).map(|(record, _)| record.group)
+    }
+
     /// All users, by name.
     pub fn users(&self) -> Vec<User> {
         self.inner.records.read().users().cloned().collect()
@@ -257,25 +294,13 @@ impl Meta {
         face: serde_json::Value,
         deadline: Instant,
     ) -> Result<DatabaseRecord, MetaError> {
-        let name = expected.name.clone();
-        let tx = match self.inner.records.read().database(&name) {
-            None => return Err(MetaError::NotFound { name }),
-            Some((now, _)) if now != expected => return Err(MetaError::Conflict { name }),
-            Some((_, tx)) => tx,
-        };
-        let record = DatabaseRecord { settings, face, ..expected.clone() };
-        let key = database_key(&name);
-        let unchanged = Precondition::NotModifiedAfter { key: key.clone(), tx };
-        match self.write(vec![entry(key, &record::database_json(&record))], vec![unchanged], deadline).await? {
-            Written::At(_) => Ok(record),
-            Written::Refused(_) => Err(MetaError::Conflict { name }),
-        }
+        self.replace(expected, DatabaseRecord { settings, face, ..expected.clone() }, deadline).await
     }
 
     /// Writes a user. `expected` is the record that the caller has read: with none the user must not exist yet, and
     /// [`MetaError::Conflict`] tells that the record is another by now. `by`, if given, is the record of who writes, as
-    /// it was when their rights were looked at; it too must not be another by now. What is refused changes nothing. Answers
-    /// the transaction.
+    /// it was when their rights were looked at; it too must not be another by now. Databases in which the user is given a right
+    /// must exist. What is refused changes nothing. Answers the transaction.
     pub async fn put_user(
         &self,
         user: User,
@@ -291,6 +316,12 @@ impl Meta {
         if let Some(by) = by {
             preconditions.push(self.unchanged(by)?);
         }
+        // In one that is deleted meanwhile the right would wait for whoever creates a database of that name.
+        let names =
+            |user: &User| user.permissions.keys().chain(user.sql_privileges.keys()).cloned().collect::<BTreeSet<_>>();
+        let had = expected.map(names).unwrap_or_default();
+        let given = names(&user).into_iter().filter(|name| name != EVERY_DATABASE && !had.contains(name));
+        preconditions.extend(given.map(|name| Precondition::MustExist(database_key(&name))));
         match self.write(vec![entry(key, &record::user_json(&user))], preconditions, deadline).await? {
             Written::At(tx) => Ok(tx),
             Written::Refused(0) if expected.is_none() => Err(MetaError::Exists { name: user.name }),
@@ -410,6 +441,7 @@ impl Meta {
             segment_bytes,
             settings,
             face,
+            loaded: true,
             created_at: self.inner.env.clock.now_unix_ms().div_euclid(1000),
             created_by,
         })
@@ -425,7 +457,10 @@ impl Meta {
         preconditions: Vec<Precondition>,
         deadline: Instant,
     ) -> Result<Written, MetaError> {
-        let proposal = TxProposal { entries, preconditions, ..TxProposal::default() };
+        self.write_proposal(TxProposal { entries, preconditions, ..TxProposal::default() }, deadline).await
+    }
+
+    async fn write_proposal(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, MetaError> {
         match self.group()?.propose(proposal, deadline).await? {
             Outcome::Committed { tx, .. } => {
                 self.applied(tx, deadline).await?;

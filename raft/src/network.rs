@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
 use alhambra_storage::SegmentVote;
-use alhambra_storage::command::TxProposal;
+use alhambra_storage::command::{Prune, TxProposal};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -34,7 +34,7 @@ use crate::disk::{DiskReport, Disks};
 use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
 use crate::error::{ProposeError, ReadError};
 use crate::forward::{Forward, ForwardError, ReadIndex, SegmentPart, Written};
-use crate::link::{Lane, LinkError, Links, Reply, Request};
+use crate::link::{Lane, LinkError, Links, Refusal, Reply, Request};
 use crate::snapshot::{SnapshotData, SnapshotSource};
 use crate::types::{RaftVote, TypeConfig};
 
@@ -112,6 +112,15 @@ impl Network {
     /// Hands a call to the program above, on another node.
     pub async fn node_call(&self, node: u64, body: Bytes, deadline: Instant) -> Result<Bytes, LinkError> {
         self.ask(node, GroupId(0), (Lane::Small, kind::NODE), body, deadline).await
+    }
+
+    /// Whether a node has a group open; nothing when it does not answer by the deadline.
+    pub async fn hosts(&self, node: u64, group: GroupId, deadline: Instant) -> Option<bool> {
+        match self.ask(node, group, (Lane::Small, kind::HOSTS), Bytes::new(), deadline).await {
+            Ok(_) => Some(true),
+            Err(LinkError::Refused { refusal: Refusal::UnknownGroup, .. }) => Some(false),
+            Err(_) => None,
+        }
     }
 
     /// The network of one group.
@@ -397,6 +406,25 @@ impl Forward for Network {
             let body = envelope::encode_propose(proposal);
             let lane = if body.len() < SMALL_BODY_BYTES_MAX { Lane::Small } else { Lane::Bulk };
             let answer = self.ask(leader, group, (lane, kind::PROPOSE), body, deadline).await;
+            let answer = answer.map_err(|error| forward_error(&error))?;
+            match envelope::decode_propose_reply(&answer) {
+                Ok(answer) => answer.map_err(ForwardError::Remote),
+                Err(_) => Err(ForwardError::AnswerLost),
+            }
+        })
+    }
+
+    fn forward_truncation(
+        &self,
+        group: GroupId,
+        leader: u64,
+        prune: Prune,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Written, ForwardError<ProposeError>>> {
+        Box::pin(async move {
+            let body = envelope::encode_truncation(prune);
+            let lane = if body.len() < SMALL_BODY_BYTES_MAX { Lane::Small } else { Lane::Bulk };
+            let answer = self.ask(leader, group, (lane, kind::TRUNCATE), body, deadline).await;
             let answer = answer.map_err(|error| forward_error(&error))?;
             match envelope::decode_propose_reply(&answer) {
                 Ok(answer) => answer.map_err(ForwardError::Remote),

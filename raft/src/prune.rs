@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alhambra_ledger::ids::LogIndex;
-use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::{Command, Prune, PruneTarget};
+use alhambra_ledger::ids::{LogIndex, TxId};
+use alhambra_storage::apply::{Outcome, Rejection};
+use alhambra_storage::command::{Citation, Command, ProposalEntry, Prune, PruneTarget};
 use tokio::time::Instant;
 
 use crate::error::ProposeError;
+use crate::forward::{ForwardError, Written};
 use crate::group::Replica;
 use crate::strand::Chain;
 
@@ -35,6 +36,78 @@ impl Replica {
         }
         let outcomes = self.administer(&Command::Prune(prune), deadline).await?;
         Ok(outcomes.into_iter().next().expect("apply answers a prune with one outcome"))
+    }
+
+    /// See [`crate::group::Group::truncate`].
+    pub(crate) async fn truncate(
+        &self,
+        order: Citation,
+        before: TxId,
+        entries: Vec<ProposalEntry>,
+        deadline: Instant,
+    ) -> Result<Written, ProposeError> {
+        let mut marker = PruneTarget::marker(Some(self.proposer.next_request(self.applied().tx)), before, entries);
+        if let Some(settings) = self.database.settings() {
+            marker.compress(&settings);
+        }
+        let prune = Prune { order: Some(order), target: PruneTarget::Before { tx: before, ts: 0, marker } };
+        let mut may_be_applied = false;
+        loop {
+            let leader = self.leader();
+            let answer = match leader {
+                None => Err(ProposeError::NoQuorum),
+                Some(id) if id == self.node_id => self.serve_truncation(prune.clone(), deadline).await,
+                Some(id) => self.truncate_there(id, prune.clone(), deadline).await,
+            };
+            let error = match answer {
+                // Whoever remembers the first attempt knows its outcome; nobody else can tell.
+                Ok(Written::Rejected(Rejection::RequestTooOld)) if may_be_applied => {
+                    return Err(ProposeError::OutcomeUnknown);
+                }
+                Ok(written) => return Ok(written),
+                Err(error) => error,
+            };
+            may_be_applied |= error.may_be_applied();
+            let again = match error {
+                ProposeError::NotLeader { .. }
+                | ProposeError::NoQuorum
+                | ProposeError::Unavailable { .. }
+                | ProposeError::OutcomeUnknown => !self.is_stopped() && Instant::now() < deadline,
+                ProposeError::Overloaded { .. }
+                | ProposeError::TooLarge { .. }
+                | ProposeError::LimitExceeded(_)
+                | ProposeError::Stopped => false,
+            };
+            if !again {
+                return Err(if may_be_applied { ProposeError::OutcomeUnknown } else { error });
+            }
+            self.pause(leader, deadline).await;
+        }
+    }
+
+    async fn truncate_there(&self, leader: u64, prune: Prune, deadline: Instant) -> Result<Written, ProposeError> {
+        let answer = tokio::select! {
+            biased;
+            answer = self.forward.forward_truncation(self.group, leader, prune, deadline) => answer,
+            () = self.leader_other_than(Some(leader)) => Err(ForwardError::AnswerLost),
+        };
+        answer.map_err(|error| match error {
+            ForwardError::NotSent | ForwardError::Remote(ProposeError::Stopped) => ProposeError::Unavailable { leader },
+            ForwardError::AnswerLost => ProposeError::OutcomeUnknown,
+            ForwardError::Remote(error) => error,
+        })
+    }
+
+    /// See [`crate::group::Group::serve_truncation`].
+    pub(crate) async fn serve_truncation(&self, prune: Prune, deadline: Instant) -> Result<Written, ProposeError> {
+        match self.prune(prune, deadline).await? {
+            Outcome::Rejected(rejection) => Ok(Written::Rejected(rejection)),
+            Outcome::Committed { tx, .. } => self.database.header(tx).map(Written::Committed).map_err(|error| {
+                tracing::error!(%tx, %error, "the header of a committed transaction cannot be read");
+                ProposeError::OutcomeUnknown
+            }),
+            Outcome::Pruned { .. } => unreachable!("a truncation is a transaction"),
+        }
     }
 
     /// Runs for as long as the replica.

@@ -127,6 +127,11 @@ impl Handler for Arc<Server> {
                     let reply = server.group(call.group)?.serve_propose(proposal, call.deadline).await;
                     Ok(envelope::encode_propose_reply(&reply))
                 }
+                kind::TRUNCATE => {
+                    let prune = envelope::decode_truncation(&call.body).map_err(bad)?;
+                    let reply = server.group(call.group)?.serve_truncation(prune, call.deadline).await;
+                    Ok(envelope::encode_propose_reply(&reply))
+                }
                 kind::READ_INDEX => {
                     let reply = server.group(call.group)?.serve_read_index(call.deadline).await;
                     Ok(envelope::encode_read_index_reply(&reply))
@@ -140,6 +145,7 @@ impl Handler for Arc<Server> {
                     let part = envelope::decode_segment_part(&call.body).map_err(bad)?;
                     server.group(call.group)?.serve_segment_part(part).await.ok_or(Refusal::Gone)
                 }
+                kind::HOSTS => server.group(call.group).map(|_| Bytes::new()),
                 kind::DISK => {
                     let report = envelope::decode_disk(&call.body).map_err(bad)?;
                     let network = server.network.read().clone().ok_or(Refusal::Stopped)?;

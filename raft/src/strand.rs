@@ -19,6 +19,8 @@ pub mod of_node {
     pub const MEMORY: u64 = u64::MAX - 2;
     /// Hashing passwords, which takes long on purpose.
     pub const HASHING: u64 = u64::MAX - 3;
+    /// Removing the files of deleted databases.
+    pub const REMOVAL: u64 = u64::MAX - 4;
     /// Files of snapshots that are sent; those that come for a group use this one with the group's id in it.
     pub const SNAPSHOT: u64 = 1 << 63;
 }

@@ -252,7 +252,7 @@ impl Proposer {
     }
 
     /// A request id that no other request of any client has.
-    fn next_request(&self, floor: TxId) -> RequestId {
+    pub(crate) fn next_request(&self, floor: TxId) -> RequestId {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         RequestId { client: self.client, sequence, floor }
     }

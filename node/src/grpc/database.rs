@@ -221,11 +221,47 @@ pub(super) async fn update_settings_v2(
     Ok(Response::new(schema::UpdateDatabaseResponse { database: request.database, settings: Some(full(settings)) }))
 }
 
+pub(super) async fn load(
+    app: &App,
+    request: Request<schema::LoadDatabaseRequest>,
+) -> Reply<schema::LoadDatabaseResponse> {
+    let (call, request) = open(request)?;
+    app.load_database(&call, &request.database).await?;
+    Ok(Response::new(schema::LoadDatabaseResponse { database: request.database }))
+}
+
+pub(super) async fn unload(
+    app: &App,
+    request: Request<schema::UnloadDatabaseRequest>,
+) -> Reply<schema::UnloadDatabaseResponse> {
+    let (call, request) = open(request)?;
+    app.unload_database(&call, &request.database).await?;
+    Ok(Response::new(schema::UnloadDatabaseResponse { database: request.database }))
+}
+
+pub(super) async fn delete(
+    app: &App,
+    request: Request<schema::DeleteDatabaseRequest>,
+) -> Reply<schema::DeleteDatabaseResponse> {
+    let (call, request) = open(request)?;
+    app.delete_database(&call, &request.database).await?;
+    Ok(Response::new(schema::DeleteDatabaseResponse { database: request.database }))
+}
+
+pub(super) async fn truncate(
+    app: &App,
+    request: Request<schema::TruncateDatabaseRequest>,
+) -> Reply<schema::TruncateDatabaseResponse> {
+    let (call, request) = open(request)?;
+    app.truncate_database(&call, &request.database, request.retention_period).await?;
+    Ok(Response::new(schema::TruncateDatabaseResponse { database: request.database }))
+}
+
 pub(super) async fn settings(app: &App, request: Request<()>) -> Reply<schema::DatabaseSettings> {
     let (call, ()) = open(request)?;
-    let cx = app.enter(&call, &method::GET_DATABASE_SETTINGS)?;
-    let settings = app.database_settings(&cx).await?;
-    Ok(read_reply(cx.level, full_deprecated(cx.replica.name(), settings)))
+    let visit = app.visit(&call, &method::GET_DATABASE_SETTINGS)?;
+    let settings = app.database_settings(&visit).await?;
+    Ok(read_reply(visit.level, full_deprecated(visit.database.name(), settings)))
 }
 
 pub(super) async fn settings_v2(
@@ -233,10 +269,10 @@ pub(super) async fn settings_v2(
     request: Request<schema::DatabaseSettingsRequest>,
 ) -> Reply<schema::DatabaseSettingsResponse> {
     let (call, _) = open(request)?;
-    let cx = app.enter(&call, &method::GET_DATABASE_SETTINGS_V2)?;
-    let settings = Some(full(app.database_settings(&cx).await?));
-    let database = cx.replica.name().to_string();
-    Ok(read_reply(cx.level, schema::DatabaseSettingsResponse { database, settings }))
+    let visit = app.visit(&call, &method::GET_DATABASE_SETTINGS_V2)?;
+    let settings = Some(full(app.database_settings(&visit).await?));
+    let database = visit.database.name().to_string();
+    Ok(read_reply(visit.level, schema::DatabaseSettingsResponse { database, settings }))
 }
 
 pub(super) async fn flush_index(
@@ -280,8 +316,8 @@ pub(super) fn server_info(app: &App, _: Request<schema::ServerInfoRequest>) -> R
 
 pub(super) fn database_health(app: &App, request: Request<()>) -> Reply<schema::DatabaseHealthResponse> {
     let (call, ()) = open(request)?;
-    let cx = app.enter(&call, &method::DATABASE_HEALTH)?;
-    let health = server::database_health(&cx);
+    let visit = app.visit(&call, &method::DATABASE_HEALTH)?;
+    let health = server::database_health(&visit);
     Ok(Response::new(schema::DatabaseHealthResponse {
         pending_requests: health.pending,
         last_request_completed_at: health.last_completed_ms,

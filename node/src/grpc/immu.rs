@@ -113,6 +113,34 @@ impl ImmuService for Immu {
         database::create_v2(&self.app, request).await
     }
 
+    async fn load_database(
+        &self,
+        request: Request<schema::LoadDatabaseRequest>,
+    ) -> Reply<schema::LoadDatabaseResponse> {
+        database::load(&self.app, request).await
+    }
+
+    async fn unload_database(
+        &self,
+        request: Request<schema::UnloadDatabaseRequest>,
+    ) -> Reply<schema::UnloadDatabaseResponse> {
+        database::unload(&self.app, request).await
+    }
+
+    async fn delete_database(
+        &self,
+        request: Request<schema::DeleteDatabaseRequest>,
+    ) -> Reply<schema::DeleteDatabaseResponse> {
+        database::delete(&self.app, request).await
+    }
+
+    async fn truncate_database(
+        &self,
+        request: Request<schema::TruncateDatabaseRequest>,
+    ) -> Reply<schema::TruncateDatabaseResponse> {
+        database::truncate(&self.app, request).await
+    }
+
     async fn database_list(&self, request: Request<()>) -> Reply<schema::DatabaseListResponse> {
         database::list(&self.app, request).await
     }

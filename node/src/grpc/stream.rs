@@ -51,14 +51,14 @@ pub(super) async fn get(app: &Arc<App>, request: Request<schema::KeyRequest>) ->
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_GET)?;
     let entry = kv::get(app, &cx, get_of(request)).await?;
-    Ok(respond(app, &call, |out| async move { pair(&out, entry).await }))
+    Ok(respond(app, &call, app.closing(&cx), |out| async move { pair(&out, entry).await }))
 }
 
 pub(super) async fn scan(app: &Arc<App>, request: Request<schema::ScanRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_SCAN)?;
     let mut walk = ScanWalk::begin(app, &cx, &scan_of(request)).await?;
-    Ok(respond(app, &call, |out| async move {
+    Ok(respond(app, &call, app.closing(&cx), |out| async move {
         while let Some(entry) = walk.next(&cx).await? {
             pair(&out, entry).await?;
         }
@@ -70,7 +70,7 @@ pub(super) async fn z_scan(app: &Arc<App>, request: Request<schema::ZScanRequest
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_ZSCAN)?;
     let mut walk = ZScanWalk::begin(app, &cx, z_scan_of(request)).await?;
-    Ok(respond(app, &call, |out| async move {
+    Ok(respond(app, &call, app.closing(&cx), |out| async move {
         while let Some(member) = walk.next(&cx).await? {
             out.send(member.set).await?;
             out.send(member.key).await?;
@@ -86,7 +86,7 @@ pub(super) async fn history(app: &Arc<App>, request: Request<schema::HistoryRequ
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_HISTORY)?;
     let mut walk = HistoryWalk::begin(app, &cx, history_of(request)).await?;
-    Ok(respond(app, &call, |out| async move {
+    Ok(respond(app, &call, app.closing(&cx), |out| async move {
         while let Some(entry) = walk.next(&cx).await? {
             pair(&out, entry).await?;
         }
@@ -110,7 +110,7 @@ pub(super) async fn verifiable_get(app: &Arc<App>, request: Request<schema::Veri
     };
     let inclusion = schema::InclusionProof::from(&found.inclusion);
     let parts = [entry.encode_to_vec(), verifiable(found.tx).encode_to_vec(), inclusion.encode_to_vec()];
-    Ok(respond(app, &call, |out| async move {
+    Ok(respond(app, &call, app.closing(&cx), |out| async move {
         for part in parts {
             out.send(part.into()).await?;
         }

@@ -9,18 +9,8 @@ use crate::method::{Method, Need, Right};
 use crate::rest::binding::{Binding, Verb};
 
 /// Calls with a path that no node serves yet. A test compares with what they answer.
-pub const NOT_SERVED: [&str; 10] = [
-    "SQLExec",
-    "UnarySQLQuery",
-    "ListTables",
-    "DescribeTable",
-    "VerifiableSQLGet",
-    "LoadDatabase",
-    "UnloadDatabase",
-    "DeleteDatabase",
-    "TruncateDatabase",
-    "immudb.model.DocumentService",
-];
+pub const NOT_SERVED: [&str; 6] =
+    ["SQLExec", "UnarySQLQuery", "ListTables", "DescribeTable", "VerifiableSQLGet", "immudb.model.DocumentService"];
 /// Fields of fields that may stand in a query; no message that is asked for so is deeper.
 const DEPTH_MAX: usize = 4;
 /// Name of the form of errors.

@@ -10,7 +10,7 @@ use tokio::time::timeout_at;
 use super::App;
 use super::settings::DatabaseSettings;
 use crate::auth;
-use crate::context::{Call, Context, ReadLevel};
+use crate::context::{Call, Context, ReadLevel, Visit};
 use crate::error::{Error, Result};
 use crate::method::Right;
 
@@ -27,7 +27,7 @@ pub struct Listed {
     pub name: String,
     /// Settings, complete.
     pub settings: DatabaseSettings,
-    /// Whether it is open on this node.
+    /// Whether its replicas are meant to be open.
     pub loaded: bool,
     /// Size on the disk of this node, bytes.
     pub disk_bytes: u64,
@@ -143,7 +143,7 @@ impl App {
     }
 
     /// Refuses callers who do not administrate a database, and the two databases that nobody does.
-    fn may_administrate(&self, call: &Call, name: &str) -> Result<()> {
+    pub(super) fn may_administrate(&self, call: &Call, name: &str) -> Result<()> {
         let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
         if name == DEFAULT_DATABASE || name == SYSTEM_DATABASE {
             return Err(text::DATABASE_RESERVED.into());
@@ -156,11 +156,11 @@ impl App {
     }
 
     /// Settings of the selected database, complete.
-    pub async fn database_settings(&self, cx: &Context) -> Result<DatabaseSettings> {
-        if cx.level == ReadLevel::Linearizable {
-            self.groups.meta().barrier(cx.deadline).await?;
+    pub async fn database_settings(&self, visit: &Visit) -> Result<DatabaseSettings> {
+        if visit.level == ReadLevel::Linearizable {
+            self.groups.meta().barrier(visit.deadline).await?;
         }
-        let record = self.groups.meta().database(cx.replica.name()).ok_or(text::DATABASE_NOT_FOUND)?;
+        let record = self.groups.meta().database(visit.database.name()).ok_or(text::DATABASE_NOT_FOUND)?;
         Ok(DatabaseSettings::from_record(&record.face, &record.settings))
     }
 
@@ -216,7 +216,7 @@ impl App {
         let group = self.groups.group_by_name(&record.name);
         Listed {
             settings: DatabaseSettings::from_record(&record.face, &record.settings),
-            loaded: group.is_some(),
+            loaded: record.loaded,
             disk_bytes: group.as_ref().map_or(0, |group| group.database().size_bytes()),
             transactions: group.as_ref().map_or(0, |group| group.database().applied().tx.get()),
             created_at: record.created_at,

@@ -3,7 +3,7 @@
 use alhambra_raft::meta::SYSTEM_DATABASE;
 
 use super::App;
-use crate::context::Context;
+use crate::context::Visit;
 use crate::error::Result;
 
 /// Totals of a node.
@@ -29,12 +29,15 @@ pub struct DatabaseHealth {
 }
 
 impl App {
-    /// Totals. Databases that are not open here are left out.
+    /// Totals of the loaded databases; sizes and transactions of those that are open here.
     pub fn server_info(&self) -> Result<ServerInfo> {
         self.require_formed()?;
         let mut info = ServerInfo { started_at: self.started_at, transactions: 0, databases: 0, disk_bytes: 0 };
         for record in self.groups.meta().databases() {
             debug_assert_ne!(record.name, SYSTEM_DATABASE);
+            if !record.loaded {
+                continue;
+            }
             info.databases += 1;
             if let Some(group) = self.groups.group_by_name(&record.name) {
                 info.transactions += group.database().applied().tx.get();
@@ -46,7 +49,7 @@ impl App {
 }
 
 /// How busy a database is. The call itself does not count.
-pub fn database_health(cx: &Context) -> DatabaseHealth {
-    let load = cx.replica.load();
+pub fn database_health(visit: &Visit) -> DatabaseHealth {
+    let load = visit.database.load();
     DatabaseHealth { pending: load.pending().saturating_sub(1), last_completed_ms: load.last_completed_ms() }
 }

@@ -226,6 +226,9 @@ impl App {
         if !self.database_exists(name, call.deadline).await? {
             return Err(Error::DatabaseNotFound { name: name.to_owned() });
         }
+        if self.groups.meta().is_loaded(name) == Some(false) {
+            return Err(text::ALREADY_CLOSED.into());
+        }
         Self::may_select(&user, name)?;
         self.await_key(call.deadline).await?;
         let database: Arc<str> = name.into();

@@ -1,9 +1,10 @@
 //! Three nodes: any of them answers any call, and none of them ever hangs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use alhambra_ledger::ids::TxId;
-use alhambra_node::{Config, Node, NodeHandle};
+use alhambra_node::{Config, Env, Node, NodeHandle};
 use alhambra_proto::code::{Applied, Code as Outcome};
 use alhambra_proto::schema;
 use alhambra_storage::vfs::mem::MemVfs;
@@ -17,10 +18,16 @@ pub struct Cluster {
     configs: Vec<Config>,
     disks: Vec<MemVfs>,
     nodes: Vec<Option<NodeHandle>>,
+    /// Of all nodes.
+    pub clock: Arc<Shifted>,
 }
 
 impl Cluster {
     pub async fn start(request_timeout: Duration) -> Self {
+        Self::start_with(|config| config.request_timeout = request_timeout).await
+    }
+
+    pub async fn start_with(change: impl Fn(&mut Config)) -> Self {
         let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
         let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let configs: Vec<Config> = (ports.iter())
@@ -30,12 +37,12 @@ impl Cluster {
                 config.peers = peers.clone();
                 config.bootstrap_expect = 3;
                 config.insecure_peers = true;
-                config.request_timeout = request_timeout;
+                change(&mut config);
                 config
             })
             .collect();
-        let mut cluster =
-            Self { configs, disks: vec![MemVfs::new(), MemVfs::new(), MemVfs::new()], nodes: vec![None, None, None] };
+        let disks = vec![MemVfs::new(), MemVfs::new(), MemVfs::new()];
+        let mut cluster = Self { configs, disks, nodes: vec![None, None, None], clock: Shifted::new() };
         for n in 0..3 {
             cluster.start_node(n).await;
         }
@@ -53,7 +60,8 @@ impl Cluster {
         let tried = async {
             loop {
                 // The port of the node that was stopped may take a moment to be free.
-                match Node::start(self.configs[n].clone(), env(&self.disks[n])).await {
+                let env = Env { clock: self.clock.clone(), ..env(&self.disks[n]) };
+                match Node::start(self.configs[n].clone(), env).await {
                     Ok(node) => return node,
                     Err(error) => eprintln!("node {n}: {error}"),
                 }
@@ -61,6 +69,10 @@ impl Cluster {
             }
         };
         self.nodes[n] = Some(tokio::time::timeout(PATIENCE, tried).await.expect("the node starts"));
+    }
+
+    pub fn disk(&self, n: usize) -> &MemVfs {
+        &self.disks[n]
     }
 
     pub fn node(&self, n: usize) -> &NodeHandle {

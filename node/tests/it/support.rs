@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use alhambra_node::config::Secret;
@@ -9,6 +10,7 @@ use alhambra_node::{Config, Env, Node, NodeHandle};
 use alhambra_proto::code::Details;
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
+use alhambra_raft::env::Clock;
 use alhambra_storage::vfs::mem::MemVfs;
 use alhambra_storage::vfs::{FileKind, OpenMode, Vfs};
 use bytes::Bytes;
@@ -44,6 +46,29 @@ pub fn config() -> Config {
 
 pub fn env(disk: &MemVfs) -> Env {
     Env::production(Arc::new(disk.clone()))
+}
+
+/// The wall clock, shifted.
+#[derive(Debug)]
+pub struct Shifted {
+    real: Arc<dyn Clock>,
+    by_ms: AtomicI64,
+}
+
+impl Shifted {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { real: env(&MemVfs::new()).clock, by_ms: AtomicI64::new(0) })
+    }
+
+    pub fn days(&self, days: i64) {
+        self.by_ms.store(days * 86_400_000, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Shifted {
+    fn now_unix_ms(&self) -> i64 {
+        self.real.now_unix_ms() + self.by_ms.load(Ordering::Relaxed)
+    }
 }
 
 /// One node, serving.

@@ -15,7 +15,7 @@ use tonic::{Code, Response};
 use crate::support::*;
 
 /// What an SDK does with a transaction: rebuild, compare, move its state forward.
-fn check(state: &mut TrustedState, verifiable: &schema::VerifiableTx) -> convert::VerifiableTx {
+pub fn check(state: &mut TrustedState, verifiable: &schema::VerifiableTx) -> convert::VerifiableTx {
     let verifiable = convert::VerifiableTx::try_from(verifiable).unwrap();
     let header = &verifiable.tx.header;
     let digests: Vec<_> = verifiable.tx.entries.iter().map(|entry| entry.digest(header.version).unwrap()).collect();

@@ -248,6 +248,12 @@ wire_errors! {
         WireError::plain_text("punctuation marks and symbols are not allowed in database name");
     /// The database is not loaded.
     ALREADY_CLOSED = WireError::plain_text("already closed");
+    /// LoadDatabase of one that is loaded.
+    DATABASE_LOADED = WireError::coded(ImmuCode::InternalError, "database already loaded");
+    /// DeleteDatabase of one that is loaded.
+    DATABASE_OPEN = WireError::plain_text("cannot delete an open database");
+    /// TruncateDatabase when nothing is old enough.
+    RETENTION_NOT_REACHED = WireError::plain_text("retention period has not been reached");
     /// A write to a replica database.
     IS_REPLICA = WireError::plain_text("database is read-only because it's a replica");
     /// No permission on the named database.
@@ -317,6 +323,15 @@ const NAME_SHOWN_MAX: usize = 128;
 
 fn shown(name: &str) -> &str {
     &name[..name.floor_char_boundary(NAME_SHOWN_MAX)]
+}
+
+/// TruncateDatabase with a period of less than a day.
+pub fn retention_period(name: &str) -> Status {
+    Status::invalid_argument(format!(
+        "rpc error: code = InvalidArgument desc = illegal arguments: invalid retention period for database '{}'. \
+         RetentionPeriod should at least '24h0m0s' hours",
+        shown(name)
+    ))
 }
 
 /// CreateUser with an unknown database.

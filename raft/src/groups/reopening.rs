@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alhambra_storage::error::Error as StorageError;
-use tokio::sync::SemaphorePermit;
-use tokio::time::{Instant, sleep};
+use tokio::sync::{SemaphorePermit, watch};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Groups, LOOK_AGAIN, with_sources};
 use crate::error::GroupError;
 use crate::group::{Group, GroupSpec, Health};
+use crate::hosting::until_unwanted;
 use crate::network::Network;
 
 /// Pause before a group is opened again; doubles with each attempt.
@@ -32,18 +33,20 @@ fn longer(pause: Duration) -> Duration {
 }
 
 impl Groups {
-    /// Opens a group; for as long as the disk refuses, again and again, without the permit.
+    /// Opens a group; for as long as the disk refuses, again and again, without the permit. Nothing when it is not open by
+    /// the time at which it is not wanted any more.
     pub(super) async fn open_patiently(
         &self,
         spec: &GroupSpec,
         network: &Arc<Network>,
         mut permit: Option<SemaphorePermit<'_>>,
-    ) -> Result<Arc<Group>, GroupError> {
+        unwanted: &mut watch::Receiver<bool>,
+    ) -> Option<Result<Arc<Group>, GroupError>> {
         let mut pause = PAUSE_MIN;
         loop {
             let error = match self.open(spec.clone(), network).await {
                 Err(error) if is_of_the_disk(&error) => error,
-                answer => return answer,
+                answer => return Some(answer),
             };
             let reason: Arc<str> = with_sources(&error).into();
             // Said once; the readiness page keeps saying it.
@@ -54,36 +57,69 @@ impl Groups {
             }
             self.hosting.settle(spec.group, Err(reason));
             permit.take();
-            sleep(pause).await;
+            if pass(pause, unwanted).await {
+                return None;
+            }
             pause = longer(pause);
         }
     }
 
-    /// Opens the group again whenever it has stopped itself. Ends when it was stopped, or when what its disk holds is
-    /// wrong.
-    pub(super) async fn keep_open(self: Arc<Self>, group: Arc<Group>, spec: GroupSpec, network: Arc<Network>) {
+    /// Opens the group again whenever it has stopped itself. Ends when it is closed because it is not wanted any more, when
+    /// it was stopped, or when what its disk holds is wrong.
+    pub(super) async fn keep_open(
+        &self,
+        group: Arc<Group>,
+        spec: GroupSpec,
+        network: &Arc<Network>,
+        mut unwanted: watch::Receiver<bool>,
+    ) {
         let mut current = Some(group);
         let mut pause = PAUSE_MIN;
         while let Some(group) = current.take() {
             let began = Instant::now();
-            group.ended().await;
+            tokio::select! {
+                biased;
+                _ = until_unwanted(&mut unwanted) => return self.close_for_good(group).await,
+                () = group.ended() => {}
+            }
             let Health::Failed { reason } = group.status().health else { return };
             self.close_failed(group, &spec, reason).await;
             pause = if began.elapsed() > WORKED { PAUSE_MIN } else { longer(pause) };
-            sleep(pause).await;
-            match self.open_patiently(&spec, &network, None).await {
-                Ok(group) => {
+            if pass(pause, &mut unwanted).await {
+                return;
+            }
+            match self.open_patiently(&spec, network, None, &mut unwanted).await {
+                None => return,
+                Some(Ok(group)) => {
                     tracing::info!(group = %spec.group, name = spec.name, "the database is open again");
                     self.hosting.settle(spec.group, Ok(group.clone()));
                     current = Some(group);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     tracing::error!(group = %spec.group, name = spec.name, %error, source = ?error.source(),
                         "the database does not open again");
                     self.hosting.settle(spec.group, Err(with_sources(&error).into()));
                 }
             }
         }
+    }
+
+    /// Ends the group in order and waits until nobody reads its files any more.
+    async fn close_for_good(&self, group: Arc<Group>) {
+        let (id, name) = (group.id(), group.name().to_owned());
+        group.shutdown().await;
+        let database = Arc::downgrade(group.database());
+        drop(group);
+        self.hosting.release(id);
+        let began = Instant::now();
+        let mut told = false;
+        while database.strong_count() > 0 {
+            if began.elapsed() > DRAIN_WAIT && !std::mem::replace(&mut told, true) {
+                tracing::warn!(group = %id, name, "calls that began before the database was closed still read its files");
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+        tracing::info!(group = %id, name, "the database is closed");
     }
 
     async fn close_failed(&self, group: Arc<Group>, spec: &GroupSpec, reason: Arc<str>) {
@@ -100,6 +136,11 @@ impl Groups {
             sleep(LOOK_AGAIN).await;
         }
     }
+}
+
+/// Lets time pass; true as soon as the group is not wanted any more.
+async fn pass(pause: Duration, unwanted: &mut watch::Receiver<bool>) -> bool {
+    timeout(pause, until_unwanted(unwanted)).await == Ok(true)
 }
 
 /// Whether the disk refused, so that the same call may succeed later.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use alhambra_ledger::ids::{DatabaseId, GroupId, Revision, TxId};
+use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
 use alhambra_ledger::kv::{StoredValue, parse_set_key, parse_value, set_key};
 use alhambra_storage::command::{Compression, Settings};
 use alhambra_storage::index::{ScanSpec, Version};
@@ -10,12 +10,16 @@ use alhambra_storage::read::ReadSnapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{DatabaseRecord, NodeRecord, SESSION_KEY_LEN, SessionId, User};
+use super::{DatabaseRecord, NodeRecord, SESSION_KEY_LEN, SessionId, TruncationOrder, User};
 
 /// Keys of databases begin so.
 pub(super) const DATABASE: &str = "database/";
 /// Keys of users begin so.
 pub(super) const USER: &str = "user/";
+/// Keys of deleted databases begin so; their ids follow.
+pub(super) const DELETED: &str = "deleted/";
+/// Keys of orders to truncate begin so; the ids of the databases follow.
+pub(super) const TRUNCATION: &str = "truncation/";
 /// Keys of nodes begin so.
 pub(super) const NODE: &str = "node/";
 /// Keys of the latest ends of all tokens of a user begin so.
@@ -43,12 +47,21 @@ struct SessionJson {
 #[derive(Serialize, Deserialize)]
 struct DatabaseJson {
     id: String,
+    /// Absent in the revision that creates the database: its transaction is the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<u64>,
     members: BTreeMap<u64, String>,
     segment_bytes: u64,
     settings: SettingsJson,
     face: serde_json::Value,
+    #[serde(default = "loaded")]
+    loaded: bool,
     created_at: i64,
     created_by: String,
+}
+
+const fn loaded() -> bool {
+    true
 }
 
 #[derive(Serialize, Deserialize)]
@@ -138,7 +151,8 @@ pub(super) fn user_json(user: &User) -> String {
     json(user)
 }
 
-/// What is recorded of a database; its name is in the key, and its group is the transaction that recorded it first.
+/// What is recorded of a database; its name is in the key. Group 0 stands for one that is being created: its group is the
+/// transaction of this very revision, and later ones repeat the number. So a name that was deleted begins anew.
 pub(super) fn database_json(record: &DatabaseRecord) -> String {
     let Settings {
         key_len_max,
@@ -153,6 +167,7 @@ pub(super) fn database_json(record: &DatabaseRecord) -> String {
     } = record.settings;
     json(&DatabaseJson {
         id: record.id.to_string(),
+        group: Some(record.group.get()).filter(|group| *group != 0),
         members: record.members.clone(),
         segment_bytes: record.segment_bytes,
         settings: SettingsJson {
@@ -167,9 +182,74 @@ pub(super) fn database_json(record: &DatabaseRecord) -> String {
             replica,
         },
         face: record.face.clone(),
+        loaded: record.loaded,
         created_at: record.created_at,
         created_by: record.created_by.clone(),
     })
+}
+
+/// Digits of a database's id in the name of its folder.
+const FOLDER_DIGITS: usize = 8;
+
+/// Name of the folder of a database.
+pub(super) fn folder(name: &str, id: DatabaseId) -> String {
+    format!("{name}.{}", &id.to_string()[..FOLDER_DIGITS])
+}
+
+/// Name and first digits of the id in the name of a folder; nothing for folders that are not named so.
+pub(super) fn of_folder(folder: &str) -> Option<(&str, &str)> {
+    let (name, digits) = folder.rsplit_once('.')?;
+    (digits.len() == FOLDER_DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit())).then_some((name, digits))
+}
+
+/// A database that is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedDatabase {
+    /// Its permanent id.
+    pub id: DatabaseId,
+    /// The name that it had.
+    pub name: String,
+    /// The group that it had.
+    pub group: GroupId,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DeletedJson {
+    name: String,
+    group: u64,
+    deleted_at: i64,
+    deleted_by: String,
+}
+
+/// What is recorded of the end of a database, under its id. Seconds since 1970-01-01 UTC.
+pub(super) fn deleted_json(record: &DatabaseRecord, at: i64, by: &str) -> String {
+    let (name, group) = (record.name.clone(), record.group.get());
+    json(&DeletedJson { name, group, deleted_at: at, deleted_by: by.to_owned() })
+}
+
+/// See [`deleted_json`]; `id` is the one in the key.
+pub(super) fn read_deleted(id: &str, value: &[u8]) -> Result<DeletedDatabase, RecordError> {
+    let key = || format!("{DELETED}{id}");
+    let record: DeletedJson =
+        serde_json::from_slice(value).map_err(|source| RecordError::Json { key: key(), source })?;
+    let id = hex_id(id).ok_or_else(|| RecordError::Form { key: key() })?;
+    Ok(DeletedDatabase { id, name: record.name, group: GroupId(record.group) })
+}
+
+#[derive(Serialize)]
+struct TruncationJson<'a> {
+    name: &'a str,
+    before: u64,
+    cutoff: i64,
+    retention_ms: i64,
+    ordered_at: i64,
+    ordered_by: &'a str,
+}
+
+/// What is recorded of an order to truncate, under the id of the database.
+pub(super) fn truncation_json(name: &str, order: &TruncationOrder<'_>, at: i64) -> String {
+    let &TruncationOrder { before, cutoff, retention_ms, by } = order;
+    json(&TruncationJson { name, before: before.get(), cutoff, retention_ms, ordered_at: at, ordered_by: by })
 }
 
 /// Why a record cannot be used.
@@ -216,7 +296,8 @@ fn hex_id(text: &str) -> Option<DatabaseId> {
     from_hex(text).map(DatabaseId)
 }
 
-fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRecord, RecordError> {
+/// What transaction `tx` has recorded of a database.
+fn read_database(name: &str, tx: TxId, value: &[u8]) -> Result<DatabaseRecord, RecordError> {
     let key = || format!("{DATABASE}{name}");
     let record: DatabaseJson =
         serde_json::from_slice(value).map_err(|source| RecordError::Json { key: key(), source })?;
@@ -233,7 +314,7 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
     } = record.settings;
     Ok(DatabaseRecord {
         name: name.to_owned(),
-        group,
+        group: GroupId(record.group.unwrap_or(tx.get())),
         id: hex_id(&record.id).ok_or_else(|| RecordError::Form { key: key() })?,
         members: record.members,
         segment_bytes: record.segment_bytes,
@@ -249,6 +330,7 @@ fn read_database(name: &str, group: GroupId, value: &[u8]) -> Result<DatabaseRec
             replica,
         },
         face: record.face,
+        loaded: record.loaded,
         created_at: record.created_at,
         created_by: record.created_by,
     })
@@ -299,12 +381,7 @@ impl Records {
         let mut errors = Vec::new();
         let (databases, users) = (versions(snapshot, DATABASE)?, versions(snapshot, USER)?);
         let (nodes, logouts) = (versions(snapshot, NODE)?, versions(snapshot, LOGOUT)?);
-        self.databases = refresh(snapshot, databases, &mut self.databases, &mut errors, |name, key, value| {
-            // The first transaction of the name is the number of its group; later ones change settings.
-            let first = snapshot.revision(key, Revision(1));
-            let first = first.map_err(|source| RecordError::Storage { key: format!("{DATABASE}{name}"), source })?;
-            read_database(name, GroupId(first.map_or(0, |version| version.tx.get())), value)
-        });
+        self.databases = refresh(snapshot, databases, &mut self.databases, &mut errors, read_database);
         self.users = refresh(snapshot, users, &mut self.users, &mut errors, |name, _, value| {
             serde_json::from_slice(value).map_err(|source| RecordError::Json { key: format!("{USER}{name}"), source })
         });
@@ -330,7 +407,7 @@ fn refresh<T>(
     Versions { prefix, found }: Versions,
     old: &mut BTreeMap<String, (T, TxId)>,
     errors: &mut Vec<RecordError>,
-    read: impl Fn(&str, &[u8], &[u8]) -> Result<T, RecordError>,
+    read: impl Fn(&str, TxId, &[u8]) -> Result<T, RecordError>,
 ) -> BTreeMap<String, (T, TxId)> {
     let mut new = BTreeMap::new();
     for (key, version) in found {
@@ -354,7 +431,7 @@ fn refresh<T>(
             .value(&key, &version)
             .map_err(|source| RecordError::Storage { key: text.to_owned(), source })
             .and_then(|value| match parse_value(&value) {
-                Ok(StoredValue::Plain(json)) => read(name, &key, json),
+                Ok(StoredValue::Plain(json)) => read(name, version.tx, json),
                 Ok(StoredValue::Deletion | StoredValue::Reference { .. }) | Err(_) => {
                     Err(RecordError::Form { key: text.to_owned() })
                 }
@@ -402,6 +479,7 @@ mod tests {
             segment_bytes: 1 << 20,
             settings: settings(),
             face: serde_json::json!({ "fileSize": 5 }),
+            loaded: false,
             created_at: 77,
             created_by: "immudb".into(),
         };
@@ -409,14 +487,17 @@ mod tests {
         assert_eq!(
             text,
             concat!(
-                r#"{"id":"abababababababababababababababab","members":{"1":"a:1","2":"b:1"},"segment_bytes":1048576,"#,
+                r#"{"id":"abababababababababababababababab","group":9,"members":{"1":"a:1","2":"b:1"},"segment_bytes":1048576,"#,
                 r#""settings":{"key_len_max":1024,"value_len_max":33554432,"tx_entries_max":1024,"header_version":1,"#,
                 r#""exclude_commit_time":false,"quota_bytes":0,"quota_tx_per_second":0,"compression":"lz4"},"#,
-                r#""face":{"fileSize":5},"#,
+                r#""face":{"fileSize":5},"loaded":false,"#,
                 r#""created_at":77,"created_by":"immudb"}"#
             )
         );
-        assert_eq!(read_database("orders", GroupId(9), text.as_bytes()).unwrap(), written);
+        assert_eq!(read_database("orders", TxId(12), text.as_bytes()).unwrap(), written);
+        let created = database_json(&DatabaseRecord { group: GroupId(0), ..written.clone() });
+        assert!(!created.contains("group"), "{created}");
+        assert_eq!(read_database("orders", TxId(9), created.as_bytes()).unwrap(), written, "its own transaction");
         let mut node = NodeRecord { addr: "a:1".into(), session_key: None };
         assert_eq!(node_json(&node), r#"{"addr":"a:1"}"#);
         assert_eq!(read_node("1", node_json(&node).as_bytes()).unwrap(), node);
@@ -449,6 +530,31 @@ mod tests {
         );
         assert_eq!(serde_json::from_str::<User>(&text).unwrap(), user);
     }
+
+    #[test]
+    fn ends_and_truncations_have_fixed_forms() {
+        let record = DatabaseRecord { name: "orders".into(), ..read_database("orders", TxId(9), RECORD).unwrap() };
+        let text = deleted_json(&record, 88, "eve");
+        assert_eq!(text, r#"{"name":"orders","group":9,"deleted_at":88,"deleted_by":"eve"}"#);
+        let id = "000102030405060708090a0b0c0d0e0f";
+        let read = read_deleted(id, text.as_bytes()).unwrap();
+        assert_eq!(read, DeletedDatabase { id: record.id, name: "orders".into(), group: GroupId(9) });
+        assert!(matches!(read_deleted("0001", text.as_bytes()), Err(RecordError::Form { .. })));
+        let order = TruncationOrder { before: TxId(7), cutoff: 86_400, retention_ms: 5, by: "eve" };
+        assert_eq!(
+            truncation_json("orders", &order, 99),
+            r#"{"name":"orders","before":7,"cutoff":86400,"retention_ms":5,"ordered_at":99,"ordered_by":"eve"}"#
+        );
+        assert_eq!(folder("orders", record.id), "orders.00010203");
+        assert_eq!(of_folder("orders.00010203"), Some(("orders", "00010203")));
+        for other in ["orders", "orders.0001020", "orders.000102033", "orders.0001020g", "größe.ü0001020"] {
+            assert_eq!(of_folder(other), None, "{other}");
+        }
+    }
+
+    const RECORD: &[u8] = br#"{"id":"000102030405060708090a0b0c0d0e0f","members":{},"segment_bytes":1,"settings":{
+        "key_len_max":1,"value_len_max":1,"tx_entries_max":1,"header_version":1,"exclude_commit_time":false,"quota_bytes":0,
+        "quota_tx_per_second":0},"face":{},"created_at":1,"created_by":"immudb"}"#;
 
     #[test]
     fn database_ids_parse_only_in_full() {

@@ -14,7 +14,9 @@ use alhambra_raft::types::{
     CommandBytes, RaftEntry, RaftMembership, RaftStoredMembership, RaftVote, TypeConfig, to_raft_log_id,
 };
 use alhambra_storage::apply::Rejection;
-use alhambra_storage::command::{Precondition, ProposalEntry, RequestId, TxProposal};
+use alhambra_storage::command::{
+    Citation, Command, Precondition, ProposalEntry, Prune, PruneTarget, RequestId, TxProposal,
+};
 use alhambra_storage::import::ImportRefusal;
 use alhambra_storage::reads::Reads;
 use alhambra_storage::{SegmentVersion, SegmentVote};
@@ -210,6 +212,25 @@ fn segments() {
     assert_eq!(hex(&bytes), "010903fc0010000005");
     assert_eq!(decode_segment_part(&bytes).unwrap(), part);
     refuses_damage(&bytes, decode_segment_part);
+}
+
+pub fn truncation() -> Prune {
+    let marker = PruneTarget::marker(proposal().request, TxId(7), proposal().entries);
+    let order = Some(Citation { tx: TxId(5), alh: [0xab; 32] });
+    Prune { order, target: PruneTarget::Before { tx: TxId(7), ts: 9, marker } }
+}
+
+#[test]
+fn truncations() {
+    let bytes = encode_truncation(truncation());
+    assert_eq!(bytes[1..], Command::Prune(truncation()).encode()[..], "the command of the log, behind the format byte");
+    assert_eq!(decode_truncation(&bytes).unwrap(), truncation());
+    refuses_damage(&bytes, decode_truncation);
+    // Nothing else is forwarded this way.
+    let target = PruneTarget::Value { tx: TxId(7), entry: 0 };
+    let other = encode_truncation(Prune { order: None, target });
+    assert_eq!(decode_truncation(&other), Err(EnvelopeError::Invalid));
+    assert_eq!(decode_truncation(&encode_propose(proposal())), Err(EnvelopeError::Invalid));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use alhambra_raft::forward::ReadIndex;
 use bytes::Bytes;
 use openraft::raft::VoteRequest;
 
-use crate::envelopes::{append, install, members, proposal, vote};
+use crate::envelopes::{append, install, members, proposal, truncation, vote};
 
 #[global_allocator]
 static METER: Meter = Meter;
@@ -52,6 +52,7 @@ fn fuzz_messages_between_nodes() {
     target("append", vec![encode_append(append())], decode_append, encode_append);
     target("install", vec![encode_install(&install())], decode_install, |i| encode_install(&i));
     target("propose", vec![encode_propose(proposal())], decode_propose, encode_propose);
+    target("truncation", vec![encode_truncation(truncation())], decode_truncation, encode_truncation);
     let fetch = Fetch { transfer: 9, name: "tx/0".into(), offset: 1 << 20, len: 5 };
     target("fetch", vec![encode_fetch(&fetch)], decode_fetch, |f| encode_fetch(&f));
     let disk = DiskReport { free_bytes: 1 << 40, low_bytes: 64 << 20, low: true };

@@ -8,6 +8,7 @@ mod envelopes;
 mod faults;
 mod forming;
 mod fuzz;
+mod lifecycle;
 mod links;
 mod memory;
 mod nodes;

@@ -46,7 +46,7 @@ fn settings() -> Settings {
     }
 }
 
-fn user(name: &str, password: &str) -> User {
+pub fn user(name: &str, password: &str) -> User {
     User {
         name: name.into(),
         password: password.into(),
@@ -58,7 +58,7 @@ fn user(name: &str, password: &str) -> User {
     }
 }
 
-fn orders() -> NewDatabase {
+pub fn orders() -> NewDatabase {
     NewDatabase {
         name: "orders".into(),
         settings: settings(),

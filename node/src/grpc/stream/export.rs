@@ -36,7 +36,7 @@ pub(in crate::grpc) async fn one(app: &Arc<App>, request: Request<schema::Export
     let (call, request) = open(request)?;
     let cx = app.enter(&call, &method::EXPORT_TX)?;
     let exported = export::export(&cx, export_of(request)).await?;
-    Ok(respond(app, &call, |out| async move { send(&out, exported).await }))
+    Ok(respond(app, &call, app.closing(&cx), |out| async move { send(&out, exported).await }))
 }
 
 /// A transaction for each request, one after the other. The end of the requests ends the reply with an error, and so does
@@ -48,7 +48,7 @@ pub(in crate::grpc) async fn many(
     let (call, mut requests) = open(request)?;
     let mut cx = app.enter(&call, &method::STREAM_EXPORT_TX)?;
     let pace = Pace::of(app, &call);
-    Ok(respond(app, &call, |out| async move {
+    Ok(respond(app, &call, app.closing(&cx), |out| async move {
         loop {
             let next = timeout_at(pace.next(), requests.next()).await;
             let next = next.map_err(|_| Error::StreamIdle { what: "the client did not ask for more in time" })?;

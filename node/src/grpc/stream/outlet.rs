@@ -96,15 +96,24 @@ impl Outlet {
     }
 }
 
-/// A reply whose messages are made while the client takes them.
-pub(super) fn respond<F>(app: &App, call: &Call, produce: impl FnOnce(Outlet) -> F) -> Response<Chunks>
+/// A reply whose messages are made while the client takes them, and which ends when the database is closed.
+pub(super) fn respond<F>(
+    app: &App,
+    call: &Call,
+    closing: impl Future<Output = Error> + Send + 'static,
+    produce: impl FnOnce(Outlet) -> F,
+) -> Response<Chunks>
 where
     F: Future<Output = Result<(), Ended>> + Send + 'static,
 {
-    read_reply(call.level, stream_of(Pace::of(app, call), produce))
+    read_reply(call.level, stream_of(Pace::of(app, call), closing, produce))
 }
 
-fn stream_of<F>(pace: Pace, produce: impl FnOnce(Outlet) -> F) -> Chunks
+fn stream_of<F>(
+    pace: Pace,
+    closing: impl Future<Output = Error> + Send + 'static,
+    produce: impl FnOnce(Outlet) -> F,
+) -> Chunks
 where
     F: Future<Output = Result<(), Ended>> + Send + 'static,
 {
@@ -113,9 +122,13 @@ where
     let (end, ended) = oneshot::channel();
     let producing = produce(Outlet { chunks, pace });
     tokio::spawn(async move {
-        let outcome = match producing.await {
-            Ok(()) | Err(Ended::Gone) => Ok(()),
-            Err(Ended::Failed(status)) => Err(*status),
+        let outcome = tokio::select! {
+            biased;
+            outcome = producing => match outcome {
+                Ok(()) | Err(Ended::Gone) => Ok(()),
+                Err(Ended::Failed(status)) => Err(*status),
+            },
+            error = closing => Err(error.into()),
         };
         // Nobody listens when the client has gone meanwhile.
         let _ = end.send(outcome);
@@ -130,6 +143,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -141,7 +155,7 @@ mod tests {
     fn endless(pace: Pace) -> (Chunks, Arc<AtomicUsize>) {
         let made = Arc::new(AtomicUsize::new(0));
         let count = made.clone();
-        let stream = stream_of(pace, |out| async move {
+        let stream = stream_of(pace, pending(), |out| async move {
             loop {
                 count.fetch_add(1, Ordering::Relaxed);
                 out.send(vec![0; 100_000].into()).await?;
@@ -202,9 +216,32 @@ mod tests {
         assert_eq!(Arc::strong_count(&made), 1, "the task has let go");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_is_closed_ends_the_answer_and_lets_go_of_it() {
+        let (close, closed) = oneshot::channel::<()>();
+        let closing = async move {
+            let _ = closed.await;
+            alhambra_proto::code::text::ALREADY_CLOSED.into()
+        };
+        let held = Arc::new(());
+        let holds = held.clone();
+        let mut stream = stream_of(Pace { step: STEP, until: None }, closing, |out| async move {
+            let _holds = holds;
+            loop {
+                out.send(vec![0; 100_000].into()).await?;
+            }
+        });
+        stream.next().await.unwrap().unwrap();
+        close.send(()).unwrap();
+        give_others_their_turn().await;
+        assert_eq!(Arc::strong_count(&held), 1, "also when the client does not read on");
+        let rest: Vec<_> = stream.collect().await;
+        assert_eq!(rest.last().unwrap().as_ref().unwrap_err().message(), "already closed");
+    }
+
     #[tokio::test]
     async fn an_error_comes_after_what_was_sent() {
-        let stream = stream_of(Pace { step: STEP, until: None }, |out| async move {
+        let stream = stream_of(Pace { step: STEP, until: None }, pending(), |out| async move {
             out.send(Bytes::from_static(b"first")).await?;
             Err(Status::data_loss("broken").into())
         });
@@ -216,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_whose_maker_dies_does_not_look_whole() {
-        let stream = stream_of(Pace { step: STEP, until: None }, |out| async move {
+        let stream = stream_of(Pace { step: STEP, until: None }, pending(), |out| async move {
             out.send(Bytes::from_static(b"first of many")).await?;
             panic!("the next one cannot be made");
         });

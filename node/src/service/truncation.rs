@@ -1,0 +1,147 @@
+//! TruncateDatabase: values that are older than a period are forgotten; hashes, headers and proofs stay.
+//!
+//! The order stands in `systemdb`, with who gave it and when; the prune cites it. The cut-off is the beginning of a day in UTC, so
+//! that it does not depend on which node is asked.
+
+use std::sync::Arc;
+
+use alhambra_ledger::ids::TxId;
+use alhambra_proto::code::text;
+use alhambra_raft::forward::Written;
+use alhambra_raft::group::Level;
+use alhambra_raft::meta::{MetaError, TruncationOrder};
+use alhambra_raft::strand::of_node;
+use alhambra_storage::Database;
+use alhambra_storage::apply::Rejection;
+use tokio::time::timeout_at;
+
+use super::App;
+use crate::context::Call;
+use crate::error::{Error, Result};
+
+const DAY_S: i64 = 86_400;
+const DAY_MS: i64 = 1000 * DAY_S;
+
+/// The beginning of the day, Unix seconds, before which everything is older than `retention_ms` at `now_ms`.
+fn cutoff(now_ms: i64, retention_ms: i64) -> i64 {
+    now_ms.saturating_sub(retention_ms).div_euclid(DAY_MS) * DAY_S
+}
+
+impl App {
+    /// Has all values forgotten that were written before the day that lay `retention_ms` back; 0 for today.
+    pub async fn truncate_database(&self, call: &Call, name: &str, retention_ms: i64) -> Result<()> {
+        loop {
+            let record = self.administrated(call, name).await?;
+            if retention_ms != 0 && retention_ms < DAY_MS {
+                return Err(Error::RetentionPeriod { name: name.to_owned() });
+            }
+            let replica = self.router.locate(name)?;
+            if replica.database().settings().is_some_and(|settings| settings.replica) {
+                return Err(text::IS_REPLICA.into());
+            }
+            replica.barrier(Level::Linearizable, call.deadline).await?;
+            let cutoff = cutoff(self.env.clock.now_unix_ms(), retention_ms);
+            let database = replica.database().clone();
+            let found = self.env.blocking(of_node::MEMORY, move || newest_before(&database, cutoff));
+            let found =
+                timeout_at(call.deadline, found).await.map_err(|_| Error::GoesOn { what: "looking for old data" })?;
+            // Before the first transaction there is nothing, and what is forgotten already is not forgotten again.
+            let before = found.ok_or(Error::Stopping)??.filter(|tx| *tx > replica.database().truncated_before());
+            let before = before.filter(|tx| tx.get() > 1).ok_or(text::RETENTION_NOT_REACHED)?;
+            let by = self.authenticate(call)?.user;
+            let order = TruncationOrder { before, cutoff, retention_ms, by: &by.name };
+            let citation = match self.groups.meta().order_truncation(&record, &order, call.deadline).await {
+                Err(MetaError::Conflict { .. }) => continue,
+                ordered => ordered?,
+            };
+            return match replica.truncate(citation, before, Vec::new(), call.deadline).await? {
+                Written::Committed(marker) => {
+                    // Whoever reads here from now on does not find them.
+                    let point = Level::AtLeast(marker.id);
+                    replica
+                        .barrier(point, call.deadline)
+                        .await
+                        .map_err(|_| Error::CommittedNotApplied { tx: marker.id })?;
+                    tracing::info!(name, %before, marker = %marker.id, order = %citation.tx, "the database is truncated");
+                    Ok(())
+                }
+                // Somebody else was faster.
+                Written::Rejected(Rejection::NothingToPrune) => Err(text::RETENTION_NOT_REACHED.into()),
+                Written::Rejected(Rejection::Replica) => Err(text::IS_REPLICA.into()),
+                // The marker is metadata.
+                Written::Rejected(Rejection::MetadataUnsupported) => Err(text::METADATA_UNSUPPORTED.into()),
+                Written::Rejected(rejection) => Err(MetaError::Rejected { rejection }.into()),
+            };
+        }
+    }
+}
+
+/// The newest transaction with entries whose time is before `cutoff`. One without a time is as old as the next one that has one.
+fn newest_before(database: &Arc<Database>, cutoff: i64) -> alhambra_storage::Result<Option<TxId>> {
+    let times = |tx: u64| database.header(TxId(tx)).map(|header| header.ts);
+    let mut found = oldest_beyond(database.applied().tx.get(), cutoff, times)?;
+    while found > 0 && database.header(TxId(found))?.nentries == 0 {
+        found -= 1;
+    }
+    Ok((found > 0).then_some(TxId(found)))
+}
+
+/// The last of the numbers 1 to `last` whose time, or that of the first behind it that has one, is before `cutoff`; 0 for none.
+/// Times do not fall, except to 0, which is none.
+fn oldest_beyond<E>(
+    last: u64,
+    cutoff: i64,
+    time: impl Fn(u64) -> std::result::Result<i64, E>,
+) -> std::result::Result<u64, E> {
+    // Up to `old` all are before the cut-off, from `young` on none is.
+    let (mut old, mut young) = (0, last + 1);
+    while old + 1 < young {
+        let middle = old + (young - old) / 2;
+        let mut timed = middle;
+        let mut ts = time(timed)?;
+        while ts == 0 && timed + 1 < young {
+            timed += 1;
+            ts = time(timed)?;
+        }
+        if ts != 0 && ts < cutoff { old = timed } else { young = middle }
+    }
+    Ok(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cutoff_is_the_beginning_of_a_day() {
+        assert_eq!(cutoff(10 * DAY_MS, 0), 10 * DAY_S);
+        assert_eq!(cutoff(10 * DAY_MS - 1, 0), 9 * DAY_S);
+        assert_eq!(cutoff(10 * DAY_MS + 5, DAY_MS), 9 * DAY_S);
+        assert_eq!(cutoff(10 * DAY_MS + 5, DAY_MS + 6), 8 * DAY_S);
+        assert_eq!(cutoff(0, 1), -DAY_S);
+        assert!(cutoff(0, i64::MAX) < 0);
+    }
+
+    /// Against a walk over all of them, for every small history.
+    #[test]
+    fn the_search_finds_what_a_walk_finds() {
+        const CUTOFF: i64 = 10;
+        let mut compared = 0;
+        for len in 0..7u32 {
+            for form in 0..3u32.pow(len) {
+                // Each is without time, old or young, and times do not fall.
+                let kinds: Vec<u32> = (0..len).map(|n| form / 3u32.pow(n) % 3).collect();
+                let first_young = kinds.iter().position(|kind| *kind == 2).unwrap_or(kinds.len());
+                if kinds[first_young..].contains(&1) {
+                    continue;
+                }
+                let times: Vec<i64> = kinds.iter().map(|kind| [0, 9, 10][*kind as usize]).collect();
+                let walked = times.iter().rposition(|ts| *ts == 9).map_or(0, |n| n as u64 + 1);
+                let found = oldest_beyond(u64::from(len), CUTOFF, |n| Ok::<_, ()>(times[n as usize - 1]));
+                assert_eq!(found, Ok(walked), "{times:?}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 300, "{compared}");
+    }
+}
