@@ -6,6 +6,7 @@
 mod bench;
 mod cluster;
 mod connect;
+mod database;
 mod demo;
 mod failure;
 mod fsck;
@@ -77,6 +78,8 @@ enum Command {
     Health(transaction::AskArgs),
     /// Show version, age and size of the server
     Info(transaction::AskArgs),
+    /// List, create, load, unload, truncate and delete databases
+    Database(database::Args),
     /// Prove that the server's history continues the one this client trusts
     Verify(verify::Args),
     /// Show nodes, roles, databases and readiness
@@ -139,6 +142,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Count(args) => block_on(kv::count(args)),
         Command::History(args) => block_on(kv::history(args)),
         Command::Scan(args) => block_on(kv::scan(args)),
+        Command::Database(args) => block_on(database::run(args)),
         Command::Verify(args) => block_on(verify::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),

@@ -491,6 +491,61 @@ impl Client {
         Ok(!reply.already_existed)
     }
 
+    /// Opens a database that was unloaded, on all nodes.
+    pub async fn load_database(&self, name: &str) -> Result<(), Error> {
+        let connection = self.connection();
+        let request = schema::LoadDatabaseRequest { database: name.to_owned() };
+        let deadline = connection.deadline();
+        let call =
+            connection.call("load_database", Kind::Write, deadline, request, async |mut c, r| c.load_database(r).await);
+        call.await.map(drop)
+    }
+
+    /// Closes a database on all nodes; it stays listed, and nothing can be done in it until it is loaded.
+    pub async fn unload_database(&self, name: &str) -> Result<(), Error> {
+        let connection = self.connection();
+        let request = schema::UnloadDatabaseRequest { database: name.to_owned() };
+        let deadline = connection.deadline();
+        let call = connection
+            .call("unload_database", Kind::Write, deadline, request, async |mut c, r| c.unload_database(r).await);
+        call.await.map(drop)
+    }
+
+    /// Deletes an unloaded database on all nodes, with its data and everybody's rights in it, for good.
+    pub async fn delete_database(&self, name: &str) -> Result<(), Error> {
+        let connection = self.connection();
+        let request = schema::DeleteDatabaseRequest { database: name.to_owned() };
+        let deadline = connection.deadline();
+        let call = connection
+            .call("delete_database", Kind::Write, deadline, request, async |mut c, r| c.delete_database(r).await);
+        call.await.map(drop)
+    }
+
+    /// Has the values forgotten that were written before the day, in UTC, that lies `retention_ms` back; 0 for today, else at
+    /// least a day. Hashes and proofs stay.
+    pub async fn truncate_database(&self, name: &str, retention_ms: i64) -> Result<(), Error> {
+        let connection = self.connection();
+        let request = schema::TruncateDatabaseRequest { database: name.to_owned(), retention_period: retention_ms };
+        let deadline = connection.deadline();
+        let call = connection
+            .call("truncate_database", Kind::Write, deadline, request, async |mut c, r| c.truncate_database(r).await);
+        call.await.map(drop)
+    }
+
+    /// Changes the settings that are given. Answers all of them.
+    pub async fn update_database(
+        &self,
+        name: &str,
+        settings: schema::DatabaseNullableSettings,
+    ) -> Result<schema::DatabaseNullableSettings, Error> {
+        let connection = self.connection();
+        let request = schema::UpdateDatabaseRequest { database: name.to_owned(), settings: Some(settings) };
+        let deadline = connection.deadline();
+        let call = connection
+            .call("update_database", Kind::Write, deadline, request, async |mut c, r| c.update_database_v2(r).await);
+        Ok(call.await?.settings.unwrap_or_default())
+    }
+
     /// The databases that the user may see.
     pub async fn database_list(&self) -> Result<Vec<schema::DatabaseInfo>, Error> {
         let connection = self.connection();

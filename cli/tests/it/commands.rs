@@ -325,3 +325,41 @@ fn references_sets_deletions_and_counts() {
     }
     assert_eq!(client.demo.stop(), Some(0));
 }
+
+#[test]
+fn databases_are_made_unloaded_loaded_and_deleted() {
+    let client = Client::start();
+    assert_eq!(client.json(&["database", "create", "orders"]), json!({"database": "orders", "done": "created"}));
+    let again = client.json(&["database", "create", "orders", "--if-not-exists"]);
+    assert_eq!(again["done"], json!("existed already"));
+    client.json(&["set", "k", "v", "--database", "orders"]);
+    let refused = |arguments: &[&str], code: i32, what: &str| {
+        let output = client.call(arguments);
+        assert_eq!((output.status.code(), stdout(&output)), (Some(code), String::new()), "{arguments:?}");
+        assert!(stderr(&output).contains(what), "{arguments:?}: {}", stderr(&output));
+    };
+    refused(&["database", "delete", "orders"], 2, "say --yes");
+    refused(&["database", "delete", "orders", "--yes"], 1, "cannot delete an open database");
+    refused(&["database", "truncate", "orders", "--keep-days", "1"], 2, "say --yes");
+    refused(
+        &["database", "truncate", "orders", "--keep-days", "1", "--yes"],
+        1,
+        "retention period has not been reached",
+    );
+    refused(&["database", "update", "orders"], 2, "nothing to change");
+    let changed = client.json(&["database", "update", "orders", "--exclude-commit-time", "true"]);
+    assert_eq!(changed["exclude_commit_time"], json!(true));
+    assert_eq!(client.json(&["database", "unload", "orders"])["done"], json!("unloaded"));
+    refused(&["get", "k", "--database", "orders"], 1, "already closed");
+    let table = client.answer(&["database", "list"]);
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[1][..2], ["defaultdb", "yes"], "{table}");
+    assert_eq!(lines[2][..2], ["orders", "no"], "{table}");
+    client.json(&["database", "load", "orders"]);
+    assert_eq!(client.answer(&["get", "k", "--database", "orders", "--output", "raw"]), "v");
+    client.json(&["database", "unload", "orders"]);
+    assert_eq!(client.answer(&["database", "delete", "orders", "--yes", "--output", "raw"]), "orders\n");
+    refused(&["database", "load", "orders"], 3, "database does not exist");
+    assert_eq!(client.answer(&["database", "list", "--output", "raw"]), "defaultdb\n");
+    assert_eq!(client.demo.stop(), Some(0));
+}
