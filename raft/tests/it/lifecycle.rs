@@ -62,7 +62,7 @@ fn nobody_is_left_with_a_right_in_a_database_that_is_deleted_meanwhile() {
                 for n in 0..40 {
                     let name = format!("u{round}-{n}");
                     match other.meta().put_user(with_right(&name, "one"), None, None, soon()).await {
-                        Ok(()) => given += 1,
+                        Ok(_) => given += 1,
                         Err(MetaError::Conflict { .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
