@@ -149,7 +149,8 @@ fn act(
             Err(error) if !error.use_stderr() => print_raw(error.to_string())?,
             Err(error) => {
                 let text = error.to_string();
-                let text = text.trim().strip_prefix("error: ").unwrap_or(&text).to_owned();
+                let text = text.split("\n\nUsage:").next().unwrap_or_default().trim();
+                let text = text.strip_prefix("error: ").unwrap_or(text).to_owned();
                 return Err(Failure::new(Kind::Usage, text, "help lists the commands; COMMAND --help its flags"));
             }
         },
