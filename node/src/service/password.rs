@@ -108,6 +108,6 @@ mod tests {
         for waiting in waiting {
             waiting.await.unwrap().unwrap();
         }
-        turns.take().await.unwrap();
+        drop(turns.take().await.unwrap());
     }
 }

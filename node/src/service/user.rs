@@ -3,7 +3,7 @@
 //! Every change is decided on records that were the newest when the call began, and written under the condition that
 //! neither the record nor the caller's own is another by then; if one is, the call decides anew. So no change is lost
 //! when two nodes change a user at once, and nobody acts with rights that were taken away before. A change ends all
-//! sessions and tokens of its user, on every live node before the call is answered ([`App::settle`]).
+//! sessions and tokens of its user, on every live node before the call is answered (`App::settle`).
 
 mod rules;
 
