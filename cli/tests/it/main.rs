@@ -7,6 +7,8 @@ mod commands;
 mod crash;
 mod demo;
 mod first_password;
+mod import;
+mod import_source;
 mod no_quorum;
 mod shell;
 mod support;
