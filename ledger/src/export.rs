@@ -98,9 +98,7 @@ pub fn encode(tx: &ExportedTx) -> Result<Vec<u8>, FormatError> {
 /// with [`ExportedTx::eh`].
 pub fn decode(bytes: &[u8]) -> Result<ExportedTx, FormatError> {
     let mut reader = Reader::new(bytes);
-    let header_len =
-        usize::try_from(reader.u32("header length")?).map_err(|_| FormatError::Truncated { part: "header" })?;
-    let header = TxHeader::from_bytes(reader.take(header_len, "header")?)?;
+    let header = header(&mut reader)?;
     let mut parts = Vec::new();
     for _ in 0..header.nentries {
         let key_len = reader.u16("key length")?;
@@ -126,6 +124,16 @@ pub fn decode(bytes: &[u8]) -> Result<ExportedTx, FormatError> {
     };
     let entries = parts.into_iter().map(entry).collect::<Result<_, FormatError>>()?;
     Ok(ExportedTx { header, entries, values_gone })
+}
+
+/// Only the header of the transaction in these bytes, whatever follows it: for who has to know how much that is before reading it.
+pub fn decode_header(bytes: &[u8]) -> Result<TxHeader, FormatError> {
+    header(&mut Reader::new(bytes))
+}
+
+fn header(reader: &mut Reader<'_>) -> Result<TxHeader, FormatError> {
+    let len = usize::try_from(reader.u32("header length")?).map_err(|_| FormatError::Truncated { part: "header" })?;
+    TxHeader::from_bytes(reader.take(len, "header")?)
 }
 
 /// Length 1 and the flag, or nothing.

@@ -280,7 +280,10 @@ impl Meta {
             return Err(MetaError::Exists { name });
         }
         let record = self.database(&name).ok_or_else(|| MetaError::NotFound { name: name.clone() })?;
-        self.wait_serving(&name, deadline).await?;
+        // One that exists may be closed, which is nobody's to wait for.
+        if record.loaded {
+            self.wait_serving(&name, deadline).await?;
+        }
         Ok((record, existed))
     }
 

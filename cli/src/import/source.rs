@@ -148,6 +148,7 @@ impl Source {
     /// Nothing in a transaction depends on its time: only what comes after does. So that is looked at before anything is handed on.
     async fn must_be_known(&mut self, id: TxId, alh: Digest) -> Result<(), Failure> {
         let following = TxId(id.get() + 1);
+        let begun = Instant::now();
         loop {
             if let Some((bytes, next)) = self.fetch(following).await? {
                 if next.header.prev_alh != alh {
@@ -163,9 +164,17 @@ impl Source {
                 let what = format!("transaction {id} is not the one in its state");
                 return if state == alh { Ok(()) } else { Err(self.lies(what)) };
             }
-            if newest < id {
-                return Err(self.lies(format!("it has sent transaction {id} and says that {newest} is its newest")));
+            // The two answers may come from servers of which one is behind.
+            if begun.elapsed() >= PATIENCE {
+                return Err(if newest < id {
+                    self.lies(format!("it has sent transaction {id} and says that {newest} is its newest"))
+                } else {
+                    let what =
+                        format!("the source says that it has transaction {newest}, and does not send {following}");
+                    Failure::new(Kind::Unavailable, what, AGAIN)
+                });
             }
+            sleep(PAUSE).await;
         }
     }
 

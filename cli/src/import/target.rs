@@ -5,6 +5,7 @@ use std::time::Duration;
 use alhambra_ledger::digest::Digest;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::TxId;
+use alhambra_proto::code::{CODE_KEY, Code as Outcome};
 use alhambra_proto::schema::{self, Chunk, CreateDatabaseRequest, NullableBool, TxRequest, UpdateDatabaseRequest};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::time::{Instant, sleep};
@@ -215,6 +216,8 @@ impl Target {
     /// Waits and logs in at the node that answers, as long as that can help.
     async fn try_again(&mut self, status: Status, begun: Instant) -> Result<(), Failure> {
         let is_final = match status.code() {
+            // Too large, or over a quota: no other try helps.
+            Code::ResourceExhausted if outcome(&status) == Some(Outcome::LimitExceeded) => true,
             Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted => {
                 false
             }
@@ -233,6 +236,11 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// What went wrong, as our own servers tell it.
+fn outcome(status: &Status) -> Option<Outcome> {
+    Outcome::from_name(status.metadata().get(CODE_KEY)?.to_str().ok()?)
 }
 
 fn alh(header: Option<&schema::TxHeader>) -> Result<Digest, Failure> {

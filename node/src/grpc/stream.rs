@@ -130,7 +130,7 @@ pub(super) async fn set(app: &App, request: Incomes) -> Reply<schema::TxHeader> 
     let (call, chunks) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_SET)?;
     let settings = kv::settings(&cx)?;
-    let mut incoming = Incoming::new(chunks, cx.deadline);
+    let mut incoming = Incoming::new(chunks, cx.deadline, app.closing(&cx));
     let values = incoming.values(&settings, text::stream_set).await?;
     let written = kv::set(&cx, values, Vec::new()).await.map_err(|error| refusal(error, text::stream_set))?;
     Ok(Response::new((&written).into()))
@@ -140,7 +140,7 @@ pub(super) async fn verifiable_set(app: &App, request: Incomes) -> Reply<schema:
     let (call, chunks) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_VERIFIABLE_SET)?;
     let settings = kv::settings(&cx)?;
-    let mut incoming = Incoming::new(chunks, cx.deadline);
+    let mut incoming = Incoming::new(chunks, cx.deadline, app.closing(&cx));
     let trusted = trusted(&mut incoming).await?;
     let wrapped = text::stream_verifiable_set;
     let values = incoming.values(&settings, wrapped).await?;

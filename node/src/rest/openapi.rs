@@ -274,7 +274,7 @@ mod tests {
             .flat_map(|path| path.as_object().unwrap().values())
             .collect();
         let served = bindings.iter().filter(|binding| is_served(&binding.method)).count();
-        assert_eq!((operations.len(), served), (46, 46));
+        assert_eq!((operations.len(), served), (50, 50));
         let ids: BTreeSet<&str> = operations.iter().map(|one| one["operationId"].as_str().unwrap()).collect();
         assert_eq!(ids.len(), operations.len(), "operation ids are unique");
         let mut targets = BTreeSet::new();

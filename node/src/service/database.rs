@@ -5,7 +5,8 @@ use std::time::Duration;
 use alhambra_proto::code::{WireError, text};
 use alhambra_raft::meta::{DEFAULT_DATABASE, DatabaseRecord, MetaError, NewDatabase, SYSTEM_DATABASE};
 use alhambra_raft::strand::of_node;
-use tokio::time::timeout_at;
+use alhambra_storage::command::Settings;
+use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::settings::DatabaseSettings;
@@ -16,6 +17,9 @@ use crate::method::Right;
 
 /// Longest name of a database, bytes.
 const NAME_LEN_MAX: usize = 128;
+
+/// How long a change of settings waits until it is in force here.
+const IN_FORCE_WAIT: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether an index is merged.
 const COMPACTION_LOOK: Duration = Duration::from_millis(20);
@@ -107,8 +111,8 @@ impl App {
         }
     }
 
-    /// Changes settings of a database; answers all of them. What apply uses of them is in force a moment later, when the
-    /// leader has put it into the log of the database.
+    /// Changes settings of a database; answers all of them. What apply uses of them is in force then on this node, if the leader of
+    /// the database puts it into the log in time; else a moment later.
     pub async fn update_database(
         &self,
         call: &Call,
@@ -118,10 +122,11 @@ impl App {
         // It cannot be created as a replica, so it has to be made one; nothing else of it may be changed.
         let is_sysadmin = || self.authenticate(call).is_ok_and(|caller| auth::is_sysadmin(&caller.user));
         let is_default = name == DEFAULT_DATABASE && is_sysadmin();
-        if !is_default {
-            self.may_administrate(call, name)?;
+        if is_default {
+            self.groups.meta().barrier(call.deadline).await?;
+        } else {
+            self.still_administrates(call, name).await?;
         }
-        self.groups.meta().barrier(call.deadline).await?;
         loop {
             let record = self.groups.meta().database(name).ok_or(text::DATABASE_NOT_FOUND)?;
             let before = DatabaseSettings::from_record(&record.face, &record.settings);
@@ -133,13 +138,39 @@ impl App {
             settings.check_change(&before, name)?;
             settings.check(name)?;
             let (apply, face) = (settings.to_apply_after(&record.settings), settings.to_face());
-            match self.groups.meta().update_database(&record, apply, face, call.deadline).await {
-                Ok(_) => return Ok(settings),
+            match self.groups.meta().update_database(&record, apply.clone(), face, call.deadline).await {
+                Ok(_) => {
+                    self.until_in_force(name, &apply, call.deadline).await;
+                    return Ok(settings);
+                }
                 // Others change it as well: again, on top of theirs.
                 Err(MetaError::Conflict { .. }) => self.groups.meta().barrier(call.deadline).await?,
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// As [`Self::may_administrate`], to the newest records, which are here from now on: rights at login are no rights in a database
+    /// that was deleted and made anew since.
+    pub(super) async fn still_administrates(&self, call: &Call, name: &str) -> Result<()> {
+        self.may_administrate(call, name)?;
+        self.groups.meta().barrier(call.deadline).await?;
+        let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
+        if self.is_current(&caller.user) {
+            return Ok(());
+        }
+        self.end_changed_users();
+        Err(if caller.session.is_some() { text::SESSION_NOT_FOUND } else { text::NO_USER_DATA }.into())
+    }
+
+    /// Waits until this node's replica applies with these settings, but not long: they are recorded, and come into force by themselves.
+    async fn until_in_force(&self, name: &str, settings: &Settings, deadline: Instant) {
+        let Some(group) = self.groups.group_by_name(name) else { return };
+        let mut applied = group.watch_applied();
+        let wait = async {
+            while group.database().settings().is_some_and(|now| now != *settings) && applied.changed().await.is_ok() {}
+        };
+        let _ = timeout_at(deadline.min(Instant::now() + IN_FORCE_WAIT), wait).await;
     }
 
     /// Refuses callers who do not administrate a database, and the two databases that nobody does.
@@ -197,7 +228,10 @@ impl App {
                 tokio::time::sleep(COMPACTION_LOOK).await;
             }
         };
-        timeout_at(cx.deadline, done).await.map_err(|_| Error::GoesOn { what: "merging the index" })
+        tokio::select! {
+            merged = timeout_at(cx.deadline, done) => merged.map_err(|_| Error::GoesOn { what: "merging the index" }),
+            error = self.closing(cx) => Err(error),
+        }
     }
 
     /// Databases that the caller may select, the default one first, then in the order of their creation.

@@ -60,8 +60,7 @@ impl App {
 
     /// The newest record of a database that the caller administrates.
     pub(super) async fn administrated(&self, call: &Call, name: &str) -> Result<DatabaseRecord> {
-        self.may_administrate(call, name)?;
-        self.groups.meta().barrier(call.deadline).await?;
+        self.still_administrates(call, name).await?;
         Ok(self.groups.meta().database(name).ok_or(text::DATABASE_NOT_FOUND)?)
     }
 }

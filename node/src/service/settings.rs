@@ -171,11 +171,11 @@ impl DatabaseSettings {
         }
     }
 
-    /// Whether they are the others but for replica mode, and not the same.
+    /// Whether they are the others, but for replica mode.
     pub fn differ_in_replica_mode_only(&self, others: &Self) -> bool {
-        let mut turned = others.clone();
-        turned.replication.replica = !turned.replication.replica;
-        *self == turned
+        let mut same = others.clone();
+        same.replication.replica = self.replication.replica;
+        *self == same
     }
 
     fn check_replication(&self, database: &str) -> Result<()> {

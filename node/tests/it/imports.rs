@@ -209,7 +209,8 @@ async fn only_the_replica_mode_of_the_default_database_can_be_changed() {
     let mut more = replica(true);
     more.max_concurrency = Some(schema::NullableUint32 { value: 5 });
     refused(admin.update("defaultdb", more).await, Code::Internal, "database is reserved", "XX000");
-    refused(admin.update("defaultdb", replica(false)).await, Code::Internal, "database is reserved", "XX000");
+    // What it is already: an order that is given again, because its answer was lost.
+    admin.update("defaultdb", replica(false)).await.unwrap();
     admin.update("defaultdb", replica(true)).await.unwrap();
     let txs = sample("oldheaders");
     eventually("replica mode", || async { admin.replicate(vec![chunk(txs[0].0.clone())]).await.is_ok() }).await;

@@ -59,8 +59,12 @@ impl Meta {
             let last = concerned.split_off(concerned.len() - concerned.len().min(USERS_AT_ONCE));
             if !concerned.is_empty() {
                 concerned.truncate(USERS_AT_ONCE);
-                let (entries, preconditions) = self.without_rights(&concerned, name, by)?;
-                self.write(entries, preconditions, deadline).await?;
+                let (entries, mut preconditions) = self.without_rights(&concerned, name, by)?;
+                // Nobody loses a right in a database that is loaded again, or another one by now.
+                preconditions.push(unchanged);
+                if let Written::Refused(_) = self.write(entries, preconditions, deadline).await? {
+                    self.barrier(deadline).await?;
+                }
                 continue;
             }
             let (mut entries, mut preconditions) = self.without_rights(&last, name, by)?;

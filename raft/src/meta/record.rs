@@ -489,7 +489,7 @@ mod tests {
             concat!(
                 r#"{"id":"abababababababababababababababab","group":9,"members":{"1":"a:1","2":"b:1"},"segment_bytes":1048576,"#,
                 r#""settings":{"key_len_max":1024,"value_len_max":33554432,"tx_entries_max":1024,"header_version":1,"#,
-                r#""exclude_commit_time":false,"quota_bytes":0,"quota_tx_per_second":0,"compression":"lz4"},"#,
+                r#""exclude_commit_time":false,"quota_bytes":0,"quota_tx_per_second":0,"compression":"lz4","replica":false},"#,
                 r#""face":{"fileSize":5},"loaded":false,"#,
                 r#""created_at":77,"created_by":"immudb"}"#
             )

@@ -31,7 +31,7 @@ pub(in crate::grpc) async fn all(app: &App, request: Request<Streaming<schema::C
     let (call, chunks) = open(request)?;
     let cx = app.enter(&call, &method::STREAM_EXEC_ALL)?;
     let settings = kv::settings(&cx)?;
-    let operations = operations(&mut Incoming::new(chunks, cx.deadline), &settings).await?;
+    let operations = operations(&mut Incoming::new(chunks, cx.deadline, app.closing(&cx)), &settings).await?;
     let written = exec::exec_all(app, &cx, operations, Vec::new(), false).await?;
     Ok(header(&written))
 }

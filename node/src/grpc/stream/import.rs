@@ -38,7 +38,7 @@ pub(in crate::grpc) async fn one(app: &App, request: Request<Streaming<schema::C
         let error = ProposeError::TooLarge { len_bytes, len_bytes_max };
         if len_bytes > len_bytes_max { Err(Error::from(error).into()) } else { Ok(()) }
     };
-    match Incoming::new(chunks, cx.deadline).message(fits).await? {
+    match Incoming::new(chunks, cx.deadline, app.closing(&cx)).message(fits).await? {
         Message::Whole(exported) => Ok(Response::new((&import::replicate(&cx, &exported).await?).into())),
         Message::Cut | Message::None => Err(text::STREAM_EOF.into()),
     }

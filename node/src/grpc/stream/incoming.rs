@@ -4,7 +4,8 @@ use alhambra_proto::code::text;
 use alhambra_proto::schema::Chunk;
 use alhambra_storage::command::Settings;
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::future::{BoxFuture, Fuse};
+use futures::{FutureExt, Stream, StreamExt};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
@@ -27,17 +28,18 @@ pub(super) enum Message {
 }
 
 /// A client's stream.
-#[derive(Debug)]
 pub(super) struct Incoming<S> {
     chunks: S,
     decoder: Decoder,
     deadline: Instant,
+    /// Ready, with the reason, when the database takes nothing any more.
+    closing: Fuse<BoxFuture<'static, Error>>,
 }
 
 impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
-    /// A stream that has to end by `deadline`.
-    pub(super) fn new(chunks: S, deadline: Instant) -> Self {
-        Self { chunks, decoder: Decoder::default(), deadline }
+    /// A stream that has to end by `deadline`, and before `closing`.
+    pub(super) fn new(chunks: S, deadline: Instant, closing: impl Future<Output = Error> + Send + 'static) -> Self {
+        Self { chunks, decoder: Decoder::default(), deadline, closing: closing.boxed().fuse() }
     }
 
     /// The next message. Its length is judged by `accept` before any byte of it is waited for.
@@ -57,7 +59,10 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
             if let Some(message) = self.decoder.message() {
                 return Ok(Message::Whole(message));
             }
-            let next = timeout_at(self.deadline, self.chunks.next()).await;
+            let next = tokio::select! {
+                next = timeout_at(self.deadline, self.chunks.next()) => next,
+                error = &mut self.closing => return Err(error.into()),
+            };
             match next.map_err(|_| Error::StreamIdle {
                 what: "the client did not end its stream by the deadline; surely not applied",
             })? {
@@ -108,6 +113,7 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
 mod tests {
     use std::time::Duration;
 
+    use futures::future::pending;
     use futures::stream;
 
     use super::*;
@@ -130,7 +136,7 @@ mod tests {
         for step in [1, 7, stream.len().max(1)] {
             let chunks: Vec<_> = stream.chunks(step).map(chunk).collect();
             let deadline = Instant::now() + Duration::from_secs(1);
-            let mut incoming = Incoming::new(stream::iter(chunks), deadline);
+            let mut incoming = Incoming::new(stream::iter(chunks), deadline, pending());
             let values = incoming.values(&settings(), text::stream_set).await;
             found.push(match values {
                 Ok(values) => Ok(values.into_iter().map(|kv| (kv.key.to_vec(), kv.value.to_vec())).collect()),
@@ -196,7 +202,7 @@ mod tests {
     async fn a_silent_client_gets_an_error_at_the_deadline() {
         let begin = Instant::now();
         let sent = stream::iter([chunk(&framed(&[b"key"])), chunk(b"")]).chain(stream::pending());
-        let mut incoming = Incoming::new(sent, begin + Duration::from_secs(3));
+        let mut incoming = Incoming::new(sent, begin + Duration::from_secs(3), pending());
         let status = incoming.values(&settings(), text::stream_set).await.unwrap_err();
         assert_eq!(begin.elapsed(), Duration::from_secs(3));
         assert_eq!(status.code(), tonic::Code::Cancelled);
@@ -206,7 +212,15 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_stream_is_no_end_of_it() {
         let sent = stream::iter([chunk(&framed(&[b"key", b"value"])), Err(Status::cancelled("gone"))]);
-        let mut incoming = Incoming::new(sent, Instant::now() + Duration::from_secs(3));
+        let mut incoming = Incoming::new(sent, Instant::now() + Duration::from_secs(3), pending());
         assert_eq!(incoming.values(&settings(), text::stream_set).await.unwrap_err().message(), "gone");
+    }
+
+    #[tokio::test]
+    async fn a_database_that_closes_ends_what_comes_in_with_the_reason() {
+        let sent = stream::iter([chunk(&framed(&[b"key"]))]).chain(stream::pending());
+        let closing = async { Error::from(text::ALREADY_CLOSED) };
+        let mut incoming = Incoming::new(sent, Instant::now() + Duration::from_secs(3600), closing);
+        assert_eq!(incoming.values(&settings(), text::stream_set).await.unwrap_err().message(), "already closed");
     }
 }
