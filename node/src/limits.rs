@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// A change that takes rights away is answered when every live node has applied it, or after this long.
 pub const LEASE: Duration = Duration::from_secs(5);
+/// Looks at the newest records for keys that are not known are at least so far apart.
+pub const KEY_LOOKS_APART: Duration = Duration::from_millis(200);
+/// A call that has done what it was asked waits no longer for other nodes than until this long before its deadline.
+pub const ANSWER_TAKES: Duration = Duration::from_millis(20);
 /// The owner of a session that has not answered after this long counts as down for the call.
 pub const OWNER_ANSWERS: Duration = Duration::from_secs(1);
 /// How often nodes ask each other which sessions have ended; each end is also told at once.
@@ -29,6 +33,8 @@ pub const LOGIN_DELAY: Duration = Duration::from_secs(1);
 pub const LOGIN_DELAY_MAX: Duration = Duration::from_secs(60);
 /// Failures are forgotten this long after the wait for the latest.
 pub const FAILURES_FORGOTTEN: Duration = Duration::from_mins(10);
+/// A user who was right is not held up by what others fail from the same address, for so long.
+pub const PROVEN_FOR: Duration = Duration::from_hours(1);
 /// Users, addresses, and pairs of them whose failures are counted, at most.
 pub const FAILURES_KEPT_MAX: usize = 4096;
 /// Passwords that wait to be hashed; one is hashed at a time, in memory of `--password-hash-memory`.

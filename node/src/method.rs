@@ -176,13 +176,16 @@ methods! {
     AUTHORIZATION_CLOSE_SESSION = "immudb.model.AuthorizationService" "CloseSession" Unary Session closed;
 }
 
+/// Calls that change something without a right to write in a database.
+const SESSION_WRITES: [Method; 5] = [CLOSE_SESSION, AUTHORIZATION_CLOSE_SESSION, LOGOUT, USE_DATABASE, REPLICATE_TX];
+
 impl Method {
     /// Whether the call may change something.
     pub fn writes(&self) -> bool {
         match self.need {
             Need::Database(Right::Write) => *self != GET_ALL,
             Need::Administration => true,
-            _ => false,
+            _ => SESSION_WRITES.contains(self),
         }
     }
 
@@ -228,6 +231,7 @@ mod tests {
         assert_eq!(GET.need, Need::Database(Right::Read));
         assert_eq!(GET_ALL.need, Need::Database(Right::Write), "GetAll needs to write");
         assert!(SET.writes() && DELETE.writes() && CREATE_DATABASE_V2.writes() && !GET_ALL.writes() && !GET.writes());
+        assert!(SESSION_WRITES.iter().all(Method::writes) && CHANGE_PASSWORD.writes() && !KEEP_ALIVE.writes());
         assert_eq!(COUNT_ALL.need, SCAN.need);
         assert_eq!(STREAM_EXEC_ALL.need, STREAM_SET.need);
         assert_eq!(CREATE_DATABASE_V2.need, Need::Administration);

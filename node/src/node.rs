@@ -49,6 +49,8 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the leader of a database compares the settings in force with those in `systemdb`, when nothing has changed there.
 const SETTINGS_LOOK: Duration = Duration::from_secs(5);
+/// After a failure to read what `systemdb` says about sessions, before it is read again.
+const FOLLOW_AGAIN: Duration = Duration::from_millis(200);
 /// Databases whose settings are put into their logs at the same time.
 const SETTINGS_AT_ONCE: usize = 8;
 /// How long it tries to put new ones into the log before it looks again.
@@ -373,18 +375,26 @@ impl FirstAdmin {
     }
 }
 
-/// Ends sessions and tokens of users that were changed, here or through another node.
+/// Takes over what `systemdb` says about users and sessions, whoever wrote it.
 async fn follow_users(groups: Arc<Groups>, app: Arc<App>, admin: Arc<FirstAdmin>) {
     let mut changes = groups.meta().watch();
     loop {
         let meta = groups.meta();
         let first = meta.user(ADMIN_USER);
+        let mut followed = true;
         if first.is_some() {
             app.note_beginning();
             admin.tell(first);
-            app.end_changed_users();
+            followed = app.follow();
         }
-        if changes.changed().await.is_err() {
+        let look = async {
+            if !followed {
+                tokio::time::sleep(FOLLOW_AGAIN).await;
+                return true;
+            }
+            changes.changed().await.is_ok()
+        };
+        if !look.await {
             return;
         }
     }

@@ -97,6 +97,10 @@ pub struct App {
     process: u64,
     /// How far other nodes were heard about sessions that have ended.
     heard: Mutex<HashMap<u64, peers::Heard>>,
+    /// Up to which transaction of `systemdb` sessions follow it.
+    followed: Mutex<TxId>,
+    /// When the latest look at the newest records for an unknown key began.
+    looked_for_key: tokio::sync::Mutex<Option<tokio::time::Instant>>,
     /// Whether the other nodes can know the key of this node.
     key_is_known: watch::Sender<bool>,
 }
@@ -132,6 +136,8 @@ impl App {
             had_others: std::sync::OnceLock::new(),
             me: std::sync::OnceLock::new(),
             heard: Mutex::default(),
+            followed: Mutex::new(TxId(0)),
+            looked_for_key: tokio::sync::Mutex::default(),
             key_is_known: watch::Sender::new(false),
             nobody,
         }

@@ -49,6 +49,8 @@ pub struct Session {
     text: Box<str>,
     end: End,
     owner: u64,
+    /// Whether its owner holds it; others hold copies, and only for as long as the owner is down.
+    is_copy: bool,
     user: Arc<User>,
     epoch: TxId,
     /// The selected database, and the `systemdb` transaction that says so; 0 while it is the first.
@@ -60,13 +62,14 @@ pub struct Session {
 }
 
 impl Session {
-    fn new(text: &str, claim: Claim, user: Arc<User>, selected: (TxId, Arc<str>), now_ms: i64) -> Self {
+    fn new(text: &str, claim: Claim, user: Arc<User>, selected: (TxId, Arc<str>), is_copy: bool, now_ms: i64) -> Self {
         let opened = Instant::now();
         let left = |ends_ms: i64| Duration::from_millis(u64::try_from(ends_ms - now_ms).unwrap_or(0));
         Self {
             text: text.into(),
             end: End { issued_ms: claim.issued_ms, id: claim.id },
             owner: claim.owner,
+            is_copy,
             user,
             epoch: claim.epoch,
             selected: RwLock::new(selected),
@@ -78,7 +81,7 @@ impl Session {
 
     /// A session that another node holds, as it is for one call.
     pub fn elsewhere(text: &str, claim: Claim, user: Arc<User>, selected: (TxId, Arc<str>)) -> Arc<Self> {
-        Arc::new(Self::new(text, claim, user, selected, 0))
+        Arc::new(Self::new(text, claim, user, selected, true, 0))
     }
 
     /// Its id, as clients send it.
@@ -226,31 +229,40 @@ impl Sessions {
         let claim = self.claim(Kind::Session, owner, &user, epoch, Some(database.clone()), self.limits.age_max);
         let text = claim.sign(&self.key);
         let now_ms = claim.issued_ms;
-        self.insert(Session::new(&text, claim, user, (TxId(0), database), now_ms))
+        self.insert(Session::new(&text, claim, user, (TxId(0), database), false, now_ms))
     }
 
-    /// Makes a session anew from its verified claim, or finds the one that was made before. The time that it may be idle
-    /// begins when it is made. Fails when there are too many; none when it has ended.
+    /// Makes a session anew on node `me` from its verified claim, or finds the one that was made before. The time that it may be
+    /// idle begins when it is made. Fails when there are too many; none when it has ended.
     pub fn adopt(
         &self,
+        me: u64,
         text: &str,
         claim: Claim,
         user: Arc<User>,
         selected: (TxId, Arc<str>),
     ) -> Result<Option<Arc<Session>>> {
         let now_ms = self.env.clock.now_unix_ms();
-        let held = self.by_id(&claim.id);
-        let session = match held {
-            Some(held) if held.is_over(&self.limits, Instant::now()) => {
-                self.end(held.end);
+        if claim.is_over(now_ms) {
+            return Ok(None);
+        }
+        let mut held = self.by_id(&claim.id);
+        if let Some(over) = held.take_if(|held| held.is_over(&self.limits, Instant::now())) {
+            self.is_over(&over);
+            if !over.is_copy {
                 return Ok(None);
             }
+        }
+        let session = match held {
             Some(held) => {
                 held.select(selected.0, selected.1);
                 held.touch();
                 held
             }
-            None => self.insert(Session::new(text, claim, user, selected, now_ms))?,
+            None => {
+                let is_copy = claim.owner != me;
+                self.insert(Session::new(text, claim, user, selected, is_copy, now_ms))?
+            }
         };
         // Whoever ends it notes that first and then looks for it here, so one of us sees the other.
         if self.ended.lock().contains(&session.end.id) {
@@ -285,10 +297,21 @@ impl Sessions {
             return None;
         }
         if session.is_over(&self.limits, Instant::now()) {
-            self.end(session.end);
+            self.is_over(&session);
             return None;
         }
         Some(session)
+    }
+
+    /// A session was idle for too long, or is too old. A copy may be idle because others are used, here nobody can tell; what is
+    /// too old says so itself. So only the owner's ends the session.
+    fn is_over(&self, session: &Session) {
+        if session.is_copy { self.forget(session) } else { self.end(session.end) }
+    }
+
+    /// All that are held here.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.sessions.read().values().cloned().collect()
     }
 
     /// The session with this random id, if it is held here.
@@ -307,12 +330,13 @@ impl Sessions {
         self.sessions.write().remove(&slot_of(&end.id));
     }
 
-    /// Ends what is over. The guard calls it from time to time.
+    /// Ends what is over, and forgets copies that are. The guard calls it from time to time.
     pub fn sweep(&self) {
         let now = Instant::now();
         let is_over = |session: &Arc<Session>| session.is_over(&self.limits, now);
-        let over: Vec<End> =
-            self.sessions.read().values().filter(|session| is_over(session)).map(|session| session.end).collect();
+        let over: Vec<End> = (self.sessions.read().values().filter(|session| !session.is_copy && is_over(session)))
+            .map(|session| session.end)
+            .collect();
         let mut ended = self.ended.lock();
         for end in over {
             ended.add(end);

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::limits::{
     FAILURES_FORGOTTEN, FAILURES_FREE, FAILURES_FREE_OF_ADDRESS, FAILURES_FREE_OF_USER, FAILURES_KEPT_MAX, LOGIN_DELAY,
-    LOGIN_DELAY_MAX,
+    LOGIN_DELAY_MAX, PROVEN_FOR,
 };
 
 /// Where a caller is, as far as it matters: one machine may have all addresses of an IPv6 network of 64 bits.
@@ -111,6 +111,8 @@ struct Tables {
     by_both: Table<(String, Source)>,
     by_source: Table<Source>,
     by_user: Table<String>,
+    /// When a user gave the right password from an address last, at most [`FAILURES_KEPT_MAX`].
+    proven: HashMap<(String, Source), Instant>,
 }
 
 /// Counts failed logins.
@@ -123,6 +125,7 @@ impl Default for Throttle {
             by_both: Table::new(FAILURES_FREE),
             by_source: Table::new(FAILURES_FREE_OF_ADDRESS),
             by_user: Table::new(FAILURES_FREE_OF_USER),
+            proven: HashMap::new(),
         }))
     }
 }
@@ -136,7 +139,10 @@ impl Throttle {
         let own = tables.by_both.until(&both, now);
         // Who has not failed with this name is not to blame for the failures of others.
         let of_user = own.and_then(|_| tables.by_user.until(&both.0, now));
-        let until = [own, of_user, tables.by_source.until(&source, now)].into_iter().flatten().max();
+        // Nor is who was right from there lately to blame for the address that it shares with others.
+        let is_proven = tables.proven.get(&both).is_some_and(|at| now.saturating_duration_since(*at) < PROVEN_FOR);
+        let of_source = tables.by_source.until(&source, now).filter(|_| !is_proven);
+        let until = [own, of_user, of_source].into_iter().flatten().max();
         match until.map(|until| until.saturating_duration_since(now)) {
             Some(wait) if !wait.is_zero() => Err(wait),
             Some(_) | None => Ok(()),
@@ -162,9 +168,19 @@ impl Throttle {
 
     /// A password was right.
     pub fn succeeded(&self, user: &str, source: Source) {
+        let now = Instant::now();
+        let both = (cut(user).to_owned(), source);
         let mut tables = self.0.lock();
         tables.by_source.failures.remove(&source);
-        tables.by_both.failures.remove(&(cut(user).to_owned(), source));
+        tables.by_both.failures.remove(&both);
+        if tables.proven.len() >= FAILURES_KEPT_MAX && !tables.proven.contains_key(&both) {
+            tables.proven.retain(|_, at| now.saturating_duration_since(*at) < PROVEN_FOR);
+            let oldest = tables.proven.iter().min_by_key(|(_, at)| **at).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest.filter(|_| tables.proven.len() >= FAILURES_KEPT_MAX) {
+                tables.proven.remove(&oldest);
+            }
+        }
+        tables.proven.insert(both, now);
     }
 }
 
@@ -269,6 +285,34 @@ mod tests {
         throttle.failed("one more", from(1));
         assert_eq!(throttle.check("fresh", from(1)), Err(LOGIN_DELAY));
         throttle.check("fresh", from(2)).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_right_from_there_is_not_held_up_by_others_behind_the_same_address() {
+        let throttle = Throttle::default();
+        let others_fail = || {
+            for n in 0..FAILURES_FREE_OF_ADDRESS + 10 {
+                throttle.failed(&format!("u{n}"), from(1));
+            }
+        };
+        throttle.succeeded("alice", from(1));
+        others_fail();
+        throttle.check("alice", from(1)).unwrap();
+        throttle.check("bob", from(1)).unwrap_err();
+        // Her own wrong passwords count as ever.
+        fail(&throttle, "alice", from(1), FAILURES_FREE + 1);
+        assert_eq!(throttle.check("alice", from(1)), Err(LOGIN_DELAY));
+        throttle.succeeded("alice", from(1));
+        wait(PROVEN_FOR).await;
+        others_fail();
+        throttle.check("alice", from(1)).unwrap_err();
+        for n in 0..=FAILURES_KEPT_MAX {
+            throttle.succeeded(&format!("{n}"), from(2));
+            wait(Duration::from_millis(1)).await;
+        }
+        let tables = throttle.0.lock();
+        assert_eq!(tables.proven.len(), FAILURES_KEPT_MAX);
+        assert!(!tables.proven.contains_key(&("0".to_owned(), from(2))), "the oldest makes room");
     }
 
     #[tokio::test(start_paused = true)]

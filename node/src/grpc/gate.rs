@@ -27,7 +27,7 @@ use tower::{Layer, Service};
 use crate::context::{Call, ReadLevel, SessionHeader, TokenHeader};
 use crate::error::{Error, Result};
 use crate::grpc::counted::Counted;
-use crate::method::{self, Kind, Method};
+use crate::method::{self, Kind, Method, Need};
 use crate::service::App;
 use crate::throttle::Source;
 use crate::uploads::Share;
@@ -244,8 +244,9 @@ fn admit(app: &App, method: &Method, headers: &HeaderMap, source: Source, now: I
         let id = shown.and_then(|id| id.to_str().ok()).unwrap_or_default();
         return Admission::Asks(Credential::Session(id.into()), call);
     }
-    // A session beats a token.
+    // A session beats a token, and who may be anybody need not tell.
     if matches!(call.session, SessionHeader::Absent)
+        && method.need != Need::Anonymous
         && let Some(token) = token(headers)
     {
         match app.own_token(token) {

@@ -1,7 +1,8 @@
 //! Nodes ask and tell each other about sessions and users ([`crate::peer`]).
 //!
 //! Whatever takes rights away, or moves a session, is told to all live nodes before it is answered, for [`LEASE`] at most: a node
-//! that cannot be reached is not waited for, and one that does not answer is waited for no longer.
+//! that cannot be reached is not waited for, and one that does not answer is waited for no longer,
+//! nor beyond the deadline of the call.
 
 use std::sync::{Arc, Weak};
 
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::App;
 use crate::claim::Claim;
-use crate::limits::{ENDS_PER_MESSAGE, LEASE};
+use crate::limits::{ANSWER_TAKES, ENDS_PER_MESSAGE, LEASE};
 use crate::peer::{Answer, Ask};
 use crate::session::ended::End;
 
@@ -60,9 +61,10 @@ impl App {
 
     /// Waits until every live node has applied a transaction of `systemdb` and ended what it ends. If it concerns a session,
     /// those that hold it look at its record.
-    pub(super) async fn settle(&self, tx: TxId, session: Option<SessionId>) {
+    /// A call that has to answer by `deadline` does so when it is due: what it was asked to do is done.
+    pub(super) async fn settle(&self, tx: TxId, session: Option<SessionId>, deadline: Instant) {
         self.settled(session);
-        let asked = self.ask_all(&Ask::Settle { tx, session }, Instant::now() + LEASE).await;
+        let asked = self.ask_all(&Ask::Settle { tx, session }, told_until(deadline)).await;
         let silent = asked.iter().filter(|answer| answer.is_none()).count();
         if silent > 0 {
             tracing::debug!(silent, "nodes that are down or cut off were not told of a change");
@@ -81,10 +83,39 @@ impl App {
         }
     }
 
-    /// Ends a session here and on every live node.
-    pub(super) async fn end_everywhere(&self, end: End) {
+    /// Takes over what `systemdb` says by now about users and about sessions that this node holds: what other nodes tell may
+    /// have been lost. False when that could not be read; then it is to be tried again.
+    pub(crate) fn follow(&self) -> bool {
+        let meta = self.groups.meta();
+        let mut followed = self.followed.lock();
+        let since = *followed;
+        // Records may be newer by the time they are looked at, but not older.
+        let until = meta.tx();
+        let changed = if since == TxId(0) {
+            Ok(self.sessions.all().iter().map(|session| session.end().id).collect())
+        } else {
+            meta.sessions_since(since)
+        };
+        let Ok(changed) = changed else { return false };
+        if meta.users_changed_since(since) {
+            self.end_changed_users();
+        }
+        for id in changed {
+            let Some(session) = self.sessions.by_id(&id) else { continue };
+            match meta.session_database(&id) {
+                Ok(Some((database, tx))) => session.select(tx, database.into()),
+                Ok(None) => {}
+                Err(_) => return false,
+            }
+        }
+        *followed = until;
+        true
+    }
+
+    /// Ends a session here and on every live node, as [`Self::settle`] does what it does.
+    pub(super) async fn end_everywhere(&self, end: End, deadline: Instant) {
         self.sessions.end(end);
-        self.ask_all(&Ask::Ended(vec![end]), Instant::now() + LEASE).await;
+        self.ask_all(&Ask::Ended(vec![end]), told_until(deadline)).await;
     }
 
     /// Asks all nodes which sessions have ended. Once a node has told everything, this one vouches as far back as that.
@@ -161,6 +192,13 @@ impl App {
     }
 }
 
+/// How long a call waits for other nodes that has to answer by `deadline`.
+fn told_until(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now);
+    now + left.saturating_sub(ANSWER_TAKES.min(left / 2)).min(LEASE)
+}
+
 /// Tells the other nodes now and then which sessions have ended, by asking.
 pub(crate) async fn keep_ends(app: Arc<App>) {
     loop {
@@ -186,5 +224,23 @@ pub(crate) async fn publish_key(app: Arc<App>) {
         }
         // Without a record, or after a failure, another look; a change wakes us before.
         let _ = tokio::time::timeout(crate::limits::KEY_LOOK, changes.changed()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn other_nodes_are_waited_for_no_longer_than_the_caller_waits() {
+        let waits = |left_ms: u64| told_until(Instant::now() + Duration::from_millis(left_ms)) - Instant::now();
+        assert_eq!(waits(60_000), LEASE);
+        assert_eq!(waits(1000), Duration::from_secs(1) - ANSWER_TAKES);
+        assert_eq!(waits(10), Duration::from_millis(5));
+        let past = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(told_until(past), Instant::now());
     }
 }

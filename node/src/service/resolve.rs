@@ -14,14 +14,14 @@ use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_raft::error::ReadError;
 use alhambra_raft::meta::User;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use crate::claim::{Claim, Kind, Unverified};
 use crate::context::{SessionHeader, TokenHeader};
 use crate::error::{Error, Result};
 use crate::keys::key_id;
-use crate::limits::OWNER_ANSWERS;
+use crate::limits::{KEY_LOOKS_APART, OWNER_ANSWERS};
 use crate::peer::{Answer, Ask};
 use crate::session::Session;
 use crate::session::token::{Token, epoch_of};
@@ -76,15 +76,29 @@ impl App {
         if claim.kind != Kind::Session || !self.groups.peers().contains(&claim.owner) {
             return Ok(None);
         }
+        // Nobody is asked about what anybody may have made up.
+        if self.sessions.find(text).is_none() && !self.is_signed(&read, deadline).await? {
+            return Ok(None);
+        }
         let ask = Ask::Touch { text: text.to_owned() };
         match self.ask(claim.owner, &ask, deadline.min(Instant::now() + OWNER_ANSWERS)).await {
             // The owner has compared every character.
             Some(Answer::Lives { tx, database }) => {
-                if let Some(copy) = self.sessions.by_id(&claim.id) {
-                    self.sessions.forget(&copy);
-                }
                 let user = self.user_of(claim, deadline).await?;
-                Ok(user.map(|user| Session::elsewhere(text, read.claim, user, (tx, database.into()))))
+                let Some(user) = user else { return Ok(None) };
+                let session = Session::elsewhere(text, read.claim, user, (tx, database.into()));
+                // The owner may have missed a change that was acknowledged: the latest counts, whoever knows it.
+                if let Some((database, tx)) = self.groups.meta().session_database(&session.end().id)? {
+                    session.select(tx, database.into());
+                }
+                if let Some(copy) = self.sessions.by_id(&session.end().id) {
+                    let (known, database) = copy.selected();
+                    session.select(known, database);
+                    if known <= tx {
+                        self.sessions.forget(&copy);
+                    }
+                }
+                Ok(Some(session))
             }
             Some(Answer::IsOver) => {
                 if let Some(copy) = self.sessions.by_id(&claim.id) {
@@ -119,7 +133,7 @@ impl App {
             if claim.kind != Kind::Session || claim.is_over(self.env.clock.now_unix_ms()) {
                 return Ok(None);
             }
-            if !self.may_live(claim, deadline).await || !self.is_signed(&read, deadline).await? {
+            if !self.is_signed(&read, deadline).await? || !self.may_live(claim, deadline).await {
                 return Ok(None);
             }
         }
@@ -130,7 +144,8 @@ impl App {
             let selected = self.groups.meta().session_database(&claim.id)?;
             Ok(selected.map_or_else(|| (TxId(0), first.clone()), |(database, tx)| (tx, database.into())))
         };
-        let Some(session) = self.sessions.adopt(text, claim.clone(), user, now()?)? else { return Ok(None) };
+        let me = self.me().ok_or(Error::Starting { what: "the cluster" })?;
+        let Some(session) = self.sessions.adopt(me, text, claim.clone(), user, now()?)? else { return Ok(None) };
         // A node that changes the database tells those that hold the session. It may have told us just before we did.
         let (tx, database) = now()?;
         session.select(tx, database);
@@ -160,8 +175,26 @@ impl App {
         if let Some(judged) = judge() {
             return Ok(judged);
         }
-        self.groups.meta().barrier(deadline).await?;
+        self.look_for_key(deadline).await?;
         Ok(judge().unwrap_or(false))
+    }
+
+    /// Fetches the newest records, for a claim whose key is not known here. Anybody can write such a claim: those that come at a
+    /// time share one look, and looks are [`KEY_LOOKS_APART`].
+    async fn look_for_key(&self, deadline: Instant) -> Result<()> {
+        let came = Instant::now();
+        let turn = timeout_at(deadline, self.looked_for_key.lock()).await;
+        let mut latest = turn.map_err(|_| Error::from(ReadError::NoQuorum))?;
+        if let Some(began) = *latest {
+            if began > came {
+                return Ok(());
+            }
+            tokio::time::sleep_until(deadline.min(began + KEY_LOOKS_APART)).await;
+        }
+        let began = Instant::now();
+        self.groups.meta().barrier(deadline).await?;
+        *latest = Some(began);
+        Ok(())
     }
 
     /// The token of a call, as far as this node can tell without asking others; none when the newest records are needed.
@@ -190,7 +223,16 @@ impl App {
         let lags = |user: &Option<(User, TxId, Option<TxId>)>| {
             user.as_ref().is_none_or(|(_, tx, logout)| epoch_of((*tx, *logout)) < claim.epoch)
         };
-        if key.is_none() || lags(&user) {
+        // Whoever has made it up is not worth a look at the newest records.
+        if key.is_some_and(|key| !read.is_signed_by(&key)) {
+            return refused(TokenRefusal::Forged);
+        }
+        if key.is_none() {
+            if self.look_for_key(deadline).await.is_err() {
+                return refused(TokenRefusal::Unsure);
+            }
+            (key, user) = known();
+        } else if lags(&user) {
             if meta.barrier(deadline).await.is_err() {
                 return refused(TokenRefusal::Unsure);
             }

@@ -21,6 +21,7 @@ use crate::throttle::Source;
 /// What the first administrator with the password that everybody knows is told.
 pub const DEFAULT_PASSWORD_WARNING: &str =
     "immudb user has the default password: please change it to ensure proper security";
+const WRONG_CREDENTIALS: &str = "no user has this name and this password";
 const DEFAULT_PASSWORD: &[u8] = b"immudb";
 
 impl App {
@@ -54,11 +55,8 @@ impl App {
                 } else {
                     self.check_password(name, password, source).await?
                 };
-                again.ok_or_else(|| {
-                    let known = self.groups.meta().user_epochs(name).is_some();
-                    let cause = if known { "the password is wrong" } else { text::KEY_NOT_FOUND.text() };
-                    Error::WireCause { error: text::INVALID_CREDENTIALS, cause }
-                })?
+                // In the same words, whether there is such a user or not.
+                again.ok_or(Error::WireCause { error: text::INVALID_CREDENTIALS, cause: WRONG_CREDENTIALS })?
             }
         };
         self.throttle.succeeded(name, source);
@@ -99,6 +97,11 @@ impl App {
     /// of the user by then; a login that was on its way would outlive that.
     fn still(&self, user: &User) -> Result<()> {
         if self.is_current(user) { Ok(()) } else { Err(self.changed(user)) }
+    }
+
+    /// What the records here say now of a user who was let in.
+    fn current(&self, user: &User) -> Result<LoggedIn> {
+        self.logged_in(&user.name).filter(|current| *current.user == *user).ok_or_else(|| self.changed(user))
     }
 
     fn changed(&self, user: &User) -> Error {
@@ -150,7 +153,7 @@ impl App {
     /// Ends the session of the call, on every node.
     pub async fn close_session(&self, call: &Call) -> Result<()> {
         let end = self.session_of(call)?.end();
-        self.end_everywhere(end).await;
+        self.end_everywhere(end, call.deadline).await;
         Ok(())
     }
 
@@ -161,7 +164,9 @@ impl App {
         password: &[u8],
         (source, deadline): (Source, Instant),
     ) -> Result<(String, &'static str)> {
-        let LoggedIn { user, token_epoch, .. } = self.login_user(name, password, source, deadline).await?;
+        let LoggedIn { user, .. } = self.login_user(name, password, source, deadline).await?;
+        // As it is now: a Logout while the password was hashed has ended only what there was before.
+        let token_epoch = self.current(&user)?.token_epoch;
         let warning =
             if user.name == ADMIN_USER && password == DEFAULT_PASSWORD { DEFAULT_PASSWORD_WARNING } else { "" };
         let token = self.sessions.issue(self.own_number()?, user.clone(), token_epoch, self.first_database());
@@ -197,7 +202,9 @@ impl App {
             let answer = if node == me {
                 self.answer(ask, call.deadline).await
             } else {
-                self.ask(node, &ask, call.deadline.min(Instant::now() + OWNER_ANSWERS)).await
+                // So that nodes that do not answer leave enough time for the record.
+                let patience = call.deadline.saturating_duration_since(Instant::now()) / 4;
+                self.ask(node, &ask, Instant::now() + patience.min(OWNER_ANSWERS)).await
             };
             if let Some(Answer::Logins { taken: one, left: more }) = answer {
                 taken |= one;
@@ -209,7 +216,7 @@ impl App {
         }
         if left == 0 {
             let tx = self.groups.meta().put_logout(&user.name, call.deadline).await?;
-            self.settle(tx, None).await;
+            self.settle(tx, None, call.deadline).await;
         }
         Ok(())
     }
@@ -232,12 +239,21 @@ impl App {
         Self::may_select(&user, name)?;
         self.await_key(call.deadline).await?;
         let database: Arc<str> = name.into();
-        let current = self.logged_in(&user.name).filter(|current| *current.user == *user);
-        let Some(current) = current else { return Err(self.changed(&user)) };
+        self.current(&user)?;
+        if let Some(session) = &session
+            && *session.database() == *database
+        {
+            // Only the newest record tells that there is nothing to change.
+            self.groups.meta().barrier(call.deadline).await?;
+            if let Some((newest, tx)) = self.groups.meta().session_database(&session.end().id)? {
+                session.select(tx, newest.into());
+            }
+        }
         if let Some(session) = session.filter(|session| *session.database() != *database) {
             self.select(&session, database.clone(), call.deadline).await?;
         }
-        let token = self.sessions.issue(self.own_number()?, user.clone(), current.token_epoch, Some(database));
+        let token_epoch = self.current(&user)?.token_epoch;
+        let token = self.sessions.issue(self.own_number()?, user.clone(), token_epoch, Some(database));
         self.still(&user)?;
         Ok(token)
     }
@@ -250,7 +266,7 @@ impl App {
                 let error = Error::from(error);
                 if error.may_be_applied() {
                     // Nobody can tell which database it is on, so it must not be used any more.
-                    self.end_everywhere(session.end()).await;
+                    self.end_everywhere(session.end(), deadline).await;
                 }
                 return Err(error);
             }
@@ -258,7 +274,7 @@ impl App {
         session.select(tx, database);
         // Other nodes ask this one before they use the session, if it is this one's.
         if Some(session.owner()) != self.me() {
-            self.settle(tx, Some(id)).await;
+            self.settle(tx, Some(id), deadline).await;
         }
         Ok(())
     }

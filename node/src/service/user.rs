@@ -110,7 +110,7 @@ impl App {
             let by = Some(&*caller.user).filter(|by| by.name != user.name);
             match meta.put_user(user, expected.as_ref(), by, call.deadline).await {
                 Ok(tx) => {
-                    self.settle(tx, None).await;
+                    self.settle(tx, None, call.deadline).await;
                     return Ok(());
                 }
                 // Nothing is written; another look tells why.

@@ -12,6 +12,7 @@ const LIMITS: Limits = Limits {
     token_life: Duration::from_secs(60),
 };
 const ME: u64 = 7;
+const OTHER: u64 = 8;
 const EPOCH: TxId = TxId(3);
 
 /// Wall clock that goes with the virtual time.
@@ -50,7 +51,7 @@ async fn wait(seconds: u64) {
 fn adopt(sessions: &Sessions, text: &str) -> Option<Arc<Session>> {
     let claim = Claim::read(text).unwrap().claim;
     let (user, database) = (user(&claim.user), claim.database.clone().unwrap());
-    sessions.adopt(text, claim, user, (TxId(0), database)).unwrap()
+    sessions.adopt(OTHER, text, claim, user, (TxId(0), database)).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,14 +139,37 @@ async fn a_session_that_is_made_anew_begins_to_idle_anew_but_keeps_its_age() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_made_anew_ends_when_idle_and_is_not_made_again() {
+async fn an_idle_copy_is_forgotten_and_ends_nothing() {
     let (owner, other) = (sessions(), sessions());
     let session = open(&owner, "u").unwrap();
-    adopt(&other, session.text()).unwrap();
+    let over: [&dyn Fn(); 3] = [
+        &|| assert!(other.find(session.text()).is_none()),
+        &|| other.sweep(),
+        // A call finds it at the moment at which it is over.
+        &|| assert!(adopt(&other, session.text()).is_some()),
+    ];
+    for look in over {
+        let copy = adopt(&other, session.text()).unwrap();
+        wait(120).await;
+        look();
+        assert!(!other.by_id(&copy.end().id).is_some_and(|held| Arc::ptr_eq(&held, &copy)), "forgotten");
+        assert!(!other.ended().lock().contains(&copy.end().id), "it may be in use elsewhere");
+    }
+    wait(240).await;
+    assert!(adopt(&other, session.text()).is_none(), "its age is the claim's");
+    assert!(!other.ended().lock().contains(&session.end().id));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_its_owner_has_made_anew_ends_when_idle() {
+    let (before, after) = (sessions(), sessions());
+    let session = open(&before, "u").unwrap();
+    let claim = Claim::read(session.text()).unwrap().claim;
+    let adopt = || after.adopt(ME, session.text(), claim.clone(), user("u"), (TxId(0), "defaultdb".into())).unwrap();
+    adopt().unwrap();
     wait(120).await;
-    assert!(adopt(&other, session.text()).is_none());
-    assert!(adopt(&other, session.text()).is_none());
-    assert_eq!(other.count(), 0);
+    assert!(adopt().is_none() && adopt().is_none());
+    assert!(after.ended().lock().contains(&session.end().id));
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,9 +191,9 @@ async fn the_latest_selection_counts_in_whatever_order_they_are_heard_of() {
     session.select(TxId(8), "early".into());
     assert_eq!(session.selected(), (TxId(9), "late".into()));
     let claim = Claim::read(session.text()).unwrap().claim;
-    sessions.adopt(session.text(), claim.clone(), user("u"), (TxId(0), "defaultdb".into())).unwrap();
+    sessions.adopt(ME, session.text(), claim.clone(), user("u"), (TxId(0), "defaultdb".into())).unwrap();
     assert_eq!(&*session.database(), "late");
-    sessions.adopt(session.text(), claim, user("u"), (TxId(10), "latest".into())).unwrap();
+    sessions.adopt(ME, session.text(), claim, user("u"), (TxId(10), "latest".into())).unwrap();
     assert_eq!(&*session.database(), "latest");
 }
 

@@ -45,6 +45,20 @@ async fn counter(node: &NodeHandle, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_does_not_tell_whether_there_is_such_a_user() {
+    let node = single().await;
+    let client = Client::anonymous(&node).await;
+    let mut told = Vec::new();
+    for user in ["immudb", "nobody"] {
+        let status = login(&client, user, "wrong").await.unwrap_err();
+        told.push((status.message().to_owned(), status.details().to_vec()));
+        let cause = alhambra_proto::code::Details::of(&status).unwrap().cause;
+        assert_eq!(cause, "no user has this name and this password");
+    }
+    assert_eq!(told[0], told[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_passwords_are_slowed_down_on_every_way_in() {
     let node = single().await;
     let mut client = Client::anonymous(&node).await;

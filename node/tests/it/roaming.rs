@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use alhambra_node::claim::Claim;
 use alhambra_proto::schema;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -158,6 +159,30 @@ async fn a_session_survives_its_owner_on_the_database_that_it_has_selected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_selection_reaches_the_owner_that_nobody_has_told_of_it() {
+    let cluster = Cluster::start(TIMEOUT).await;
+    let client = Client::on(cluster.node(0), "defaultdb").await;
+    create_database(&client, "second").await;
+    await_database(&cluster, "second").await;
+    let there = everywhere(&cluster, &[0, 1, 2], &client).await;
+    let id = Claim::read(&client.headers[0].1).unwrap().claim.id;
+    // What UseDatabase does first. Nothing more: its node was cut off, or its client has gone.
+    for (n, name) in [(1, "second"), (0, "defaultdb"), (2, "second")] {
+        cluster.node(n).groups().meta().put_session(&id, name, Instant::now() + TIMEOUT).await.unwrap();
+        let there = &there;
+        eventually("the database in the session", || async move {
+            for client in there {
+                if database_of(client).await.unwrap() != name {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_valid_on_every_node_also_when_its_node_is_down_or_was_started_again() {
     let mut cluster = Cluster::start(TIMEOUT).await;
     let token = login(&cluster, 0, "immudb", PASSWORD).await;
@@ -305,4 +330,15 @@ async fn altered_and_forged_claims_are_refused_by_owner_and_others_alike() {
         no_session(survivor.with("sessionid", altered(&id, at)).get("k").await);
     }
     assert_eq!(database_of(survivor).await.unwrap(), "defaultdb");
+    // A node that can ask nobody needs nobody to refuse what is made up, and who may be anybody is not looked at.
+    cluster.stop(1).await;
+    let began = Instant::now();
+    let alone = &everywhere(&cluster, &[2], &session).await[0];
+    no_session(alone.with("sessionid", altered(&id, id.len() - 10)).get("k").await);
+    let alone = &everywhere(&cluster, &[2], &token).await[0];
+    let forged = alone.with("authorization", altered(&text, text.len() - 10));
+    refused(forged.get("k").await, Code::Internal, "invalid token", "XX000");
+    let unknown = alone.with("authorization", altered(&text, 40));
+    unknown.inner.clone().health(unknown.request(())).await.unwrap();
+    assert!(began.elapsed() < TIMEOUT / 2, "{:?}", began.elapsed());
 }

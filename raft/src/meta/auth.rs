@@ -4,6 +4,7 @@
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::kv::set_key;
 use alhambra_storage::command::Precondition;
+use alhambra_storage::index::KeyRange;
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -12,6 +13,9 @@ use crate::error::ReadError;
 
 /// Bytes of the public key with which a node signs sessions and tokens: a point of P-256, compressed.
 pub const SESSION_KEY_LEN: usize = 33;
+
+/// Records that are looked through at a time.
+const SESSIONS_AT_ONCE: usize = 1024;
 
 /// The random id of a session.
 pub type SessionId = [u8; 16];
@@ -31,6 +35,15 @@ fn logout_key(user: &str) -> Bytes {
 
 fn session_key(id: &SessionId) -> Bytes {
     set_key(format!("{}{}", record::SESSION, record::session_name(id)).as_bytes()).into()
+}
+
+fn records_of(kind: &str) -> KeyRange {
+    KeyRange::prefix(set_key(kind.as_bytes()).into())
+}
+
+fn unreadable(error: alhambra_storage::error::Error) -> MetaError {
+    tracing::warn!(%error, "a session's record cannot be read now");
+    MetaError::Read(ReadError::Stopped)
 }
 
 impl Meta {
@@ -100,13 +113,33 @@ impl Meta {
     pub fn session_database(&self, id: &SessionId) -> Result<Option<(String, TxId)>, MetaError> {
         let snapshot = self.group()?.database().snapshot();
         let key = session_key(id);
-        let unreadable = |error: alhambra_storage::error::Error| {
-            tracing::warn!(%error, "a session's record cannot be read now");
-            MetaError::Read(ReadError::Stopped)
-        };
         let Some(version) = snapshot.get(&key).map_err(unreadable)? else { return Ok(None) };
         let value = snapshot.value(&key, &version).map_err(unreadable)?;
         let database = record::read_session(&value).ok_or(MetaError::Read(ReadError::Stopped))?;
         Ok(Some((database, version.tx)))
+    }
+
+    /// The sessions whose database was recorded after transaction `since`, as far as this node has applied `systemdb`.
+    pub fn sessions_since(&self, since: TxId) -> Result<Vec<SessionId>, MetaError> {
+        let snapshot = self.group()?.database().snapshot();
+        let range = records_of(record::SESSION);
+        let mut sessions = Vec::new();
+        let mut after: Option<Bytes> = None;
+        loop {
+            let chunk = snapshot.diff(&range, since, after.as_deref(), SESSIONS_AT_ONCE).map_err(unreadable)?;
+            let Some(last) = chunk.last() else { return Ok(sessions) };
+            after = Some(last.key.clone());
+            // What is no session's name is nobody's.
+            sessions.extend(chunk.iter().filter_map(|change| record::session_of_key(&change.key)));
+        }
+    }
+
+    /// Whether the record of a user, or the end of a user's tokens, was written after transaction `since`. A yes when that
+    /// cannot be told.
+    pub fn users_changed_since(&self, since: TxId) -> bool {
+        let Ok(group) = self.group() else { return true };
+        let snapshot = group.database().snapshot();
+        let changed = |kind| snapshot.changed_since(&records_of(kind), since).unwrap_or(true);
+        changed(record::USER) || changed(record::LOGOUT)
     }
 }

@@ -137,6 +137,12 @@ pub(super) fn session_name(id: &SessionId) -> String {
     hex(id)
 }
 
+/// The session of a stored key; none for other keys.
+pub(super) fn session_of_key(key: &[u8]) -> Option<SessionId> {
+    let name = std::str::from_utf8(parse_set_key(key).ok()?).ok()?.strip_prefix(SESSION)?;
+    from_hex(name)
+}
+
 pub(super) fn session_json(database: &str) -> String {
     json(&SessionJson { database: database.to_owned() })
 }
@@ -507,6 +513,12 @@ mod tests {
         read_node("1", br#"{"addr":"a:1","session_key":"ab"}"#).unwrap_err();
         assert_eq!(logout_json("eve"), r#"{"by":"eve"}"#);
         assert_eq!(session_name(&[0xcd; 16]), "cd".repeat(16));
+        let key = |name: &str| set_key(format!("{SESSION}{name}").as_bytes());
+        assert_eq!(session_of_key(&key(&"cd".repeat(16))), Some([0xcd; 16]));
+        for none in ["", "cd", &"cd".repeat(17), &"xy".repeat(16)] {
+            assert_eq!(session_of_key(&key(none)), None, "{none}");
+        }
+        assert_eq!(session_of_key(&set_key(b"user/cd")), None);
         assert_eq!(session_json("orders"), r#"{"database":"orders"}"#);
         let stored = alhambra_ledger::kv::set_value(session_json("orders").as_bytes());
         assert_eq!(read_session(&stored).as_deref(), Some("orders"));
