@@ -38,4 +38,5 @@ pub const PROVEN_FOR: Duration = Duration::from_hours(1);
 /// Users, addresses, and pairs of them whose failures are counted, at most.
 pub const FAILURES_KEPT_MAX: usize = 4096;
 /// Passwords that wait to be hashed; one is hashed at a time, in memory of `--password-hash-memory`.
-pub const HASHES_WAIT_MAX: usize = 64;
+/// As many as there may be sessions by default, so that nobody is refused for being one of many who begin at the same time.
+pub const HASHES_WAIT_MAX: usize = 1000;

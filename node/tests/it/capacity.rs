@@ -16,7 +16,7 @@ async fn a_thousand_sessions_work_and_one_more_is_refused() {
     let client = || Client { inner: ImmuServiceClient::new(channel.clone()), headers: vec![] };
     let opened: Vec<String> = futures::stream::iter(0..1000)
         .map(|_| async { client().open("immudb", PASSWORD, "defaultdb").await.unwrap().session_id })
-        .buffer_unordered(50)
+        .buffer_unordered(1000)
         .collect()
         .await;
     let refused = client().open("immudb", PASSWORD, "defaultdb").await.unwrap_err();
