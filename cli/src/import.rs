@@ -22,6 +22,7 @@ use alhambra_client::Tls;
 use alhambra_ledger::ids::TxId;
 use serde::Serialize;
 use tokio::time::sleep;
+use tonic::{Code, Status};
 
 use self::progress::Progress;
 use self::source::{Checked, Source};
@@ -36,6 +37,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 /// What to do after an interruption.
 const AGAIN: &str = "run the same command again: it goes on where the target is";
+
+/// Whether another try may go better: also when a server has forgotten a session.
+fn may_pass(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted => true,
+        _ => status.message().contains("session") || status.message().contains("transport"),
+    }
+}
 
 /// Flags of `alhambra import`.
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
-use super::{AGAIN, PATIENCE, PAUSE};
+use super::{AGAIN, PATIENCE, PAUSE, may_pass};
 use crate::connect::Target as Connect;
 use crate::failure::{Failure, Kind};
 use crate::session::{Login, Session, say};
@@ -226,13 +226,7 @@ impl Source {
 
     /// Waits and logs in again, as long as that can help.
     async fn try_again(&mut self, status: Status, begun: Instant) -> Result<(), Failure> {
-        let is_final = match status.code() {
-            Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted => {
-                false
-            }
-            // Also what a session says that the server has forgotten.
-            _ => !status.message().contains("session") && !status.message().contains("transport"),
-        };
+        let is_final = !may_pass(&status);
         if is_final || begun.elapsed() >= PATIENCE {
             return Err(Failure::new(
                 if is_final { Kind::Failed } else { Kind::Unavailable },

@@ -13,7 +13,7 @@ use tonic::codegen::tokio_stream;
 use tonic::{Code, Status};
 
 use super::source::Checked;
-use super::{AGAIN, PATIENCE, PAUSE};
+use super::{AGAIN, PATIENCE, PAUSE, may_pass};
 use crate::connect::Target as Connect;
 use crate::failure::{Failure, Kind};
 use crate::session::{Login, Session, say};
@@ -215,14 +215,9 @@ impl Target {
 
     /// Waits and logs in at the node that answers, as long as that can help.
     async fn try_again(&mut self, status: Status, begun: Instant) -> Result<(), Failure> {
-        let is_final = match status.code() {
-            // Too large, or over a quota: no other try helps.
-            Code::ResourceExhausted if outcome(&status) == Some(Outcome::LimitExceeded) => true,
-            Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted => {
-                false
-            }
-            _ => !status.message().contains("session") && !status.message().contains("transport"),
-        };
+        // Too large, or over a quota: no other try helps.
+        let is_final = !may_pass(&status)
+            || (status.code() == Code::ResourceExhausted && outcome(&status) == Some(Outcome::LimitExceeded));
         if is_final || begun.elapsed() >= PATIENCE {
             let kind = if is_final { Kind::Failed } else { Kind::Unavailable };
             return Err(Failure::new(kind, format!("the target refuses: {}", say(&status)), AGAIN));

@@ -1,9 +1,9 @@
 //! The demo's promises: it serves, it resumes, a node that dies is started again, nothing outlives it.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use crate::support::{
-    Demo, Wire, alhambra, free_base_port, is_running, run, send_signal, stderr, wait_for, wait_until,
+    Demo, Serve, Wire, alhambra, free_base_port, is_running, run, send_signal, stderr, wait_for, wait_until,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,16 +76,6 @@ fn a_node_that_cannot_start_ends_the_demo_with_the_end_of_its_log() {
     let text = stderr(&output);
     for part in ["node 1 ended at its start", "ALHAMBRA_REQUEST_TIMEOUT", "what to do: "] {
         assert!(text.contains(part), "{part:?} is missing in: {text}");
-    }
-}
-
-/// A single `serve` as a person would start it; killed when dropped.
-struct Serve(Child);
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -106,6 +106,16 @@ pub fn free_base_port(nodes: u16) -> u16 {
     panic!("no free ports");
 }
 
+/// A single `serve` as a person would start it; killed when dropped.
+pub struct Serve(pub Child);
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A running `alhambra demo`; killed when dropped, its nodes with it.
 pub struct Demo {
     child: Child,

@@ -1,18 +1,8 @@
 //! The commands over encrypted connections, against a node that made its own certificate.
 
-use std::process::{Child, Output, Stdio};
+use std::process::{Output, Stdio};
 
-use crate::support::{alhambra, free_base_port, run, stderr, stdout, wait_until};
-
-/// A node; killed when dropped.
-struct Serve(Child);
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::support::{Serve, alhambra, free_base_port, run, stderr, stdout, wait_until};
 
 #[test]
 fn commands_reach_a_node_with_a_certificate_of_its_own_when_they_trust_it() {

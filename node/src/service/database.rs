@@ -156,11 +156,7 @@ impl App {
         self.may_administrate(call, name)?;
         self.groups.meta().barrier(call.deadline).await?;
         let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
-        if self.is_current(&caller.user) {
-            return Ok(());
-        }
-        self.end_changed_users();
-        Err(if caller.session.is_some() { text::SESSION_NOT_FOUND } else { text::NO_USER_DATA }.into())
+        self.must_be_current(&caller, text::NO_USER_DATA)
     }
 
     /// Waits until this node's replica applies with these settings, but not long: they are recorded, and come into force by themselves.

@@ -7,7 +7,7 @@
 
 mod rules;
 
-use alhambra_proto::code::text;
+use alhambra_proto::code::{WireError, text};
 use alhambra_raft::meta::{ADMIN_USER, Meta, MetaError, SYSTEM_DATABASE, User};
 
 use self::rules::Records;
@@ -133,11 +133,17 @@ impl App {
     async fn current_caller(&self, call: &Call) -> Result<Caller> {
         let caller = self.user_call(call)?;
         self.groups.meta().barrier(call.deadline).await?;
+        self.must_be_current(&caller, text::NOT_LOGGED_IN)?;
+        Ok(caller)
+    }
+
+    /// Refuses a caller whose record here is another than at login; without a session in the words for `nobody`.
+    pub(super) fn must_be_current(&self, caller: &Caller, nobody: WireError) -> Result<()> {
         if self.is_current(&caller.user) {
-            return Ok(caller);
+            return Ok(());
         }
         self.end_changed_users();
-        Err(if caller.session.is_some() { text::SESSION_NOT_FOUND } else { text::NOT_LOGGED_IN }.into())
+        Err(if caller.session.is_some() { text::SESSION_NOT_FOUND } else { nobody }.into())
     }
 
     /// Whether the user's record here is still this one.
