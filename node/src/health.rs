@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alhambra_raft::env::{BoxIo, Listener};
 use alhambra_raft::forming::company::Stranger;
@@ -116,6 +117,22 @@ fn explain(readiness: &Readiness) -> String {
     out
 }
 
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The next connection, however long that takes. What fails, for want of open files for example, passes; the log names the `port`.
+pub(crate) async fn accept(listener: &dyn Listener, port: &str) -> (BoxIo, String) {
+    loop {
+        match listener.accept().await {
+            Ok(connection) => return connection,
+            Err(error) => {
+                tracing::warn!(%error, port, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
 /// A listener of ours as the HTTP server wants it.
 pub struct HttpListener(pub Box<dyn Listener>);
 
@@ -124,16 +141,7 @@ impl axum::serve::Listener for HttpListener {
     type Addr = String;
 
     async fn accept(&mut self) -> (BoxIo, String) {
-        loop {
-            match self.0.accept().await {
-                Ok(connection) => return connection,
-                Err(error) => {
-                    // Too many open files, for example; it passes.
-                    tracing::warn!(%error, "an HTTP connection was not accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            }
-        }
+        accept(&*self.0, "HTTP").await
     }
 
     fn local_addr(&self) -> std::io::Result<String> {

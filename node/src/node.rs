@@ -26,7 +26,7 @@ use tonic::transport::server::Connected;
 use crate::auth::{self, HashCost};
 use crate::config::Config;
 use crate::grpc;
-use crate::health::{HttpListener, Pages};
+use crate::health::{self, HttpListener, Pages};
 use crate::keys::{KeyError, NodeKey};
 use crate::metrics::Metrics;
 use crate::service::peers::{self, Peers};
@@ -45,8 +45,6 @@ const CALLS_END: Duration = Duration::from_secs(3);
 const GROUPS_END: Duration = Duration::from_secs(10);
 /// How often recorded times are moved into their buckets.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-/// Pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the leader of a database compares the settings in force with those in `systemdb`, when nothing has changed there.
 const SETTINGS_LOOK: Duration = Duration::from_secs(5);
 /// After a failure to read what `systemdb` says about sessions, before it is read again.
@@ -440,19 +438,9 @@ async fn put_in_force(groups: &Groups, record: DatabaseRecord) {
 /// Serves clients until the node stops and their calls have ended.
 async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>, mut stops: watch::Receiver<bool>) {
     let connections = futures::stream::unfold(port, |port| async move {
-        loop {
-            match port.accept().await {
-                Ok((io, peer)) => {
-                    tracing::trace!(peer, "a client connected");
-                    return Some((Ok::<_, std::io::Error>(Connection { io, source: Source::of(&peer) }), port));
-                }
-                Err(error) => {
-                    // Too many open files, for example; it passes.
-                    tracing::warn!(%error, "a client's connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let (io, peer) = health::accept(&*port, "gRPC").await;
+        tracing::trace!(peer, "a client connected");
+        Some((Ok::<_, std::io::Error>(Connection { io, source: Source::of(&peer) }), port))
     });
     let stop = async move {
         let _ = stops.wait_for(|stop| *stop).await;

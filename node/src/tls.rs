@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
+use crate::health::accept;
 
 /// Time that a client has to agree on keys.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -28,8 +29,6 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 256;
 /// Connections that are agreed on and wait to be served, on one port.
 const AGREED_MAX: usize = 64;
-/// Pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// From so much time before its end on, a certificate is warned about, seconds.
 const ENDS_SOON_S: i64 = 30 * 86_400;
 /// Life of a certificate that is made here, seconds.
@@ -272,15 +271,7 @@ async fn agree(tls: Arc<Tls>, plain: Arc<dyn Listener>, agreed: mpsc::Sender<(Bo
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let (io, peer) = tokio::select! {
-            accepted = plain.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Too many open files, for example; it passes.
-                    tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
+            accepted = accept(&*plain, "TLS") => accepted,
             () = agreed.closed() => return,
         };
         let (handshake, agreed) = (tls.acceptor().accept(io), agreed.clone());
