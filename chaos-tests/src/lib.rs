@@ -7,4 +7,6 @@
 pub mod check;
 pub mod history;
 pub mod model;
+pub mod process;
 pub mod sim;
+pub mod workload;
