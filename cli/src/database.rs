@@ -4,10 +4,11 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use alhambra_client::Error;
+use alhambra_proto::code::text;
 use alhambra_proto::schema;
 use serde_json::{Value, json};
 
-use crate::connect::Connect;
+use crate::connect::{Connect, Target};
 use crate::failure::{Failure, Kind, OrFail};
 use crate::kv::yes;
 use crate::output::{Output, Table, print_json, print_raw};
@@ -34,6 +35,10 @@ enum Command {
     Truncate(TruncateArgs),
     /// Change settings of a database
     Update(UpdateArgs),
+    /// Have the node that answers write the index of a database to its disk
+    Flush(NameArgs),
+    /// Have the node that answers merge the index of a database
+    Compact(NameArgs),
     /// Delete an unloaded database on all nodes, for good
     Delete(DeleteArgs),
 }
@@ -134,6 +139,18 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             tell(args.of.common.output, name, "truncated")
         }
         Command::Update(args) => update(args).await,
+        Command::Flush(args) => {
+            within(&args, async |client| client.flush_index().await).await?;
+            tell(args.common.output, &args.name, "flushed")
+        }
+        Command::Compact(args) => {
+            let merged = within(&args, async |client| match client.compact_index().await {
+                Ok(()) => Ok(true),
+                Err(Error::Refused { status, .. }) if text::NOTHING_TO_COMPACT.is(&status) => Ok(false),
+                Err(error) => Err(error),
+            });
+            tell(args.common.output, &args.name, if merged.await? { "compacted" } else { "there was nothing to do" })
+        }
         Command::Delete(args) => {
             let name = &args.of.name;
             confirm(
@@ -153,6 +170,17 @@ async fn on<T>(
     call: impl AsyncFnOnce(&alhambra_client::Client) -> Result<T, Error>,
 ) -> Result<T, Failure> {
     let trusted = Trusted::connect(&common.connect, None).await?;
+    let outcome = call(&trusted.client).await.map_err(|error| explain(&trusted, &error));
+    trusted.close(outcome).await
+}
+
+/// The same in a session on the database that is named.
+async fn within<T>(
+    of: &NameArgs,
+    call: impl AsyncFnOnce(&alhambra_client::Client) -> Result<T, Error>,
+) -> Result<T, Failure> {
+    let target = Target { database: of.name.clone(), ..of.common.connect.target()? };
+    let trusted = Trusted::enter(target).await?;
     let outcome = call(&trusted.client).await.map_err(|error| explain(&trusted, &error));
     trusted.close(outcome).await
 }

@@ -14,6 +14,7 @@ mod http;
 mod import;
 mod kv;
 mod output;
+mod secret;
 mod serve;
 mod session;
 mod sets;
@@ -22,6 +23,7 @@ mod signals;
 mod status;
 mod transaction;
 mod trusted;
+mod user;
 mod verify;
 
 use std::process::ExitCode;
@@ -78,8 +80,10 @@ enum Command {
     Health(transaction::AskArgs),
     /// Show version, age and size of the server
     Info(transaction::AskArgs),
-    /// List, create, load, unload, truncate and delete databases
+    /// List, create, load, unload, update, truncate, flush, compact and delete databases
     Database(database::Args),
+    /// List, create, activate and deactivate users; their passwords and permissions
+    User(user::Args),
     /// Prove that the server's history continues the one this client trusts
     Verify(verify::Args),
     /// Show nodes, roles, databases and readiness
@@ -143,6 +147,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::History(args) => block_on(kv::history(args)),
         Command::Scan(args) => block_on(kv::scan(args)),
         Command::Database(args) => block_on(database::run(args)),
+        Command::User(args) => block_on(user::run(args)),
         Command::Verify(args) => block_on(verify::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),

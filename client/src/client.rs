@@ -532,6 +532,23 @@ impl Client {
         call.await.map(drop)
     }
 
+    /// Has the node that is called write the index of the selected database to its disk.
+    pub async fn flush_index(&self) -> Result<(), Error> {
+        let connection = self.connection();
+        let request = schema::FlushIndexRequest { cleanup_percentage: 0.0, synced: true };
+        let deadline = connection.deadline();
+        let call =
+            connection.call("flush_index", Kind::Read, deadline, request, async |mut c, r| c.flush_index(r).await);
+        call.await.map(drop)
+    }
+
+    /// Has the node that is called merge the index of the selected database.
+    pub async fn compact_index(&self) -> Result<(), Error> {
+        let connection = self.connection();
+        let deadline = connection.deadline();
+        connection.call("compact_index", Kind::Read, deadline, (), async |mut c, r| c.compact_index(r).await).await
+    }
+
     /// Changes the settings that are given. Answers all of them.
     pub async fn update_database(
         &self,
@@ -572,15 +589,14 @@ pub(crate) fn z_add_request(set: Bytes, score: f64, key: Bytes, at_tx: TxId) -> 
     schema::ZAddRequest { set, score, key, at_tx: at_tx.get(), bound_ref: at_tx.get() > 0, no_wait: false }
 }
 
-pub(crate) fn set_request(pairs: &[KeyValue]) -> schema::SetRequest {
-    let pair = |pair: &KeyValue| schema::KeyValue {
-        key: pair.key.clone(),
-        value: pair.value.clone(),
-        metadata: kv_metadata(&pair.metadata),
-    };
-    schema::SetRequest { k_vs: pairs.iter().map(pair).collect(), no_wait: false, preconditions: Vec::new() }
+pub(crate) fn key_value(pair: &KeyValue) -> schema::KeyValue {
+    schema::KeyValue { key: pair.key.clone(), value: pair.value.clone(), metadata: kv_metadata(&pair.metadata) }
 }
 
-fn header(call: &'static str, header: &schema::TxHeader) -> Result<TxHeader, Error> {
+pub(crate) fn set_request(pairs: &[KeyValue]) -> schema::SetRequest {
+    schema::SetRequest { k_vs: pairs.iter().map(key_value).collect(), no_wait: false, preconditions: Vec::new() }
+}
+
+pub(crate) fn header(call: &'static str, header: &schema::TxHeader) -> Result<TxHeader, Error> {
     header.try_into().map_err(|source| Error::Malformed { call, source })
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `client` | options, plain calls |
 //! | `verified` | verified calls, the trusted state |
+//! | `users` | users and their permissions |
 //! | `check` | what is demanded of an answer, as pure functions |
 //! | `state_store` | where trusted states and evidence are kept (V2) |
 //! | `connect`, `retry` | endpoints, sessions, deadlines; what may be sent again |
@@ -21,6 +22,7 @@ mod error;
 mod retry;
 mod state_store;
 mod tls;
+mod users;
 mod verified;
 
 pub use alhambra_ledger::ids::TxId;
@@ -31,4 +33,5 @@ pub use connect::endpoint;
 pub use error::Error;
 pub use state_store::{Advanced, Evidence, FileStateStore, MemoryStateStore, StateError, StateId, StateStore};
 pub use tls::Tls;
+pub use users::Permission;
 pub use verified::{StateCheck, Verified};

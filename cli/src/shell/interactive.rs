@@ -20,8 +20,9 @@ use rustyline::{Config, Context, Editor, Helper};
 use crate::connect::{Connect, Target};
 use crate::failure::{Failure, Kind, OrFail};
 use crate::output::print_raw;
+use crate::secret::stars;
 use crate::trusted::Trusted;
-use crate::{Cli, block_on};
+use crate::{Cli, Command, block_on};
 
 /// Lines kept in the history file.
 const HISTORY_LINES: usize = 10_000;
@@ -144,7 +145,13 @@ fn act(
             ));
         }
         _ => match Cli::try_parse_from(arguments(words, target, tls)) {
-            Ok(cli) => crate::run(cli)?,
+            Ok(cli) => {
+                let own = matches!(&cli.command, Command::User(args) if args.gives_password_to(&target.username));
+                crate::run(cli)?;
+                if own {
+                    eprintln!("to go on with the new password: login {}", target.username);
+                }
+            }
             // Help that was asked for is no failure.
             Err(error) if !error.use_stderr() => print_raw(error.to_string())?,
             Err(error) => {
@@ -289,7 +296,7 @@ impl Completer for Words {
 
 impl Highlighter for Words {
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        if self.hidden { "*".repeat(line.chars().count()).into() } else { line.into() }
+        if self.hidden { stars(line) } else { line.into() }
     }
 
     fn highlight_char(&self, _: &str, _: usize, _: CmdKind) -> bool {

@@ -349,6 +349,12 @@ fn databases_are_made_unloaded_loaded_and_deleted() {
     refused(&["database", "update", "orders"], 2, "nothing to change");
     let changed = client.json(&["database", "update", "orders", "--exclude-commit-time", "true"]);
     assert_eq!(changed["exclude_commit_time"], json!(true));
+    assert_eq!(client.json(&["database", "flush", "orders"]), json!({"database": "orders", "done": "flushed"}));
+    // Perhaps the node was first; after it nothing is left.
+    let merged = client.json(&["database", "compact", "orders"])["done"].clone();
+    assert!([json!("compacted"), json!("there was nothing to do")].contains(&merged), "{merged}");
+    assert_eq!(client.json(&["database", "compact", "orders"])["done"], json!("there was nothing to do"));
+    refused(&["database", "flush", "absent"], 3, "database does not exist");
     assert_eq!(client.json(&["database", "unload", "orders"])["done"], json!("unloaded"));
     refused(&["get", "k", "--database", "orders"], 1, "already closed");
     let table = client.answer(&["database", "list"]);

@@ -13,3 +13,4 @@ mod no_quorum;
 mod shell;
 mod support;
 mod tls;
+mod users;

@@ -1,0 +1,155 @@
+//! Secrets are asked for at a terminal, where nobody sees them, or read from a file; they are never words of the command line, which
+//! every user of the machine can see.
+
+use std::borrow::Cow;
+use std::io::{self, BufRead, IsTerminal as _};
+use std::path::Path;
+
+use rustyline::completion::Completer;
+use rustyline::highlight::{CmdKind, Highlighter};
+use rustyline::hint::Hinter;
+use rustyline::history::FileHistory;
+use rustyline::validate::Validator;
+use rustyline::{Behavior, Config, Editor, Helper};
+
+use crate::failure::{Failure, Kind, OrFail};
+
+/// Fewest characters of a password that is not called weak.
+const LENGTH_MIN: usize = 8;
+/// Name of a file that stands for standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// Where a new password comes from, and how good it has to be.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NewPassword {
+    /// File whose first line is the new password, - for standard input; without it a terminal asks
+    #[arg(long, value_name = "FILE")]
+    new_password_file: Option<std::path::PathBuf>,
+    /// Take a password of fewer than 8 characters, or without a capital, a digit or a symbol
+    #[arg(long)]
+    allow_weak: bool,
+}
+
+impl NewPassword {
+    /// Reads it, or asks for it twice.
+    pub fn get(&self, name: &str) -> Result<String, Failure> {
+        let password = match &self.new_password_file {
+            Some(file) => first_line(file)?,
+            None => ask_twice(name)?,
+        };
+        if password.is_empty() {
+            return Err(Failure::new(Kind::Usage, "the new password is empty", "give at least one character"));
+        }
+        if !self.allow_weak && is_weak(&password) {
+            return Err(Failure::new(
+                Kind::Usage,
+                "the new password is weak",
+                format!(
+                    "take {LENGTH_MIN} characters or more with a capital, a digit and a symbol, or say --allow-weak"
+                ),
+            ));
+        }
+        Ok(password)
+    }
+}
+
+/// As the original's tools judge it.
+fn is_weak(password: &str) -> bool {
+    let has = |is: fn(char) -> bool| password.chars().any(is);
+    password.chars().count() < LENGTH_MIN
+        || !has(char::is_uppercase)
+        || !has(|c| c.is_ascii_digit())
+        || !has(|c| !c.is_alphanumeric() && !c.is_whitespace())
+}
+
+fn first_line(file: &Path) -> Result<String, Failure> {
+    let line = if file == Path::new(STANDARD_INPUT) {
+        line_of(&mut io::stdin().lock())
+    } else {
+        std::fs::File::open(file).and_then(|file| line_of(&mut io::BufReader::new(file)))
+    };
+    line.or_fail(format_args!("reading the new password from {}", file.display()), "name a file of one line of text")
+}
+
+fn line_of(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn ask_twice(name: &str) -> Result<String, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::new(
+            Kind::Usage,
+            "there is no terminal to ask for the new password at",
+            "name a file whose first line it is: --new-password-file FILE, or - for standard input",
+        ));
+    }
+    let first = ask(&format!("new password of {name}: "))?;
+    if ask("the same again: ")? == first {
+        return Ok(first);
+    }
+    Err(Failure::failed("nothing was done: these were two passwords", "give the same one twice"))
+}
+
+/// Asks at the terminal, also when the answer of the command goes elsewhere.
+fn ask(prompt: &str) -> Result<String, Failure> {
+    let advice = "give the command again at a terminal";
+    let config = Config::builder().behavior(Behavior::PreferTerm).build();
+    let mut editor: Editor<Hidden, FileHistory> =
+        Editor::with_config(config).or_fail("opening the terminal", advice)?;
+    editor.set_helper(Some(Hidden));
+    editor.readline(prompt).or_fail("reading the password", advice)
+}
+
+/// A line that is shown as stars.
+pub fn stars(line: &str) -> Cow<'_, str> {
+    "*".repeat(line.chars().count()).into()
+}
+
+struct Hidden;
+
+impl Highlighter for Hidden {
+    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
+        stars(line)
+    }
+
+    fn highlight_char(&self, _: &str, _: usize, _: CmdKind) -> bool {
+        true
+    }
+}
+
+impl Completer for Hidden {
+    type Candidate = String;
+}
+
+impl Hinter for Hidden {
+    type Hint = String;
+}
+
+impl Validator for Hidden {}
+
+impl Helper for Hidden {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_weak_when_it_is_short_or_of_one_kind() {
+        for weak in ["", "Ab-1567", "abcdefg-1", "Abcdefg-h", "Abcdefgh1", "Abcdefg 1"] {
+            assert!(is_weak(weak), "{weak}");
+        }
+        for good in ["Abcdef-1", "Übung#99", "many Words, 1 symbol"] {
+            assert!(!is_weak(good), "{good}");
+        }
+    }
+
+    #[test]
+    fn one_line_is_read_and_the_next_stays() {
+        let mut reader = &b"first \r\nsecond"[..];
+        assert_eq!(line_of(&mut reader).unwrap(), "first ");
+        assert_eq!(line_of(&mut reader).unwrap(), "second");
+        assert_eq!(line_of(&mut reader).unwrap(), "");
+    }
+}
