@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `client` | options, plain calls |
 //! | `verified` | verified calls, the trusted state |
+//! | `exec` | several operations in one transaction, plain and verified |
 //! | `users` | users and their permissions |
 //! | `check` | what is demanded of an answer, as pure functions |
 //! | `state_store` | where trusted states and evidence are kept (V2) |
@@ -19,6 +20,7 @@ mod check;
 mod client;
 mod connect;
 mod error;
+mod exec;
 mod retry;
 mod state_store;
 mod tls;
@@ -31,6 +33,7 @@ pub use check::{Check, KeyValue};
 pub use client::{Client, Entry, Options, Reference, Scan, ZEntry, ZScan};
 pub use connect::endpoint;
 pub use error::Error;
+pub use exec::{Operation, Version};
 pub use state_store::{Advanced, Evidence, FileStateStore, MemoryStateStore, StateError, StateId, StateStore};
 pub use tls::Tls;
 pub use users::Permission;

@@ -43,7 +43,7 @@ pub struct StateCheck {
 }
 
 /// Everything that belongs to one verified call.
-struct Round {
+pub(crate) struct Round {
     call: &'static str,
     deadline: Instant,
     id: StateId,
@@ -51,6 +51,13 @@ struct Round {
     stored: Option<TrustedState>,
     /// What proofs start from.
     trusted: TrustedState,
+}
+
+impl Round {
+    /// When the call ends.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
 }
 
 impl Client {
@@ -139,6 +146,18 @@ impl Client {
         Ok(Verified { value: (), header, state })
     }
 
+    /// Proves that transaction `tx`, which was written in this round, has exactly these entries.
+    pub(crate) async fn proven(&self, round: Round, tx: TxId, wanted: &[Wanted]) -> Result<Verified<()>, Error> {
+        let request =
+            schema::VerifiableTxRequest { tx: tx.get(), prove_since_tx: round.trusted.tx.get(), ..Default::default() };
+        let answer = self
+            .inner
+            .connection
+            .call(round.call, Kind::Read, round.deadline, request, async |mut c, r| c.verifiable_tx_by_id(r).await)
+            .await;
+        self.written(round, &request, answer, wanted).await
+    }
+
     /// The newest value of a key, verified to be in the history. That it is the newest is not proven.
     pub async fn verified_get(&self, key: impl Into<Bytes>) -> Result<Verified<Entry>, Error> {
         self.verified_get_at(key, TxId(0)).await
@@ -214,7 +233,7 @@ impl Client {
     }
 
     /// Loads the trusted state; on the first contact, takes the server's.
-    async fn begin(&self, call: &'static str) -> Result<Round, Error> {
+    pub(crate) async fn begin(&self, call: &'static str) -> Result<Round, Error> {
         let deadline = self.inner.connection.deadline();
         let id = self.state_id().await;
         let stored = self.inner.store.load(&id)?;

@@ -6,6 +6,7 @@ mod bad_input;
 mod commands;
 mod crash;
 mod demo;
+mod exec_all;
 mod first_password;
 mod import;
 mod import_source;

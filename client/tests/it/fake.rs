@@ -13,6 +13,7 @@ use alhambra_proto::code::text;
 use alhambra_proto::convert::{immutable_state, kv_metadata, kv_metadata_from};
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_server::{ImmuService, ImmuServiceServer};
+use alhambra_proto::schema::op::Operation;
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::EncodePublicKey;
@@ -37,6 +38,7 @@ pub enum Fate {
 /// Data that several endpoints share, as the nodes of a cluster do.
 pub struct Cluster {
     pub chain: Mutex<Chain>,
+    pub on_header: Mutex<Hook<schema::TxHeader>>,
     pub on_tx: Mutex<Hook<schema::VerifiableTx>>,
     pub on_entry: Mutex<Hook<schema::VerifiableEntry>>,
     pub on_state: Mutex<Hook<schema::ImmutableState>>,
@@ -48,6 +50,7 @@ impl Cluster {
     pub fn new(chain: Chain) -> Arc<Self> {
         Arc::new(Self {
             chain: Mutex::new(chain),
+            on_header: Mutex::default(),
             on_tx: Mutex::default(),
             on_entry: Mutex::default(),
             on_state: Mutex::default(),
@@ -172,6 +175,33 @@ impl Node {
             Stored { metadata, ..Stored::pair(&kv.key, &kv.value) }
         };
         self.cluster.chain.lock().unwrap().commit(request.k_vs.iter().map(entry).collect())
+    }
+
+    fn exec(&self, request: &schema::ExecAllRequest) -> schema::TxHeader {
+        let mut chain = self.cluster.chain.lock().unwrap();
+        let own = chain.last().next().unwrap();
+        let at = |bound: bool, at_tx: u64| if bound && at_tx == 0 { own } else { TxId(at_tx) };
+        let entry = |op: &schema::Op| match op.operation.as_ref().unwrap() {
+            Operation::Kv(pair) => {
+                let metadata = kv_metadata_from(pair.metadata.as_ref());
+                Stored { metadata, ..Stored::pair(&pair.key, &pair.value) }
+            }
+            Operation::Ref(wanted) => {
+                Stored::bound_reference(&wanted.key, &wanted.referenced_key, at(wanted.bound_ref, wanted.at_tx))
+            }
+            Operation::ZAdd(wanted) => {
+                let at_tx = at(wanted.bound_ref, wanted.at_tx);
+                let key = kv::zadd_key(&wanted.set, wanted.score, &wanted.key, at_tx).into();
+                Stored { key, value: Default::default(), metadata: KvMetadata::default() }
+            }
+        };
+        let tx = chain.commit(request.operations.iter().map(entry).collect());
+        let mut reply: schema::TxHeader = chain.header_of(tx).into();
+        drop(chain);
+        if let Some(hook) = &mut *self.cluster.on_header.lock().unwrap() {
+            hook(&mut reply);
+        }
+        reply
     }
 
     async fn meet_fate(&self) -> Result<(), Status> {
@@ -306,6 +336,13 @@ impl ImmuService for Node {
         let entry = Stored { key, value: Default::default(), metadata: KvMetadata::default() };
         let tx = self.cluster.chain.lock().unwrap().commit(vec![entry]);
         Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
+    }
+
+    async fn exec_all(&self, request: Request<schema::ExecAllRequest>) -> Result<Response<schema::TxHeader>, Status> {
+        let request = self.admit("exec_all", request)?;
+        let header = self.exec(&request);
+        self.meet_fate().await?;
+        Ok(Response::new(header))
     }
 
     async fn get(&self, request: Request<schema::KeyRequest>) -> Result<Response<schema::Entry>, Status> {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
 
 mod chain;
+mod exec;
 mod failover;
 mod fake;
 mod state_store;
