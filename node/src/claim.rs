@@ -27,6 +27,8 @@ pub enum Kind {
     Session,
     /// A token, which nobody holds.
     Token,
+    /// As a token, for whoever shows it: only nodes in maintenance mode make and take it.
+    Anonymous,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
         match self {
             Self::Session => 1,
             Self::Token => 2,
+            Self::Anonymous => 3,
         }
     }
 }
@@ -102,7 +105,7 @@ impl Claim {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Input(bytes);
         let [VERSION, kind] = input.array()? else { return None };
-        let kind = [Kind::Session, Kind::Token].into_iter().find(|known| known.number() == kind)?;
+        let kind = [Kind::Session, Kind::Token, Kind::Anonymous].into_iter().find(|known| known.number() == kind)?;
         let (id, owner, key) = (input.array()?, u64::from_be_bytes(input.array()?), input.array()?);
         let (issued_ms, expires_ms) = (i64::from_be_bytes(input.array()?), i64::from_be_bytes(input.array()?));
         let epoch = TxId(u64::from_be_bytes(input.array()?));

@@ -217,6 +217,17 @@ settings! {
     admin_password: Option<Secret> = None, "admin-password", compatible,
         "1 to 72 bytes, plain or enc: and base64", |password| password.as_ref().is_none_or(Secret::is_usable);
 
+    /// Whether callers have to log in. Off, whoever calls from this machine may use the default database; possible only while there are no
+    /// other databases and users. The same on every node.
+    auth: bool = true, "auth", compatible, "true or false", any, short 's';
+
+    /// Whether callers on other machines are served as well when authentication is off.
+    devmode: bool = false, "devmode", compatible, "true or false", any;
+
+    /// Maintenance mode, only with `auth` off: nobody logs in, and whoever calls from this machine may read every database, replicate into
+    /// it and keep its index in order.
+    maintenance: bool = false, "maintenance", compatible, "true or false", any;
+
     /// Longest time that a call without a deadline of its own may take.
     request_timeout: Duration = Duration::from_secs(10), "request-timeout", ours, "a time from 100ms to 10m",
         |time| (Duration::from_millis(100)..=Duration::from_mins(10)).contains(time);
@@ -381,6 +392,9 @@ impl Config {
         }
         if self.mtls && (self.clientcas.is_none() || !(self.certificate.is_some() || self.auto_cert)) {
             return Err(ConfigError::MtlsIncomplete);
+        }
+        if self.maintenance && self.auth {
+            return Err(ConfigError::MaintenanceWithAuth);
         }
         if self.insecure_peers {
             if let Some(peer) = self.peers.iter().find(|peer| !is_loopback(peer)) {

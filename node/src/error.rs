@@ -118,6 +118,13 @@ pub enum Error {
     /// The node has enough passwords to hash.
     #[error("too many logins at once; surely not applied, try again")]
     TooManyLogins,
+    /// Authentication is off, but there is something that it protects.
+    #[error(
+        "authentication is off on this node, which allows only {} and no other user, but the cluster has others: start the node with \
+         authentication",
+        alhambra_raft::meta::DEFAULT_DATABASE
+    )]
+    AuthNeeded,
     /// The node is stopping.
     #[error("the node is stopping; surely not applied, try another node")]
     Stopping,
@@ -307,6 +314,7 @@ impl From<Error> for Status {
             Error::Starting { .. } | Error::Stopping => Code::Starting,
             Error::TooManyFailures { .. } => Code::LimitExceeded,
             Error::TooManyLogins => Code::Overloaded,
+            Error::AuthNeeded => Code::Denied,
             Error::StreamIdle { .. } => Code::Canceled,
             Error::CommittedNotApplied { .. } | Error::GoesOn { .. } => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),

@@ -8,6 +8,7 @@
 //! | [`rest`] | the same calls as JSON over HTTP |
 //! | [`service`] | the use cases, without protobuf and sockets |
 //! | [`method`], [`auth`], [`session`], [`throttle`] | who may make which call; wrong passwords become slow |
+//! | [`access`] | who is served when authentication is off, and in maintenance mode |
 //! | [`claim`], [`keys`], [`peer`] | session ids and tokens that every node takes; what nodes say to each other about them |
 //! | [`context`], [`router`] | what a call brings with it; from the name of a database to its replica |
 //! | [`signer`] | signatures of states |
@@ -20,6 +21,7 @@
 //!
 //! What does not belong here: rules of the ledger, formats on disk, consensus.
 
+pub mod access;
 pub mod auth;
 pub mod claim;
 pub mod config;

@@ -37,7 +37,7 @@ pub enum Kind {
 }
 
 /// One call.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
     /// Number of the call: its place in [`ALL`].
     pub index: usize,
@@ -51,12 +51,12 @@ pub struct Method {
     pub kind: Kind,
     /// Who may make it.
     pub need: Need,
-    /// Whether it may be made with `systemdb` selected: it only reads.
-    pub allowed_in_systemdb: bool,
+    /// Whether it may be made in maintenance mode, and with `systemdb` selected.
+    pub maintenance: bool,
 }
 
 macro_rules! methods {
-    ($($constant:ident = $service:literal $name:literal $kind:ident $need:ident $(($right:expr))? $systemdb:ident;)*) => {
+    ($($constant:ident = $service:literal $name:literal $kind:ident $need:ident $(($right:expr))? $maintenance:ident;)*) => {
         #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
         enum Place { $($constant),* }
 
@@ -69,7 +69,7 @@ macro_rules! methods {
                 path: concat!("/", $service, "/", $name),
                 kind: Kind::$kind,
                 need: Need::$need $(($right))?,
-                allowed_in_systemdb: methods!(@$systemdb),
+                maintenance: methods!(@$maintenance),
             };
         )*
 
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(COUNT_ALL.need, SCAN.need);
         assert_eq!(STREAM_EXEC_ALL.need, STREAM_SET.need);
         assert_eq!(CREATE_DATABASE_V2.need, Need::Administration);
-        assert_eq!((DATABASE_HEALTH.allowed_in_systemdb, CURRENT_STATE.allowed_in_systemdb), (false, true));
+        assert_eq!((DATABASE_HEALTH.maintenance, CURRENT_STATE.maintenance), (false, true));
         assert!(Right::Read < Right::Write && Right::Write < Right::Admin);
     }
 }

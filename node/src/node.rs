@@ -13,7 +13,7 @@ use alhambra_raft::disk::DiskLimits;
 use alhambra_raft::env::{BoxIo, Env, Listener};
 use alhambra_raft::group::Tuning;
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
-use alhambra_raft::meta::{ADMIN_USER, DatabaseRecord, User};
+use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, DatabaseRecord, User};
 use alhambra_storage::memory::MemoryBudget;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tonic::transport::server::Connected;
 
+use crate::access::Access;
 use crate::auth::{self, HashCost};
 use crate::config::Config;
 use crate::grpc;
@@ -78,6 +79,12 @@ pub enum NodeError {
     /// The key of sessions and tokens cannot be kept.
     #[error(transparent)]
     SessionKey(#[from] KeyError),
+    /// Authentication is off where it protects something.
+    #[error(
+        "authentication may be off only while there is nothing but {DEFAULT_DATABASE} and user {ADMIN_USER}, but there are other \
+         databases or users: start without --auth=false, or with --maintenance to read and mend"
+    )]
+    AuthMustBeOn,
     /// The data folder, the peers or a database.
     #[error(transparent)]
     Groups(#[from] StartError),
@@ -95,6 +102,7 @@ pub struct NodeHandle {
     metrics_addr: Option<String>,
     web_addr: Option<String>,
     groups: Arc<Groups>,
+    access: Arc<Access>,
     /// True once the node stops; the client ports watch it.
     stopping: watch::Sender<bool>,
     /// True once it has stopped.
@@ -145,6 +153,8 @@ impl Node {
         };
         let key = NodeKey::open(&env, &config.dir)?;
         let sessions = Arc::new(Sessions::new(env.clone(), key, limits));
+        let access = Arc::new(Access::new(&config));
+        access.warn();
         let choices = Choices {
             request_timeout: config.request_timeout,
             message_bytes_max: config.max_recv_msg_size as usize,
@@ -153,6 +163,7 @@ impl Node {
             session_inactivity: config.max_session_inactivity_time,
             session_age: config.max_session_age_time,
             server_uuid: config.server_uuid.clone(),
+            access: access.clone(),
         };
         let app = Arc::new(App::new(
             env.clone(),
@@ -199,6 +210,7 @@ impl Node {
             metrics_addr,
             web_addr,
             groups,
+            access,
             stopping,
             stopped: watch::Sender::new(false),
             clients: Mutex::new(Some(clients)),
@@ -246,6 +258,7 @@ impl NodeHandle {
             // The sender lives as long as this borrow.
             _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
             error = self.groups.failed() => Err(error.into()),
+            () = self.access.found_others() => Err(NodeError::AuthMustBeOn),
         }
     }
 
@@ -382,6 +395,7 @@ async fn follow_users(groups: Arc<Groups>, app: Arc<App>, admin: Arc<FirstAdmin>
         let mut followed = true;
         if first.is_some() {
             app.note_beginning();
+            app.note_others();
             admin.tell(first);
             followed = app.follow();
         }

@@ -29,11 +29,12 @@ use alhambra_proto::code::text;
 use alhambra_raft::env::Env;
 use alhambra_raft::group::Level;
 use alhambra_raft::groups::Groups;
-use alhambra_raft::meta::SYSTEM_DATABASE;
+use alhambra_raft::meta::{ADMIN_USER, SYSTEM_DATABASE};
 use alhambra_storage::read::ReadSnapshot;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::access::Access;
 use crate::auth::{self, HashCost, Proven};
 use crate::context::{Call, Caller, Context, ReadLevel, SessionHeader, TokenHeader, Visit};
 use crate::error::{Error, Result};
@@ -68,6 +69,8 @@ pub struct Choices {
     pub session_age: Duration,
     /// What clients see as the UUID; the cluster's own when it is empty.
     pub server_uuid: String,
+    /// Who is served without a login.
+    pub access: Arc<Access>,
 }
 
 /// Everything that calls on a node work with.
@@ -158,6 +161,11 @@ impl App {
         self.choices.request_timeout
     }
 
+    /// Who is served without a login.
+    pub fn access(&self) -> &Access {
+        &self.choices.access
+    }
+
     /// Memory of messages that are arriving.
     pub fn uploads(&self) -> &Arc<Uploads> {
         &self.uploads
@@ -187,8 +195,25 @@ impl App {
 
     /// Remembers whether this node began to serve with nothing but what every cluster has. Called once `systemdb` is open.
     pub(crate) fn note_beginning(&self) {
+        self.had_others.get_or_init(|| self.has_others());
+    }
+
+    /// Looks whether there is by now more than what every cluster has, if that decides who is served.
+    pub(crate) fn note_others(&self) {
+        if self.access().minds_others() && self.groups.meta().user_epochs(ADMIN_USER).is_some() {
+            self.access().note_others(self.has_others());
+        }
+    }
+
+    /// Refuses calls that are not made without authentication, if it is off, and in maintenance mode.
+    pub(crate) fn allows(&self, method: &Method) -> Result<()> {
+        self.note_others();
+        self.access().allows(method)
+    }
+
+    fn has_others(&self) -> bool {
         let meta = self.groups.meta();
-        self.had_others.get_or_init(|| meta.databases().len() > 1 || meta.users().len() > 1);
+        meta.databases().len() > 1 || meta.users().len() > 1
     }
 
     /// Who calls; fails when nobody is logged in.
@@ -205,7 +230,7 @@ impl App {
                     Ok(Caller { user: token.user().clone(), database: token.database(), session: None })
                 }
                 TokenHeader::Refused(refusal) => Err((*refusal).into()),
-                TokenHeader::Absent => Err(text::NOT_LOGGED_IN.into()),
+                TokenHeader::Absent => self.access().stranger(),
             },
         }
     }
@@ -254,7 +279,7 @@ fn must_be_granted(caller: &Caller, database: &str, method: &Method) -> Result<(
         return Err(Error::Internal("only calls on a database enter one"));
     };
     let granted = auth::includes(auth::permission_in(&caller.user, database), right);
-    if !granted || (database == SYSTEM_DATABASE && !method.allowed_in_systemdb) {
+    if !granted || (database == SYSTEM_DATABASE && !method.maintenance) {
         return Err(text::PERMISSION_DENIED.into());
     }
     Ok(())

@@ -345,9 +345,9 @@ impl Sessions {
         self.sessions.write().retain(|_, session| !is_over(session));
     }
 
-    /// Makes a token. It is valid by itself, on every node, until it expires or its user changes.
-    pub fn issue(&self, owner: u64, user: Arc<User>, epoch: TxId, database: Option<Arc<str>>) -> String {
-        let claim = self.claim(Kind::Token, owner, &user, epoch, database, self.limits.token_life);
+    /// Makes a token. It is valid by itself, on every node that takes its kind, until it expires or its user changes.
+    pub fn issue(&self, kind: Kind, owner: u64, user: Arc<User>, epoch: TxId, database: Option<Arc<str>>) -> String {
+        let claim = self.claim(kind, owner, &user, epoch, database, self.limits.token_life);
         let text = claim.sign(&self.key);
         self.tokens.remember(Arc::new(Token::new(&text, claim, user)));
         text

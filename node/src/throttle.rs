@@ -23,17 +23,27 @@ use crate::limits::{
 
 /// Where a caller is, as far as it matters: one machine may have all addresses of an IPv6 network of 64 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Source(Option<IpAddr>);
+pub struct Source {
+    network: Option<IpAddr>,
+    is_local: bool,
+}
 
 impl Source {
     /// A caller on this address, `host:port` as the connection tells it. Those that cannot be told apart are one.
     pub fn of(peer: &str) -> Self {
         let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
         let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-        Self(address.map(|address| match address.to_canonical() {
+        let address = address.map(|address| address.to_canonical());
+        let network = address.map(|address| match address {
             IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
             short => short,
-        }))
+        });
+        Self { network, is_local: address.is_some_and(|address| address.is_loopback()) }
+    }
+
+    /// Whether the caller is surely on this machine.
+    pub const fn is_local(self) -> bool {
+        self.is_local
     }
 }
 

@@ -118,7 +118,8 @@ pub fn serve_arguments(me: &NodePlan, all: &[NodePlan], admin_password: &str) ->
         let peers: Vec<String> = all.iter().map(|node| format!("127.0.0.1:{}", node.peer_port)).collect();
         arguments.extend(["--peers".to_owned(), peers.join(","), "--insecure-peers".to_owned()]);
     }
-    arguments.push("--exit-with-parent".to_owned());
+    // Whatever the environment says.
+    arguments.extend(["--auth=true", "--maintenance=false", "--exit-with-parent"].map(str::to_owned));
     arguments
 }
 

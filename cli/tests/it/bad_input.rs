@@ -71,6 +71,7 @@ fn settings_that_cannot_be_are_refused_before_anything_is_touched() {
     for (output, says) in [
         (serve(&[&far[..], &["--insecure-peers"]].concat(), &[]), &["192.0.2.7:3323", "loopback"][..]),
         (serve(&near, &[]), &["TLS", "--insecure-peers"]),
+        (serve(&["--maintenance"], &[]), &["--maintenance", "--auth=false"]),
         (serve(&["--bootstrap-expect", "3"], &[]), &["--peers"]),
         (serve(&["--port", "70000"], &[]), &["port", "70000", "flag"]),
         (serve(&[], &[("ALHAMBRA_PORT", "many")]), &["port", "many", "ALHAMBRA_PORT"]),

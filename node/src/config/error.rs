@@ -68,6 +68,9 @@ pub enum ConfigError {
     /// Client certificates cannot be verified with nothing to verify them by.
     #[error("--mtls needs --clientcas, and --certificate with --pkey (or --auto-cert)")]
     MtlsIncomplete,
+    /// Maintenance mode knows no users.
+    #[error("--maintenance is possible only without authentication: add --auth=false")]
+    MaintenanceWithAuth,
     /// Without TLS only this machine is safe.
     #[error("--insecure-peers is only for nodes on one machine, but the peer {peer} is not a loopback address")]
     InsecurePeer {

@@ -110,6 +110,29 @@ fn several_peers_need_tls_or_one_machine() {
 }
 
 #[test]
+fn maintenance_needs_authentication_off() {
+    let defaults = Config::default();
+    assert!(defaults.auth && !defaults.devmode && !defaults.maintenance);
+    for line in [["--maintenance", "--auth"], ["--maintenance=true", "--auth=true"], ["--maintenance", "--devmode"]] {
+        let error = resolve(&line, &[], "").unwrap_err();
+        assert!(matches!(error, ConfigError::MaintenanceWithAuth), "{line:?}: {error}");
+        assert!(error.to_string().contains("--auth=false"), "{error}");
+    }
+    let file = "maintenance = true";
+    assert!(matches!(resolve(&["--config", "f"], &[], file), Err(ConfigError::MaintenanceWithAuth)));
+    assert!(matches!(resolve(&["--auth=maybe"], &[], ""), Err(ConfigError::Invalid { key: "auth", .. })));
+
+    let config = resolve(&["--maintenance", "-s=false"], &[], "").unwrap();
+    assert!(config.maintenance && !config.auth && !config.devmode);
+    let config = resolve(&["--config", "f"], &[("IMMUDB_AUTH", "false"), ("IMMUDB_DEVMODE", "true")], file).unwrap();
+    assert!(config.maintenance && !config.auth && config.devmode);
+    let config = resolve(&["--config", "f"], &[], "auth = false").unwrap();
+    assert!(!config.maintenance && !config.auth);
+    // Switched on, dev mode lays nothing open.
+    assert!(resolve(&["--devmode"], &[], "").unwrap().auth);
+}
+
+#[test]
 fn times_are_written_with_units_and_read_back() {
     for (text, ms) in
         [("0", 0), ("0s", 0), ("1h30m", 5_400_000), ("2m0s", 120_000), ("1s500ms", 1500), ("24h", 86_400_000)]

@@ -2,7 +2,8 @@
 //! set, what comes in is counted against the memory of the node, the cluster's UUID goes into the reply, and the call is counted.
 //!
 //! Order of the checks, as SDKs know it: the session header is not empty and refreshes its session; from here on the UUID
-//! is in every reply; the session exists (calls that are no streams). Only OpenSession skips the session checks.
+//! is in every reply; the caller is served at all ([`crate::access`]); the session exists (calls that are no streams); the call is made
+//! in this mode. Only OpenSession skips the session checks.
 //!
 //! A reply that is only an error is sent as headers and trailers in two frames, because some clients look for the UUID in
 //! the headers and for the error in the trailers.
@@ -24,6 +25,7 @@ use tonic::codegen::http::{Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use crate::claim::Kind as Claims;
 use crate::context::{Call, ReadLevel, SessionHeader, TokenHeader};
 use crate::error::{Error, Result};
 use crate::grpc::counted::Counted;
@@ -102,9 +104,12 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // Reflection and unknown paths are not ours to judge.
+        // In reflection and unknown paths only the caller is ours to judge.
         let Some(method) = Method::of_path(request.uri().path()) else {
-            return Box::pin(self.inner.call(request));
+            return match self.app.access().serves(source_of(&request)) {
+                Ok(()) => Box::pin(self.inner.call(request)),
+                Err(error) => Box::pin(async { Ok(Status::from(error).into_http()) }),
+            };
         };
         let began = Instant::now();
         let metrics = self.app.metrics().clone();
@@ -223,13 +228,19 @@ fn admit(app: &App, method: &Method, headers: &HeaderMap, source: Source, now: I
         None => Some(SessionHeader::Absent),
         Some([]) => return Admission::Refused(Refusal::BeforeUuid(text::NO_SESSION_ID.into())),
         Some(id) => match std::str::from_utf8(id) {
-            Ok(id) if !may_be_session(id) => Some(SessionHeader::Unknown),
+            Ok(id) if !may_be_session(id) || !app.access().takes(Claims::Session) => Some(SessionHeader::Unknown),
             Ok(id) => app.own_session(id),
             Err(_) => Some(SessionHeader::Unknown),
         },
     };
+    if let Err(error) = app.access().serves(source) {
+        return Admission::Refused(Refusal::AfterUuid(error));
+    }
     if matches!(session, Some(SessionHeader::Unknown)) && method.kind == Kind::Unary {
         return Admission::Refused(Refusal::AfterUuid(text::SESSION_NOT_FOUND.into()));
+    }
+    if let Err(error) = app.allows(method) {
+        return Admission::Refused(Refusal::AfterUuid(error));
     }
     let level = match read_level(headers) {
         Ok(level) => level,

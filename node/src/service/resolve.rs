@@ -200,7 +200,7 @@ impl App {
     /// The token of a call, as far as this node can tell without asking others; none when the newest records are needed.
     pub(crate) fn own_token(&self, text: &str) -> Option<TokenHeader> {
         if text.is_empty() {
-            return Some(TokenHeader::Refused(TokenRefusal::NotLoggedIn));
+            return Some(TokenHeader::Absent);
         }
         let token = self.sessions.tokens().verified(text)?;
         let over = token.claim().is_over(self.env.clock.now_unix_ms());
@@ -210,10 +210,16 @@ impl App {
     /// The token of a call.
     pub(crate) async fn token(&self, text: &str, deadline: Instant) -> TokenHeader {
         let refused = TokenHeader::Refused;
-        let Some(read) = Claim::read(text).filter(|read| read.claim.kind == Kind::Token) else {
+        let Some(read) = Claim::read(text).filter(|read| read.claim.kind != Kind::Session) else {
             return refused(TokenRefusal::Malformed);
         };
         let claim = &read.claim;
+        if !self.access().takes(claim.kind) {
+            return refused(TokenRefusal::NotLoggedIn);
+        }
+        if claim.kind == Kind::Anonymous {
+            return self.anonymous_token(text, read, deadline).await;
+        }
         let meta = self.groups.meta();
         let known = || {
             let key = meta.node(claim.owner).and_then(|node| node.session_key);
@@ -255,12 +261,30 @@ impl App {
         // It may have been ended between the look at the records and now; whoever ends tokens forgets those from before.
         if self.is_current(token.user()) { TokenHeader::Known(token) } else { refused(TokenRefusal::NotLoggedIn) }
     }
+
+    /// A token that rests on no user's record.
+    async fn anonymous_token(&self, text: &str, read: Unverified, deadline: Instant) -> TokenHeader {
+        let judged = match (self.access().nobody(), self.is_signed(&read, deadline).await) {
+            (_, Err(_)) => Err(TokenRefusal::Unsure),
+            (None, _) => Err(TokenRefusal::NotLoggedIn),
+            (_, Ok(false)) => Err(TokenRefusal::Forged),
+            _ if read.claim.is_over(self.env.clock.now_unix_ms()) => Err(TokenRefusal::Expired),
+            (Some(nobody), Ok(true)) => Ok(Arc::new(Token::new(text, read.claim, nobody.clone()))),
+        };
+        match judged {
+            Ok(token) => {
+                self.sessions.tokens().remember(token.clone());
+                TokenHeader::Known(token)
+            }
+            Err(refusal) => TokenHeader::Refused(refusal),
+        }
+    }
 }
 
 /// Why a token is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenRefusal {
-    /// Empty, made by a node that is no more, or ended while its user has no login.
+    /// Made by a node that is no more, ended while its user has no login, or of a kind that this node does not take.
     NotLoggedIn,
     /// It has not the form of a token.
     Malformed,

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use crate::auth;
+use crate::claim::Kind;
 use crate::context::{Call, Caller, TokenHeader};
 use crate::error::{Error, Result};
 use crate::limits::OWNER_ANSWERS;
@@ -169,7 +170,8 @@ impl App {
         let token_epoch = self.current(&user)?.token_epoch;
         let warning =
             if user.name == ADMIN_USER && password == DEFAULT_PASSWORD { DEFAULT_PASSWORD_WARNING } else { "" };
-        let token = self.sessions.issue(self.own_number()?, user.clone(), token_epoch, self.first_database());
+        let token =
+            self.sessions.issue(Kind::Token, self.own_number()?, user.clone(), token_epoch, self.first_database());
         self.sessions.tokens().count_login(&user.name, token_epoch);
         self.still(&user)?;
         Ok((token, warning))
@@ -225,11 +227,7 @@ impl App {
     ///
     /// That a session selects another database is in `systemdb` before it is answered, and known to whoever holds the session.
     pub async fn use_database(&self, call: &Call, name: &str) -> Result<String> {
-        let Caller { user, session, .. } = self.authenticate(call).map_err(|error| match error {
-            Error::Wire(wire) if wire == text::TOKEN_EXPIRED => Error::Wire(wire),
-            other if other.is_unavailable() => other,
-            _ => Error::from(text::PLEASE_LOGIN),
-        })?;
+        let Caller { user, session, .. } = self.who_selects(call)?;
         if !self.database_exists(name, call.deadline).await? {
             return Err(Error::DatabaseNotFound { name: name.to_owned() });
         }
@@ -239,6 +237,9 @@ impl App {
         Self::may_select(&user, name)?;
         self.await_key(call.deadline).await?;
         let database: Arc<str> = name.into();
+        if self.access().is_nobody(&user) {
+            return Ok(self.sessions.issue(Kind::Anonymous, self.own_number()?, user, TxId(0), Some(database)));
+        }
         self.current(&user)?;
         if let Some(session) = &session
             && *session.database() == *database
@@ -253,9 +254,20 @@ impl App {
             self.select(&session, database.clone(), call.deadline).await?;
         }
         let token_epoch = self.current(&user)?.token_epoch;
-        let token = self.sessions.issue(self.own_number()?, user.clone(), token_epoch, Some(database));
+        let token = self.sessions.issue(Kind::Token, self.own_number()?, user.clone(), token_epoch, Some(database));
         self.still(&user)?;
         Ok(token)
+    }
+
+    fn who_selects(&self, call: &Call) -> Result<Caller> {
+        if let Some(nobody) = self.access().nobody() {
+            return Ok(Caller { user: nobody.clone(), database: None, session: None });
+        }
+        self.authenticate(call).map_err(|error| match error {
+            Error::Wire(wire) if wire == text::TOKEN_EXPIRED => Error::Wire(wire),
+            other if other.is_unavailable() => other,
+            _ => Error::from(text::PLEASE_LOGIN),
+        })
     }
 
     async fn select(&self, session: &Session, database: Arc<str>, deadline: Instant) -> Result<()> {

@@ -200,14 +200,14 @@ async fn the_latest_selection_counts_in_whatever_order_they_are_heard_of() {
 #[tokio::test(start_paused = true)]
 async fn tokens_say_what_they_are_for_and_when_they_end() {
     let sessions = sessions();
-    let token = sessions.issue(ME, user("u"), EPOCH, None);
+    let token = sessions.issue(Kind::Token, ME, user("u"), EPOCH, None);
     let found = sessions.tokens().verified(&token).unwrap();
     assert_eq!((found.database(), &*found.user().name), (None, "u"));
     assert!(sessions.tokens().verified(&token[1..]).is_none());
     let claim = found.claim();
     assert_eq!((claim.owner, claim.epoch, claim.expires_ms - claim.issued_ms), (ME, EPOCH, 60_000));
     assert!(!claim.is_over(claim.expires_ms - 1) && claim.is_over(claim.expires_ms));
-    let bound = sessions.issue(ME, user("u"), EPOCH, Some("db".into()));
+    let bound = sessions.issue(Kind::Token, ME, user("u"), EPOCH, Some("db".into()));
     assert_eq!(sessions.tokens().verified(&bound).unwrap().database().as_deref(), Some("db"));
 }
 
@@ -229,7 +229,7 @@ async fn logins_are_counted_for_each_user_and_epoch() {
 #[tokio::test(start_paused = true)]
 async fn the_memory_of_verified_tokens_is_bounded() {
     let sessions = sessions();
-    let text = sessions.issue(ME, user("u"), EPOCH, None);
+    let text = sessions.issue(Kind::Token, ME, user("u"), EPOCH, None);
     let claim = Claim::read(&text).unwrap().claim;
     for n in 0..=crate::limits::TOKENS_VERIFIED_MAX {
         let text = format!("{n:0>24}");
@@ -245,7 +245,7 @@ async fn a_changed_user_loses_sessions_and_tokens_and_one_that_logged_out_its_to
     let (kept, changed) = (open(&sessions, "kept").unwrap(), open(&sessions, "changed").unwrap());
     let tokens = ["kept", "changed", "gone"].map(|name| {
         sessions.tokens().count_login(name, EPOCH);
-        sessions.issue(ME, user(name), EPOCH, None)
+        sessions.issue(Kind::Token, ME, user(name), EPOCH, None)
     });
     let alive = || tokens.each_ref().map(|token| sessions.tokens().verified(token).is_some());
     sessions.user_changed(|_| Some((EPOCH, Some(TxId(1)))));
@@ -271,7 +271,7 @@ async fn a_changed_user_loses_sessions_and_tokens_and_one_that_logged_out_its_to
 #[tokio::test(start_paused = true)]
 async fn tokens_that_have_expired_are_forgotten() {
     let sessions = sessions();
-    let token = sessions.issue(ME, user("u"), EPOCH, None);
+    let token = sessions.issue(Kind::Token, ME, user("u"), EPOCH, None);
     wait(60).await;
     sessions.user_changed(|_| Some((EPOCH, None)));
     assert!(sessions.tokens().verified(&token).is_none());

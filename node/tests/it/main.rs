@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests
 #![allow(deprecated, reason = "old SDKs make deprecated calls, so they are tested")]
 
+mod access;
 mod admin;
 mod capacity;
 mod cluster;

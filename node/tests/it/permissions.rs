@@ -17,7 +17,7 @@ use crate::support::*;
 
 /// What the sheet says a caller needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needs {
+pub enum Needs {
     Nothing,
     AnyUser,
     Session,
@@ -33,8 +33,8 @@ enum Needs {
 }
 use Needs::{Admin, AnyUser, Named, Nothing, Read, Session, System, Users, Write};
 
-/// Name, need, and whether the call works with `systemdb` selected (column M).
-const SHEET: &[(&str, Needs, bool)] = &[
+/// Name, need, and column M: whether the call works in maintenance mode, and with `systemdb` selected.
+pub const SHEET: &[(&str, Needs, bool)] = &[
     ("OpenSession", Nothing, false),
     ("CloseSession", Session, false),
     ("KeepAlive", Session, false),
@@ -101,7 +101,7 @@ const SHEET: &[(&str, Needs, bool)] = &[
 ];
 
 /// Calls of SQL, which no node serves yet.
-const SQL: [&str; 11] = [
+pub const SQL: [&str; 11] = [
     "NewTx",
     "Commit",
     "Rollback",
@@ -116,7 +116,7 @@ const SQL: [&str; 11] = [
 ];
 
 /// The database in which everybody's right is tried.
-const DATABASE: &str = "alpha";
+pub const DATABASE: &str = "alpha";
 /// Another one, which only the stranger may enter.
 const ELSEWHERE: &str = "beta";
 /// The one that is administrated.
@@ -234,7 +234,7 @@ pub async fn raw(
 }
 
 /// A message that would be taken from somebody with the right, where an empty one would not get as far.
-fn message(name: &str, number: usize) -> Vec<Bytes> {
+pub fn message(name: &str, number: usize) -> Vec<Bytes> {
     let fresh = format!("fresh{number}");
     let one = |bytes: Vec<u8>| vec![Bytes::from(bytes)];
     let database = TARGET.to_owned();
@@ -353,7 +353,13 @@ fn is_refusal(status: &Status) -> bool {
 /// A node with the databases and users of this test.
 pub async fn populated() -> NodeHandle {
     let node = single().await;
-    let root = Client::on(&node, "defaultdb").await;
+    populate(&node).await;
+    node
+}
+
+/// Makes the databases and users of this test.
+pub async fn populate(node: &NodeHandle) {
+    let root = Client::on(node, "defaultdb").await;
     for name in [DATABASE, ELSEWHERE, TARGET] {
         let request = schema::CreateDatabaseRequest { name: name.to_owned(), ..Default::default() };
         root.inner.clone().create_database_v2(root.request(request)).await.unwrap();
@@ -373,13 +379,12 @@ pub async fn populated() -> NodeHandle {
     let (username, database) = ("admin".to_owned(), TARGET.to_owned());
     let grant = schema::ChangePermissionRequest { action: 0, username, database, permission: 254 };
     root.inner.clone().change_permission(root.request(grant)).await.unwrap();
-    let alpha = Client::on(&node, DATABASE).await;
+    let alpha = Client::on(node, DATABASE).await;
     alpha.set("key", std::str::from_utf8(SECRET).unwrap()).await.unwrap();
-    Client::on(&node, ELSEWHERE).await.set("key", "nothing special").await.unwrap();
-    node
+    Client::on(node, ELSEWHERE).await.set("key", "nothing special").await.unwrap();
 }
 
-fn has_secret(reply: &[u8]) -> bool {
+pub fn has_secret(reply: &[u8]) -> bool {
     reply.windows(SECRET.len()).any(|window| window == SECRET)
 }
 

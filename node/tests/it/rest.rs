@@ -13,26 +13,26 @@ use crate::support::{Client, PASSWORD, config, single, single_with};
 
 /// An answer.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     head: String,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// Status, code and text of an error.
-    fn error(&self) -> (u16, i64, String) {
+    pub fn error(&self) -> (u16, i64, String) {
         let json = self.json();
         assert_eq!(json["error"], json["message"], "{self:?}");
         (self.status, json["code"].as_i64().unwrap(), json["error"].as_str().unwrap().to_owned())
     }
 }
 
-async fn send(node: &NodeHandle, verb: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub async fn send(node: &NodeHandle, verb: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(node.web_addr().expect("REST is on")).await.unwrap();
     let mut head =
         format!("{verb} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
@@ -74,7 +74,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-fn b64(bytes: impl AsRef<[u8]>) -> String {
+pub fn b64(bytes: impl AsRef<[u8]>) -> String {
     STANDARD.encode(bytes)
 }
 

@@ -218,6 +218,10 @@ wire_errors! {
     );
     /// Administration while authentication is off.
     AUTH_MUST_BE_ON = WireError::plain(Grpc::InvalidArgument, "authentication must be on");
+    /// UseDatabase, lists and calls on users while authentication is off.
+    ONLY_WITH_AUTH = WireError::plain_text("this command is available only with authentication on");
+    /// A call without the token of UseDatabase in maintenance mode.
+    SELECT_DATABASE_FIRST = WireError::plain_text("please select database first");
     /// The permission does not allow this method.
     PERMISSION_DENIED = WireError::coded(ImmuCode::InternalError, "permission denied");
     /// A method that is not on the list of maintenance mode.
