@@ -47,11 +47,148 @@ pub struct Read {
     pub ended: Duration,
 }
 
+/// One read of several keys that must come from one state, whichever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRead {
+    /// What was called, for messages.
+    pub call: &'static str,
+    /// Node that answered.
+    pub node: u32,
+    /// Each key asked for, and what came back.
+    pub pairs: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// When it was sent.
+    pub invoked: Duration,
+}
+
+/// A read at whatever a node has applied, with a transaction that the client has seen as its floor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FloorRead {
+    /// Node that answered.
+    pub node: u32,
+    /// The key.
+    pub key: Vec<u8>,
+    /// The state must be at least that of this transaction.
+    pub floor: u64,
+    /// What came back.
+    pub value: Option<Vec<u8>>,
+}
+
+/// A read of the past of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PastRead {
+    /// All versions, oldest first, as (transaction, value).
+    History {
+        /// Node that answered.
+        node: u32,
+        /// The key.
+        key: Vec<u8>,
+        /// What came back.
+        versions: Vec<(u64, Vec<u8>)>,
+        /// When it was sent.
+        invoked: Duration,
+    },
+    /// The version that a transaction wrote.
+    AtTx {
+        /// Node that answered.
+        node: u32,
+        /// The key.
+        key: Vec<u8>,
+        /// The transaction.
+        tx: u64,
+        /// What came back.
+        value: Option<Vec<u8>>,
+    },
+    /// The version of a number, from 1.
+    AtRevision {
+        /// Node that answered.
+        node: u32,
+        /// The key.
+        key: Vec<u8>,
+        /// The number.
+        revision: u64,
+        /// What came back, with its transaction.
+        found: (u64, Vec<u8>),
+    },
+}
+
+/// What a conditional write demanded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The key has a value.
+    Exists(Vec<u8>),
+    /// The key has none.
+    Absent(Vec<u8>),
+    /// The newest version of the key is of this transaction or an older one.
+    UnchangedSince(Vec<u8>, u64),
+}
+
+/// A write under a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConditionalWrite {
+    /// Its value, which names the [`Write`].
+    pub value: Vec<u8>,
+    /// What it demanded.
+    pub condition: Condition,
+    /// Refused because the condition does not hold.
+    pub unmet: bool,
+    /// Newest transaction that was certainly there before it was sent.
+    pub floor: u64,
+}
+
+/// A transaction: what it read, and the value that names the [`Write`] it ended in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// Keys and the values they had.
+    pub reads: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Value of its write.
+    pub value: Vec<u8>,
+}
+
+/// A state that a client has verified and trusts from then on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trusted {
+    /// Client number.
+    pub client: u32,
+    /// Transaction.
+    pub tx: u64,
+    /// Its Alh.
+    pub alh: Vec<u8>,
+}
+
+/// A call that a living node did not answer by its deadline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overdue {
+    /// What was called.
+    pub call: &'static str,
+    /// On which node.
+    pub node: u32,
+    /// When it was sent.
+    pub invoked: Duration,
+    /// How long the client waited.
+    pub waited: Duration,
+}
+
 /// All that happened, in the order in which the calls ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// Writes.
     pub writes: Vec<Write>,
-    /// Successful reads.
+    /// Successful linearizable reads.
     pub reads: Vec<Read>,
+    /// Values that were written together, in one transaction.
+    pub batches: Vec<Vec<Vec<u8>>>,
+    /// Reads of several keys.
+    pub snapshots: Vec<SnapshotRead>,
+    /// Reads at a floor.
+    pub floors: Vec<FloorRead>,
+    /// Reads of the past.
+    pub pasts: Vec<PastRead>,
+    /// Conditional writes.
+    pub conditionals: Vec<ConditionalWrite>,
+    /// Transactions with what they have read.
+    pub transactions: Vec<Transaction>,
+    /// Trusted states in the order in which each client came to them.
+    pub trusted: Vec<Trusted>,
+    /// Calls that did not end by their deadline.
+    pub overdue: Vec<Overdue>,
 }

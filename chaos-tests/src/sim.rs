@@ -1,6 +1,28 @@
-//! The simulated world around production nodes: network, clock, randomness, disk, clients, and the story of one seed.
+//! The simulated world around production nodes, the story of one seed, and its judgement.
+//!
+//! | module | what |
+//! |---|---|
+//! | `setup` | what a seed decides before anything runs: nodes, settings, clients, which faults and operations there are |
+//! | `env`, `disk` | clock, randomness, executor, network and disk of a host |
+//! | `world` | the hosts, and what can be done to them |
+//! | `faults` | what goes wrong, one file each |
+//! | `ops` | what clients do, one file each |
+//! | `workload` | a client: picks operations, changes nodes |
+//! | `watch` | what is seen of the nodes from outside while they run |
+//! | `collect` | after healing: convergence, and the whole ledger of every node |
+//! | `run` | one life from beginning to verdict |
+//! | `plant` | bugs that are planted to show that the judge finds them |
 
 pub mod client;
-pub mod cluster;
+pub mod collect;
+pub mod disk;
 pub mod env;
+pub mod faults;
+pub mod ops;
 pub mod plant;
+pub mod run;
+pub mod setup;
+pub mod shared;
+pub mod watch;
+pub mod workload;
+pub mod world;

@@ -12,7 +12,7 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn a_simulated_minute_with_faults_loses_nothing_and_is_repeatable() {
-    let output = sim(&["--seeds", "2", "--from", "1", "--replay-check"]);
+    let output = sim(&["--seeds", "2", "--from", "1", "--load-seconds", "30", "--replay-check"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("the same trace twice"), "{}", text(&output));
 }

@@ -12,6 +12,7 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use alhambra_raft::scrub::{SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_INTERVAL_MS_DEFAULT};
 use alhambra_storage::limits::MEMORY_BUDGET_BYTES_MIN;
 
 pub use self::args::ServeArgs;
@@ -315,6 +316,15 @@ settings! {
 
     /// Files of databases that this node keeps open at once; 0 for half of what the system lets it open.
     open_files_max: u32 = 0, "open-files-max", ours, "a number, 0 or at least 64", |count| *count == 0 || *count >= 64;
+
+    /// From the end of one pass over all files of a database, to find rot before a reader does, to the beginning of the next.
+    scrub_interval: Duration = Duration::from_millis(SCRUB_INTERVAL_MS_DEFAULT), "scrub-interval", ours,
+        "a time from 1s to 720h", |time| (Duration::from_secs(1)..=DAY * 30).contains(time);
+
+    /// Read again for that at most, all databases of this node together, bytes per second; 0: only what readers come upon is
+    /// mended.
+    scrub_bytes_per_second: u64 = SCRUB_BYTES_PER_SECOND_DEFAULT, "scrub-bytes-per-second", ours, "bytes, up to 1 TiB",
+        |bytes| *bytes <= 1 << 40;
 
     /// How often a leader shows its followers that it lives.
     raft_heartbeat: Duration = Duration::from_millis(150), "raft-heartbeat", ours, "a time from 10ms to 10s",

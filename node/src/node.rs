@@ -14,6 +14,7 @@ use alhambra_raft::env::{BoxIo, Env, Listener};
 use alhambra_raft::group::Tuning;
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, DatabaseRecord, User};
+use alhambra_raft::scrub::ScrubPace;
 use alhambra_storage::memory::MemoryBudget;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -344,6 +345,8 @@ fn node_spec(config: &Config, admin: Arc<FirstAdmin>) -> NodeSpec {
             election_min_ms: ms(config.raft_election_min),
             election_max_ms: ms(config.raft_election_max),
             memory: Arc::new(MemoryBudget::new(resources::memory_budget_bytes(config.memory_budget, 1))),
+            scrub_pace: Arc::new(ScrubPace::new(config.scrub_bytes_per_second)),
+            scrub_interval_ms: ms(config.scrub_interval),
             ..Tuning::default()
         },
         disk: DiskLimits { low_bytes: config.disk_low_water, reserve_bytes: config.disk_reserve },

@@ -24,10 +24,10 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
         }
         match (write.ending, places.first()) {
             (Ending::Acknowledged(tx), None) => {
-                return Err(format!("R4: {} was acknowledged at {tx} and is lost", name()));
+                return Err(format!("{} was acknowledged at {tx} and is lost", name()));
             }
             (Ending::Acknowledged(tx), Some((at, _))) if tx != *at => {
-                return Err(format!("R4: {} was acknowledged at {tx} and stands at {at}", name()));
+                return Err(format!("{} was acknowledged at {tx} and stands at {at}", name()));
             }
             (Ending::Refused, Some((at, _))) => return Err(format!("{} was refused and stands at {at}", name())),
             _ => {}
@@ -49,7 +49,7 @@ mod tests {
     fn history(ending: Ending) -> History {
         let at = Duration::from_secs(1);
         let write = Write { client: 1, key: b"k".into(), value: b"v".into(), invoked: at, ended: at, ending };
-        History { writes: vec![write], reads: vec![] }
+        History { writes: vec![write], ..History::default() }
     }
 
     #[test]

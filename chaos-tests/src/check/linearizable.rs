@@ -30,7 +30,7 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
     for read in &history.reads {
         let who = || {
             let key = String::from_utf8_lossy(&read.key);
-            format!("R5: read of {key:?} by client {} on node {} at {:?}", read.client, read.node, read.invoked)
+            format!("read of {key:?} by client {} on node {} at {:?}", read.client, read.node, read.invoked)
         };
         let seen = match &read.value {
             None => 0,
@@ -85,7 +85,7 @@ mod tests {
         };
         let ledger: Ledger = vec![(1, b"k".into(), b"a".into()), (2, b"k".into(), b"b".into())];
         let writes = vec![write(b"a", 1, 2, 1), write(b"b", 3, 6, 2)];
-        let judge = |reads: Vec<Read>| check(&History { writes: writes.clone(), reads }, &ledger);
+        let judge = |reads: Vec<Read>| check(&History { writes: writes.clone(), reads, ..History::default() }, &ledger);
         assert!(judge(vec![read(Some(b"a"), 4, 5)]).is_ok(), "b is not acknowledged yet");
         assert!(judge(vec![read(Some(b"b"), 4, 5)]).is_ok(), "b may be visible already");
         assert!(judge(vec![read(Some(b"a"), 7, 8)]).is_err(), "b was acknowledged before");

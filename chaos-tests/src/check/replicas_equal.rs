@@ -19,12 +19,7 @@ pub fn check(replicas: &[Replica], complete: bool) -> Result<(), String> {
     for other in rest {
         for (i, (a, b)) in first.alhs.iter().zip(&other.alhs).enumerate() {
             if a != b {
-                return Err(format!(
-                    "R2: {} and {} differ in the Alh of transaction {}",
-                    first.name,
-                    other.name,
-                    i + 1
-                ));
+                return Err(format!("{} and {} differ in the Alh of transaction {}", first.name, other.name, i + 1));
             }
         }
         if complete && first.alhs.len() != other.alhs.len() {
@@ -33,7 +28,7 @@ pub fn check(replicas: &[Replica], complete: bool) -> Result<(), String> {
         }
         for (file, bytes) in &first.segments {
             if other.segments.get(file).is_some_and(|there| there != bytes) {
-                return Err(format!("R2: {} and {} differ in {file}", first.name, other.name));
+                return Err(format!("{} and {} differ in {file}", first.name, other.name));
             }
         }
     }

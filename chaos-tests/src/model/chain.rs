@@ -18,7 +18,7 @@ pub struct Entry {
 }
 
 /// A transaction as a server shows it (header version 1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     /// Position in the ledger, from 1.
     pub id: u64,
@@ -36,7 +36,8 @@ pub struct Transaction {
     pub entries: Vec<Entry>,
 }
 
-fn hash(parts: &[&[u8]]) -> Hash {
+/// SHA-256 of all parts after each other.
+pub fn hash(parts: &[&[u8]]) -> Hash {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update(part);
@@ -58,24 +59,29 @@ fn tree(leaves: &[Hash]) -> Hash {
     }
 }
 
-fn entry_digest(entry: &Entry) -> Hash {
+/// Digest of an entry (header version 1).
+pub fn entry_digest(entry: &Entry) -> Hash {
     let metadata_len = (entry.metadata.len() as u16).to_be_bytes();
     let key_len = (entry.key.len() as u16).to_be_bytes();
     hash(&[&metadata_len, &entry.metadata, &key_len, &entry.key, &entry.value_hash])
 }
 
-/// Recomputes the accumulated hash of a transaction from its parts.
-pub fn alh(tx: &Transaction) -> Hash {
-    let inner = hash(&[
+/// Inner hash of a header (version 1, no attributes) with so many entries.
+pub fn inner(tx: &Transaction, entries: u32) -> Hash {
+    hash(&[
         &tx.ts.to_be_bytes(),
         &1u16.to_be_bytes(),
         &0u16.to_be_bytes(),
-        &(tx.entries.len() as u32).to_be_bytes(),
+        &entries.to_be_bytes(),
         &tx.eh,
         &tx.bl_tx_id.to_be_bytes(),
         &tx.bl_root,
-    ]);
-    hash(&[&tx.id.to_be_bytes(), &tx.prev_alh, &inner])
+    ])
+}
+
+/// Recomputes the accumulated hash of a transaction from its parts.
+pub fn alh(tx: &Transaction) -> Hash {
+    hash(&[&tx.id.to_be_bytes(), &tx.prev_alh, &inner(tx, tx.entries.len() as u32)])
 }
 
 /// What is wrong with a chain.

@@ -1,4 +1,5 @@
-//! Clients of the simulated cluster: plain gRPC over turmoil's TCP, one session at a time, every call with a deadline.
+//! Clients of the simulated cluster: plain gRPC over turmoil's TCP, one session at a time. Deadlines are the server's: a call
+//! that a living node leaves waiting is found, not cut off by the client.
 
 use std::io;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::history::Ending;
-use crate::model::chain;
+use crate::model::chain::{self, Hash};
+use crate::model::proof::{Dual, Header};
 
 /// The password of user `immudb` in every simulation.
 pub const PASSWORD: &str = "Simulated-1";
@@ -18,75 +20,95 @@ pub const PASSWORD: &str = "Simulated-1";
 pub const DATABASE: &str = "defaultdb";
 /// Port of the gRPC face of every node.
 pub const PORT: u16 = 3322;
+/// The deadline that nodes give a call without one.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+/// How much later an answer may come: connections and the simulation's own ticks take time.
+const SLACK: Duration = Duration::from_secs(1);
+/// Message of the status of a call that was left waiting.
+const OVERDUE: &str = "the client gave up: the server did not keep the deadline";
+
+/// How a call that a client makes ends when it has no answer.
+pub fn is_overdue(status: &Status) -> bool {
+    status.message() == OVERDUE
+}
 
 /// A session on one node.
 pub struct Session {
-    api: ImmuServiceClient<Channel>,
+    /// The calls.
+    pub api: ImmuServiceClient<Channel>,
     id: String,
-    deadline: Duration,
+}
+
+/// Connects to hosts of the simulation.
+pub async fn dial(uri: Uri) -> io::Result<TokioIo<turmoil::net::TcpStream>> {
+    let host = uri.host().unwrap_or_default().to_string();
+    let stream = turmoil::net::TcpStream::connect((host, uri.port_u16().unwrap_or(PORT))).await?;
+    Ok(TokioIo::new(stream))
 }
 
 /// A channel to a simulated host.
-pub async fn channel(host: &str, deadline: Duration) -> Result<Channel, Status> {
+pub async fn channel(host: &str) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{host}:{PORT}"))
         .map_err(|e| Status::internal(e.to_string()))?
-        .connect_timeout(deadline);
-    let connect = endpoint.connect_with_connector(tower::service_fn(|uri: Uri| async move {
-        let host = uri.host().unwrap_or_default().to_string();
-        let port = uri.port_u16().unwrap_or(PORT);
-        let stream = turmoil::net::TcpStream::connect((host, port)).await?;
-        Ok::<_, io::Error>(TokioIo::new(stream))
-    }));
-    match tokio::time::timeout(deadline, connect).await {
+        .connect_timeout(DEADLINE);
+    match tokio::time::timeout(DEADLINE, endpoint.connect_with_connector(tower::service_fn(dial))).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(e)) => Err(Status::unavailable(e.to_string())),
         Err(_) => Err(Status::unavailable("no connection before the deadline")),
     }
 }
 
+/// Ends a call a little after its deadline even if the server does not.
+pub async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+    match tokio::time::timeout(DEADLINE + SLACK, call).await {
+        Ok(reply) => reply.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(OVERDUE)),
+    }
+}
+
 impl Session {
-    /// Logs in on `host`; every later call ends within `deadline`.
-    pub async fn open(host: &str, deadline: Duration) -> Result<Self, Status> {
-        let mut api = ImmuServiceClient::new(channel(host, deadline).await?).max_decoding_message_size(64 << 20);
-        let mut request = Request::new(schema::OpenSessionRequest {
+    /// Logs in on `host` and selects a database.
+    pub async fn open(host: &str, database: &str) -> Result<Self, Status> {
+        let mut api = ImmuServiceClient::new(channel(host).await?).max_decoding_message_size(64 << 20);
+        let request = schema::OpenSessionRequest {
             username: b"immudb".to_vec().into(),
             password: PASSWORD.as_bytes().to_vec().into(),
-            database_name: DATABASE.into(),
-        });
-        request.set_timeout(deadline);
-        let reply = bounded(deadline, api.open_session(request)).await?;
-        Ok(Self { api, id: reply.session_id, deadline })
+            database_name: database.into(),
+        };
+        let reply = bounded(api.open_session(Request::new(request))).await?;
+        Ok(Self { api, id: reply.session_id })
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    /// A request of this session.
+    pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.deadline);
         request.metadata_mut().insert("sessionid", self.id.parse().expect("session ids are ASCII"));
+        request
+    }
+
+    /// A request of this session that takes whatever the node has applied.
+    pub fn local<T>(&self, message: T) -> Request<T> {
+        let mut request = self.request(message);
+        request.metadata_mut().insert("alhambra-read-level", "local".parse().expect("ASCII"));
         request
     }
 
     /// Writes one key.
     pub async fn set(&mut self, key: &[u8], value: &[u8]) -> Result<u64, Status> {
-        let kv = schema::KeyValue { key: key.to_vec().into(), value: value.to_vec().into(), metadata: None };
-        let request = self.request(schema::SetRequest { k_vs: vec![kv], no_wait: false, preconditions: vec![] });
-        bounded(self.deadline, self.api.set(request)).await.map(|header| header.id)
+        let request = self.request(set_request(key, value, vec![]));
+        bounded(self.api.set(request)).await.map(|header| header.id)
     }
 
     /// Reads one key at the default level.
     pub async fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, Status> {
         let request = self.request(schema::KeyRequest { key: key.to_vec().into(), ..Default::default() });
-        match bounded(self.deadline, self.api.get(request)).await {
-            Ok(entry) => Ok(Some(entry.value.to_vec())),
-            Err(status) if status.message().ends_with("key not found") => Ok(None),
-            Err(status) => Err(status),
-        }
+        found(bounded(self.api.get(request)).await).map(|entry| entry.map(|entry| entry.value.to_vec()))
     }
 
     /// The newest transaction that this node has applied, and its Alh.
     pub async fn local_state(&mut self) -> Result<(u64, Vec<u8>), Status> {
-        let mut request = self.request(());
-        request.metadata_mut().insert("alhambra-read-level", "local".parse().expect("ASCII"));
-        let state = bounded(self.deadline, self.api.current_state(request)).await?;
+        let request = self.local(());
+        let state = bounded(self.api.current_state(request)).await?;
         Ok((state.tx_id, state.tx_hash.to_vec()))
     }
 
@@ -94,15 +116,29 @@ impl Session {
     pub async fn transactions(&mut self, first: u64, limit: u32) -> Result<Vec<Shown>, Status> {
         let raw = || Some(schema::EntryTypeSpec { action: schema::EntryTypeAction::RawValue as i32 });
         let spec = schema::EntriesSpec { kv_entries_spec: raw(), z_entries_spec: raw(), sql_entries_spec: raw() };
-        let mut request = self.request(schema::TxScanRequest {
+        let request = self.local(schema::TxScanRequest {
             initial_tx: first,
             limit,
             entries_spec: Some(spec),
             ..Default::default()
         });
-        request.metadata_mut().insert("alhambra-read-level", "local".parse().expect("ASCII"));
-        let list = bounded(self.deadline, self.api.tx_scan(request)).await?;
+        let list = bounded(self.api.tx_scan(request)).await?;
         list.txs.into_iter().map(shown).collect()
+    }
+}
+
+/// A message that writes one key under conditions.
+pub fn set_request(key: &[u8], value: &[u8], preconditions: Vec<schema::Precondition>) -> schema::SetRequest {
+    let kv = schema::KeyValue { key: key.to_vec().into(), value: value.to_vec().into(), metadata: None };
+    schema::SetRequest { k_vs: vec![kv], no_wait: false, preconditions }
+}
+
+/// An answer that may be that there is nothing.
+pub fn found<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
+    match answer {
+        Ok(found) => Ok(Some(found)),
+        Err(status) if status.message().ends_with("key not found") => Ok(None),
+        Err(status) => Err(status),
     }
 }
 
@@ -114,41 +150,58 @@ pub struct Shown {
     pub values: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-fn shown(tx: schema::Tx) -> Result<Shown, Status> {
-    let hash = |bytes: &[u8]| {
-        <[u8; 32]>::try_from(bytes).map_err(|_| Status::data_loss(format!("a hash of {} bytes", bytes.len())))
+/// 32 bytes, or an answer that is no hash.
+pub fn to_hash(bytes: &[u8]) -> Result<Hash, Status> {
+    bytes.try_into().map_err(|_| Status::data_loss("a hash of the wrong length"))
+}
+
+fn hashes(list: &[bytes::Bytes]) -> Result<Vec<Hash>, Status> {
+    list.iter().map(|bytes| to_hash(bytes)).collect()
+}
+
+/// A header of the wire for the model.
+pub fn header(header: Option<&schema::TxHeader>) -> Result<Header, Status> {
+    let header = header.ok_or_else(|| Status::data_loss("no header"))?;
+    let tx = chain::Transaction {
+        id: header.id,
+        ts: header.ts,
+        prev_alh: to_hash(&header.prev_alh)?,
+        eh: to_hash(&header.e_h)?,
+        bl_tx_id: header.bl_tx_id,
+        bl_root: to_hash(&header.bl_root)?,
+        entries: Vec::new(),
     };
-    let header = tx.header.ok_or_else(|| Status::data_loss("a transaction without header"))?;
-    let mut entries = Vec::new();
+    let entries = u32::try_from(header.nentries).map_err(|_| Status::data_loss("a negative number of entries"))?;
+    Ok(Header { tx, entries })
+}
+
+/// A dual proof of the wire for the model.
+pub fn dual(proof: Option<&schema::DualProof>) -> Result<Dual, Status> {
+    let proof = proof.ok_or_else(|| Status::data_loss("no dual proof"))?;
+    let linear = proof.linear_proof.as_ref().ok_or_else(|| Status::data_loss("no linear proof"))?;
+    Ok(Dual {
+        source: header(proof.source_tx_header.as_ref())?,
+        target: header(proof.target_tx_header.as_ref())?,
+        inclusion: hashes(&proof.inclusion_proof)?,
+        consistency: hashes(&proof.consistency_proof)?,
+        target_bl_alh: to_hash(&proof.target_bl_tx_alh)?,
+        last_inclusion: hashes(&proof.last_inclusion_proof)?,
+        linear: (linear.source_tx_id, linear.target_tx_id, hashes(&linear.terms)?),
+    })
+}
+
+fn shown(tx: schema::Tx) -> Result<Shown, Status> {
+    let Header { tx: mut chain, .. } = header(tx.header.as_ref())?;
     let mut values = Vec::new();
     for entry in tx.entries {
         if entry.metadata.is_some() {
             return Err(Status::data_loss("metadata that nobody wrote"));
         }
-        entries.push(chain::Entry { key: entry.key.to_vec(), metadata: vec![], value_hash: hash(&entry.h_value)? });
+        let value_hash = to_hash(&entry.h_value)?;
+        chain.entries.push(chain::Entry { key: entry.key.to_vec(), metadata: vec![], value_hash });
         values.push((entry.key.to_vec(), entry.value.to_vec()));
     }
-    let chain = chain::Transaction {
-        id: header.id,
-        ts: header.ts,
-        prev_alh: hash(&header.prev_alh)?,
-        eh: hash(&header.e_h)?,
-        bl_tx_id: header.bl_tx_id,
-        bl_root: hash(&header.bl_root)?,
-        entries,
-    };
     Ok(Shown { chain, values })
-}
-
-/// Ends a call a little after its deadline even if the server does not.
-async fn bounded<T>(
-    deadline: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(deadline + Duration::from_millis(500), call).await {
-        Ok(reply) => reply.map(tonic::Response::into_inner),
-        Err(_) => Err(Status::deadline_exceeded("the client gave up: the server did not keep the deadline")),
-    }
 }
 
 /// What a failed write means: these codes promise that nothing was applied, all others promise nothing.

@@ -1,9 +1,11 @@
 //! What a simulated node takes from outside: turmoil's network, a clock that follows virtual time, randomness from the
 //! seed, and disk jobs that run where they are submitted.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use alhambra_raft::env::{BoxIo, Clock, Env, Executor, Listener, Net, Rng};
 use alhambra_storage::vfs::Vfs;
@@ -11,20 +13,52 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use turmoil::net::{TcpListener, TcpStream};
 
-/// Wall clock of a host: virtual time after a fixed date, plus the host's own offset.
-#[derive(Debug)]
-pub struct SimClock {
-    /// How far this host's clock is off, milliseconds.
-    pub offset_ms: i64,
-}
-
 /// 2026-01-01 00:00:00 UTC, where every simulation begins.
 const EPOCH_MS: i64 = 1_767_225_600_000;
 
+/// Wall clock of a host: virtual time after a fixed date, plus what the host's clock is off, plus what it has drifted since.
+#[derive(Debug, Default)]
+pub struct SimClock {
+    state: Mutex<Skew>,
+}
+
+#[derive(Debug, Default)]
+struct Skew {
+    offset_ms: i64,
+    /// Parts in a thousand that it runs fast, or slow.
+    drift: i64,
+    /// Virtual time from which it drifts, milliseconds.
+    since_ms: i64,
+}
+
+fn virtual_ms() -> i64 {
+    i64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_millis()).unwrap_or(i64::MAX / 2)
+}
+
+impl SimClock {
+    /// A clock that is off by so much, milliseconds.
+    pub fn new(offset_ms: i64) -> Self {
+        Self { state: Mutex::new(Skew { offset_ms, ..Skew::default() }) }
+    }
+
+    /// The clock jumps, milliseconds.
+    pub fn jump(&self, ms: i64) {
+        self.state.lock().offset_ms += ms;
+    }
+
+    /// From virtual time `now` on the clock runs so many parts in a thousand fast; 0 ends the drift, not what it has come to.
+    pub fn drift(&self, now: Duration, drift: i64) {
+        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX / 2);
+        let mut skew = self.state.lock();
+        skew.offset_ms += (now - skew.since_ms) * skew.drift / 1000;
+        (skew.since_ms, skew.drift) = (now, drift);
+    }
+}
+
 impl Clock for SimClock {
     fn now_unix_ms(&self) -> i64 {
-        let elapsed = turmoil::sim_elapsed().unwrap_or_default();
-        EPOCH_MS + i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX / 2) + self.offset_ms
+        let (skew, now) = (self.state.lock(), virtual_ms());
+        EPOCH_MS + now + skew.offset_ms + (now - skew.since_ms) * skew.drift / 1000
     }
 }
 
@@ -63,13 +97,73 @@ impl Rng for SimRng {
     }
 }
 
-/// Runs a job at once, on the caller: the one thread of the simulation is every thread of the node.
-#[derive(Debug)]
-pub struct InlineExecutor;
+/// Runs a job at once, on the caller: the one thread of the simulation is every thread of the node. While the disk is slow, a
+/// job waits first, in virtual time, behind the earlier ones of its strand.
+#[derive(Debug, Default)]
+pub struct SimExecutor {
+    delay: Mutex<Duration>,
+}
 
-impl Executor for InlineExecutor {
-    fn submit(&self, _strand: u64, job: Box<dyn FnOnce() + Send>) {
-        job();
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Jobs that wait, by strand; a strand with an entry has a task that works it off.
+#[derive(Default)]
+struct Waiting(BTreeMap<u64, VecDeque<Job>>);
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.0.iter().map(|(strand, jobs)| (strand, jobs.len()))).finish()
+    }
+}
+
+impl SimExecutor {
+    /// Every job waits so long from now on.
+    pub fn slow_down(&self, delay: Duration) {
+        *self.delay.lock() = delay;
+    }
+}
+
+/// An executor of one life of a host. Jobs that wait when the host crashes are lost with it.
+#[derive(Debug)]
+pub struct Strands(pub Arc<SimExecutor>, Arc<Mutex<Waiting>>);
+
+impl Strands {
+    /// For a host that starts; the slowness of the disk stays.
+    pub fn of(executor: &Arc<SimExecutor>) -> Self {
+        Self(Arc::clone(executor), Arc::default())
+    }
+}
+
+impl Executor for Strands {
+    fn submit(&self, strand: u64, job: Job) {
+        let delay = *self.0.delay.lock();
+        let mut mine = self.1.lock();
+        if let Some(waiting) = mine.0.get_mut(&strand) {
+            waiting.push_back(job);
+        } else if delay.is_zero() {
+            drop(mine);
+            job();
+        } else {
+            mine.0.insert(strand, VecDeque::from([job]));
+            let (slow, queue) = (Arc::clone(&self.0), Arc::clone(&self.1));
+            tokio::spawn(async move {
+                loop {
+                    let delay = *slow.delay.lock();
+                    tokio::time::sleep(delay).await;
+                    let job = {
+                        let mut queue = queue.lock();
+                        match queue.0.get_mut(&strand).and_then(VecDeque::pop_front) {
+                            Some(job) => job,
+                            None => {
+                                queue.0.remove(&strand);
+                                return;
+                            }
+                        }
+                    };
+                    job();
+                }
+            });
+        }
     }
 }
 
@@ -120,12 +214,12 @@ impl Net for SimNet {
 
 /// Everything one simulated node needs. `seed` must differ between the starts of a node, or two lives of it would choose
 /// the same random names.
-pub fn env(vfs: Arc<dyn Vfs>, seed: u64, clock_offset_ms: i64) -> Env {
+pub fn env(vfs: Arc<dyn Vfs>, seed: u64, clock: Arc<SimClock>, executor: &Arc<SimExecutor>) -> Env {
     Env {
         vfs,
-        clock: Arc::new(SimClock { offset_ms: clock_offset_ms }),
+        clock,
         rng: Arc::new(SimRng::new(seed)),
-        executor: Arc::new(InlineExecutor),
+        executor: Arc::new(Strands::of(executor)),
         net: Arc::new(SimNet),
     }
 }

@@ -1,0 +1,175 @@
+//! Every property finds the violation that it is there for, and lets a good history pass.
+
+use std::time::Duration;
+
+use super::*;
+use crate::history::{
+    Condition, ConditionalWrite, Ending, FloorRead, Overdue, PastRead, SnapshotRead, Transaction, Trusted, Write,
+};
+
+/// Two keys: `a` has versions of transactions 1 and 3, `b` of 2.
+fn ledger() -> Ledger {
+    [(1, "a", "a1"), (2, "b", "b2"), (3, "a", "a3")].map(|(tx, k, v)| (tx, k.into(), v.into())).into()
+}
+
+fn write(key: &str, value: &str, ended: u64, ending: Ending) -> Write {
+    let ended = Duration::from_secs(ended);
+    Write { client: 0, key: key.into(), value: value.into(), invoked: Duration::ZERO, ended, ending }
+}
+
+/// What the checks say about a history.
+fn judge(history: &History, sightings: &Sightings) -> Result<(), String> {
+    let ledger = ledger();
+    let alhs = vec![[1; 32], [2; 32], [3; 32]];
+    let replica = Replica { name: "n1".into(), alhs, segments: BTreeMap::new() };
+    let evidence =
+        Evidence { history, ledger: &ledger, versions: &Versions::of(&ledger), replicas: &[replica], sightings };
+    all(&evidence)
+}
+
+/// The good history, changed.
+fn with(change: impl FnOnce(&mut History)) -> Result<(), String> {
+    let mut history = History {
+        writes: vec![
+            write("a", "a1", 1, Ending::Acknowledged(1)),
+            write("b", "b2", 2, Ending::Unknown),
+            write("a", "a3", 5, Ending::Acknowledged(3)),
+        ],
+        ..History::default()
+    };
+    change(&mut history);
+    judge(&history, &Sightings::default())
+}
+
+fn seen(change: impl FnOnce(&mut Sightings)) -> Result<(), String> {
+    let mut sightings = Sightings::default();
+    change(&mut sightings);
+    judge(&History { writes: ["a1", "b2", "a3"].map(unknown).into(), ..History::default() }, &sightings)
+}
+
+fn unknown(value: &str) -> Write {
+    write(&value[..1], value, 9, Ending::Unknown)
+}
+
+fn is(verdict: Result<(), String>, id: &str) {
+    let what = verdict.expect_err("a violation");
+    assert!(what.starts_with(&format!("{id}: ")), "{id} was expected: {what}");
+}
+
+#[test]
+fn a_good_history_passes() {
+    assert_eq!(with(|_| ()), Ok(()));
+    assert_eq!(seen(|_| ()), Ok(()));
+}
+
+#[test]
+fn a_torn_batch_is_found() {
+    assert_eq!(with(|h| h.batches.push(vec!["a1".into()])), Ok(()));
+    is(with(|h| h.batches.push(vec!["a1".into(), "b2".into()])), "A1");
+    is(with(|h| h.batches.push(vec!["a1".into(), "lost".into()])), "A1");
+}
+
+#[test]
+fn a_condition_that_was_ignored_is_found() {
+    let conditional = |value: &str, condition, unmet, floor| {
+        with(|h| h.conditionals.push(ConditionalWrite { value: value.into(), condition, unmet, floor }))
+    };
+    assert_eq!(conditional("b2", Condition::Absent("b".into()), false, 0), Ok(()));
+    is(conditional("a3", Condition::Absent("a".into()), false, 0), "A2");
+    is(conditional("a3", Condition::UnchangedSince("a".into(), 0), false, 0), "A2");
+    assert_eq!(conditional("a3", Condition::UnchangedSince("a".into(), 1), false, 0), Ok(()));
+    assert_eq!(conditional("x", Condition::Absent("a".into()), true, 0), Ok(()));
+    is(conditional("x", Condition::Exists("a".into()), true, 1), "A2");
+    assert_eq!(conditional("x", Condition::Exists("a".into()), true, 0), Ok(()), "it did not exist in state 0");
+    is(conditional("a3", Condition::Exists("b".into()), true, 0), "A2");
+}
+
+#[test]
+fn a_transaction_on_a_stale_state_is_found() {
+    let reads = |seen: Option<&str>| {
+        let reads = vec![(b"a".to_vec(), seen.map(Into::into))];
+        with(|h| h.transactions.push(Transaction { reads, value: "a3".into() }))
+    };
+    assert_eq!(reads(Some("a1")), Ok(()));
+    is(reads(None), "A3");
+    is(reads(Some("a3")), "A3");
+}
+
+#[test]
+fn a_read_of_two_states_is_found() {
+    let snapshot = |a: Option<&str>, b: Option<&str>, invoked| {
+        let pairs = [("a", a), ("b", b)].map(|(k, v)| (k.into(), v.map(Into::into))).into();
+        with(|h| h.snapshots.push(SnapshotRead { call: "Scan", node: 0, pairs, invoked: Duration::from_secs(invoked) }))
+    };
+    assert_eq!(snapshot(Some("a1"), None, 1), Ok(()));
+    assert_eq!(snapshot(Some("a1"), Some("b2"), 1), Ok(()));
+    is(snapshot(Some("a3"), None, 1), "R6");
+    is(snapshot(None, None, 4), "R6");
+    is(snapshot(Some("a1"), Some("b2"), 6), "R6");
+}
+
+#[test]
+fn a_read_below_its_floor_is_found() {
+    let floor = |floor, value: Option<&str>| {
+        with(|h| h.floors.push(FloorRead { node: 0, key: "a".into(), floor, value: value.map(Into::into) }))
+    };
+    assert_eq!(floor(2, Some("a1")), Ok(()));
+    assert_eq!(floor(1, Some("a3")), Ok(()), "newer is fine");
+    is(floor(3, Some("a1")), "R7");
+    is(floor(1, None), "R7");
+}
+
+#[test]
+fn another_past_is_found() {
+    let history = |versions: &[(u64, &str)], invoked| {
+        let versions = versions.iter().map(|(tx, v)| (*tx, (*v).into())).collect();
+        let invoked = Duration::from_secs(invoked);
+        with(|h| h.pasts.push(PastRead::History { node: 0, key: "a".into(), versions, invoked }))
+    };
+    assert_eq!(history(&[(1, "a1")], 2), Ok(()));
+    assert_eq!(history(&[(1, "a1"), (3, "a3")], 9), Ok(()));
+    is(history(&[(1, "a1")], 9), "R8");
+    is(history(&[(2, "a1")], 0), "R8");
+    is(history(&[(3, "a3")], 0), "R8");
+    let at = |tx, value: Option<&str>| {
+        with(|h| h.pasts.push(PastRead::AtTx { node: 0, key: "a".into(), tx, value: value.map(Into::into) }))
+    };
+    assert_eq!(at(1, Some("a1")), Ok(()));
+    assert_eq!(at(2, None), Ok(()));
+    is(at(2, Some("a1")), "R8");
+    is(at(3, None), "R8");
+    let revision = |revision, tx, v: &str| {
+        let found = (tx, v.into());
+        with(|h| h.pasts.push(PastRead::AtRevision { node: 0, key: "a".into(), revision, found }))
+    };
+    assert_eq!(revision(2, 3, "a3"), Ok(()));
+    is(revision(1, 3, "a3"), "R8");
+    is(revision(3, 3, "a3"), "R8");
+}
+
+#[test]
+fn a_trusted_state_that_goes_back_or_is_another_one_is_found() {
+    let trust = |states: &[(u64, u8)]| {
+        with(|h| h.trusted = states.iter().map(|(tx, b)| Trusted { client: 1, tx: *tx, alh: vec![*b; 32] }).collect())
+    };
+    assert_eq!(trust(&[(1, 1), (3, 3), (3, 3)]), Ok(()));
+    is(trust(&[(3, 3), (1, 1)]), "V2");
+    is(trust(&[(2, 1)]), "V2");
+    is(trust(&[(4, 4)]), "V2");
+}
+
+#[test]
+fn what_is_seen_of_the_nodes_counts() {
+    is(seen(|s| s.clusters = ["x", "y"].map(|c| (c.to_string(), vec![])).into()), "M2");
+    let leaders = |nodes: &[&str]| {
+        let nodes = nodes.iter().map(|n| n.to_string()).collect();
+        seen(|s| drop(s.leaders.insert(("defaultdb".into(), 3), nodes)))
+    };
+    assert_eq!(leaders(&["n1"]), Ok(()));
+    is(leaders(&["n1", "n2"]), "M3");
+    is(seen(|s| s.deposed.push("n1".into())), "M3");
+    is(seen(|s| s.memory = [("n1".to_string(), (11, 10))].into()), "B1");
+    is(seen(|s| s.wrong.push("something".into())), "W1");
+    let overdue = Overdue { call: "set", node: 0, invoked: Duration::ZERO, waited: Duration::from_secs(9) };
+    is(with(|h| h.overdue.push(overdue)), "T1");
+}

@@ -1,0 +1,27 @@
+//! A disk that becomes slow: everything that a node does there takes its time.
+
+use std::time::Duration;
+
+use super::super::setup::NAMES;
+use super::super::world::World;
+use super::{Fault, Incident};
+
+/// See the module.
+pub struct Slow;
+
+impl Fault for Slow {
+    fn name(&self) -> &'static str {
+        "slow-disk"
+    }
+
+    fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
+        let node = world.any()?;
+        let delay = world.between(2, 300);
+        world.hosts[node].executor.slow_down(delay);
+        let after = world.between(1_000, 8_000);
+        Some(Incident::until(format!("disk of {} takes {delay:?} for everything", NAMES[node]), after, move |world| {
+            world.hosts[node].executor.slow_down(Duration::ZERO);
+            format!("disk of {} is fast again", NAMES[node])
+        }))
+    }
+}

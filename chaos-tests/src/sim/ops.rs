@@ -1,0 +1,132 @@
+//! What clients do, one file each. A new operation is a file and a row of [`ALL`].
+
+mod batch;
+mod conditional;
+mod database;
+mod floor;
+mod get;
+mod import;
+mod many;
+mod past;
+mod set;
+mod transaction;
+mod verified;
+mod verified_client;
+
+use std::time::Duration;
+
+use alhambra_client::Client;
+use futures::future::LocalBoxFuture;
+use tonic::Status;
+
+use super::client::Session;
+use super::env::SimRng;
+use super::shared::{Shared, now};
+use crate::history::{Ending, Write};
+use crate::model::chain::Hash;
+
+/// A client at work on one node.
+pub struct Ctx<'a> {
+    /// Number of the client.
+    pub client: u32,
+    /// Decides.
+    pub rng: &'a SimRng,
+    /// Where everything is written down.
+    pub shared: &'a Shared,
+    /// How many keys there are.
+    pub keys: u64,
+    /// Node that the session is on.
+    pub node: usize,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// The session.
+    pub session: &'a mut Session,
+    /// What the client remembers, on whatever node.
+    pub memory: &'a mut Memory,
+}
+
+/// What a client remembers.
+#[derive(Default)]
+pub struct Memory {
+    /// Number of its newest value.
+    pub sequence: u64,
+    /// Newest transaction that it has seen.
+    pub newest: u64,
+    /// What it trusts.
+    pub trusted: Option<(u64, Hash)>,
+    /// A client of our own, with its trusted state.
+    pub verifier: Option<Client>,
+    /// How far it has copied the database.
+    pub copied: u64,
+    /// Whether the database for copies is there.
+    pub copy_made: bool,
+}
+
+impl Ctx<'_> {
+    /// One of the keys.
+    pub fn key(&self) -> Vec<u8> {
+        format!("key-{}", self.rng.below(self.keys)).into_bytes()
+    }
+
+    /// A value that nobody else writes; long enough that segments close within the minute.
+    pub fn value(&mut self) -> Vec<u8> {
+        self.memory.sequence += 1;
+        let len = 64 + self.rng.below(192) as usize;
+        format!("{}-{}-{}", self.client, self.memory.sequence, "x".repeat(len)).into_bytes()
+    }
+
+    /// The client has seen this transaction.
+    pub fn saw(&mut self, tx: u64) {
+        self.memory.newest = self.memory.newest.max(tx);
+    }
+
+    /// Writes down how a write ended.
+    pub fn wrote(&mut self, key: Vec<u8>, value: Vec<u8>, invoked: Duration, ending: Ending) {
+        if let Ending::Acknowledged(tx) = ending {
+            self.saw(tx);
+        }
+        let write = Write { client: self.client, key, value, invoked, ended: now(), ending };
+        let mut shared = self.shared.borrow_mut();
+        shared.trace.add(format!("{write:?}").as_bytes());
+        shared.history.writes.push(write);
+    }
+
+    /// Something was answered that must never be.
+    pub fn wrong(&self, what: String) {
+        self.shared.borrow_mut().sightings.wrong.push(what);
+    }
+}
+
+/// Something that a client does. A status means that it did not work; what that says about writes is in the history.
+pub trait Op: Sync {
+    /// Its name, for the story.
+    fn name(&self) -> &'static str;
+    /// How often it is chosen.
+    fn weight(&self) -> u64;
+    /// Whether every life has it.
+    fn is_always(&self) -> bool {
+        false
+    }
+    /// Does it once.
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>>;
+}
+
+/// All of them.
+pub const ALL: &[&dyn Op] = &[
+    &set::Set,
+    &get::Get,
+    &batch::Batch,
+    &conditional::Conditional,
+    &transaction::ReadWrite,
+    &many::GetAll,
+    &many::ScanAll,
+    &floor::AtFloor,
+    &past::History,
+    &past::AtTx,
+    &past::AtRevision,
+    &verified::Set,
+    &verified::Get,
+    &verified_client::Verify,
+    &database::MakeAndDrop,
+    &import::Copy,
+];

@@ -1,0 +1,36 @@
+//! Writes one key.
+
+use futures::future::LocalBoxFuture;
+use tonic::Status;
+
+use super::super::client::ending_of;
+use super::super::shared::now;
+use super::{Ctx, Op};
+use crate::history::Ending;
+
+/// See the module.
+pub struct Set;
+
+impl Op for Set {
+    fn name(&self) -> &'static str {
+        "set"
+    }
+
+    fn weight(&self) -> u64 {
+        40
+    }
+
+    fn is_always(&self) -> bool {
+        true
+    }
+
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+        Box::pin(async move {
+            let (key, value, invoked) = (ctx.key(), ctx.value(), now());
+            let answer = ctx.session.set(&key, &value).await;
+            let ending = answer.as_ref().map_or_else(ending_of, |tx| Ending::Acknowledged(*tx));
+            ctx.wrote(key, value, invoked, ending);
+            answer.map(|_| ())
+        })
+    }
+}

@@ -1,0 +1,377 @@
+//! One life of a cluster, decided by a seed: production nodes, clients, faults, healing, judgement.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alhambra_node::node::Node;
+use alhambra_storage::vfs::{OpenMode, Vfs};
+use turmoil::Builder;
+
+use super::client;
+use super::collect::collect;
+use super::disk::SimDisk;
+use super::env::{self, SimClock, SimExecutor, SimRng};
+use super::faults::Heal;
+use super::plant::Plant;
+use super::setup::{NAMES, Setup};
+use super::shared::{HostJob, Running, Shared};
+use super::watch::Watch;
+use super::workload::Client;
+use super::world::{Host, World};
+use crate::check::replicas_equal::{self, Replica};
+use crate::check::versions::Versions;
+use crate::check::{self, Evidence};
+use crate::history::Ending;
+
+/// How long a healed cluster may take until all nodes are alike and every one takes a write.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a leader must stay in office after a node came back to it.
+const STEADY: Duration = Duration::from_secs(3);
+
+/// What a simulation runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Decides everything.
+    pub seed: u64,
+    /// Simulated time of load and faults; healing comes after it.
+    pub load: Duration,
+    /// Print the story while it happens.
+    pub story: bool,
+    /// A planted bug.
+    pub plant: Option<Plant>,
+    /// These faults and no others; empty for those that the seed draws.
+    pub faults: Vec<String>,
+}
+
+/// What came out of a simulation that found nothing wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Hash over every call of every client with its times, every fault, and the final ledger.
+    pub trace: String,
+    /// Nodes.
+    pub nodes: usize,
+    /// Acknowledged writes.
+    pub acknowledged: usize,
+    /// Writes with an unknown outcome.
+    pub unknown: usize,
+    /// Successful linearizable reads.
+    pub reads: usize,
+    /// Proofs that were verified.
+    pub proofs: usize,
+    /// Faults injected.
+    pub faults: usize,
+    /// Closed segments on the first node at the end.
+    pub closed_segments: usize,
+    /// Transactions at the end.
+    pub transactions: usize,
+    /// Longest time between two acknowledged writes of the whole cluster.
+    pub longest_gap: Duration,
+    /// From the end of the faults until all nodes were alike.
+    pub healed_in: Duration,
+    /// Simulated time of the whole life.
+    pub simulated: Duration,
+}
+
+/// Runs one seed. One seed per process: openraft and tokio keep some randomness per thread.
+pub fn run(options: &Options) -> Result<Report, String> {
+    let rng = SimRng::new(options.seed);
+    let only = match options.plant {
+        Some(plant) if options.faults.is_empty() => plant.faults().iter().map(|name| name.to_string()).collect(),
+        _ => options.faults.clone(),
+    };
+    let setup = Setup::draw(&rng, &only);
+    let sim = Builder::new()
+        .rng_seed(rng.next())
+        .simulation_duration(options.load + PATIENCE * 2 + Duration::from_secs(60))
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(Duration::from_micros(200))
+        .max_message_latency(setup.latency)
+        .tcp_capacity(4096)
+        .build();
+    if options.story {
+        println!("seed {}: {setup}", options.seed);
+    }
+    let shared = Shared::default();
+    let mut world = World { sim, hosts: Vec::new(), rng, shared: shared.clone(), setup };
+    for node in 0..world.setup.nodes {
+        add_host(&mut world, node, options.plant);
+    }
+    for number in 0..world.setup.clients {
+        let (shared, setup) = (shared.clone(), &world.setup);
+        let client = Client {
+            number,
+            rng: SimRng::new(world.rng.next()),
+            nodes: setup.nodes,
+            keys: setup.keys,
+            rest_ms: setup.rest_ms,
+            ops: setup.ops.clone(),
+        };
+        world.sim.client(format!("c{number}"), async move {
+            client.run(&shared).await;
+            shared.borrow_mut().clients_done += 1;
+            Ok(())
+        });
+    }
+    let (clients, nodes) = (world.setup.clients, world.setup.nodes);
+    {
+        let shared = shared.clone();
+        let disks: Vec<SimDisk> = world.hosts.iter().map(|host| host.disk.clone()).collect();
+        world.sim.client("judge", async move {
+            // A call that is still on its way when the load ends may be acknowledged after the ledgers were read.
+            while shared.borrow().clients_done < clients {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let verdict = collect(&shared, nodes, PATIENCE, |inside| {
+                let show = |node: &usize| Replica {
+                    name: NAMES[*node].to_string(),
+                    alhs: Vec::new(),
+                    segments: closed_segments(&disks[*node]),
+                };
+                replicas_equal::check(&inside.iter().map(show).collect::<Vec<_>>(), true)
+            })
+            .await;
+            shared.borrow_mut().verdict = Some(verdict);
+            Ok(())
+        });
+    }
+    let faults =
+        Driver { options, story: options.story, faults: 0, heals: BinaryHeap::new(), order: 0 }.drive(&mut world)?;
+    let simulated = world.sim.elapsed();
+    judge(&world, faults, simulated, options.story)
+}
+
+fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
+    let (disk, seed) = (SimDisk::new(world.rng.next()), world.rng.next());
+    if plant == Some(Plant::AcknowledgeBeforeFsync) {
+        disk.set_lying_syncs();
+    }
+    let clock = Arc::new(SimClock::new(world.rng.below(400) as i64 - 200));
+    let executor = Arc::new(SimExecutor::default());
+    let (shared, config) = (world.shared.clone(), world.setup.config(node));
+    let host = Host { disk: disk.clone(), clock: clock.clone(), executor: executor.clone(), up: true, held: false };
+    world.sim.host(NAMES[node], move || {
+        let (shared, config, disk) = (shared.clone(), config.clone(), disk.clone());
+        let (clock, executor) = (clock.clone(), executor.clone());
+        async move {
+            let life = {
+                let mut shared = shared.borrow_mut();
+                let life = shared.lives.entry(node).or_default();
+                *life += 1;
+                *life
+            };
+            let vfs: Arc<dyn Vfs> = Arc::new(disk);
+            let env = env::env(vfs, seed ^ life.wrapping_mul(0x9e37_79b9_7f4a_7c15), clock, &executor);
+            // As a supervisor does: a node that did not start, or stopped by itself, is started again after a while.
+            loop {
+                match Node::start(config.clone(), env.clone()).await {
+                    Ok(handle) => {
+                        let handle = Rc::new(handle);
+                        let (jobs, mut work) = tokio::sync::mpsc::unbounded_channel::<HostJob>();
+                        shared.borrow_mut().running.insert(node, Running { handle: handle.clone(), jobs });
+                        let ended = loop {
+                            tokio::select! {
+                                biased;
+                                ended = handle.wait() => break ended,
+                                Some(job) = work.recv() => drop(tokio::task::spawn_local(job(handle.clone()))),
+                            }
+                        };
+                        shared.borrow_mut().running.remove(&node);
+                        handle.shutdown().await;
+                        if let Err(e) = ended {
+                            shared.borrow_mut().trace.add(e.to_string().as_bytes());
+                            tracing::error!(node = NAMES[node], error = %e, "stopped by itself");
+                        }
+                    }
+                    Err(e) => {
+                        shared.borrow_mut().trace.add(e.to_string().as_bytes());
+                        tracing::error!(node = NAMES[node], error = %e, "did not start");
+                    }
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    });
+    world.hosts.push(host);
+}
+
+/// Something to be undone.
+struct Due {
+    at: Duration,
+    order: u64,
+    cut_off: Option<usize>,
+    heal: Heal,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Due {}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+struct Driver<'a> {
+    options: &'a Options,
+    story: bool,
+    faults: usize,
+    heals: BinaryHeap<Due>,
+    order: u64,
+}
+
+impl Driver<'_> {
+    fn tell(&self, world: &World<'_>, at: Duration, what: &str) {
+        let mut shared = world.shared.borrow_mut();
+        shared.trace.add(&at.as_nanos().to_be_bytes());
+        shared.trace.add(what.as_bytes());
+        if self.story {
+            println!("{:>10.3} s  {what}", at.as_secs_f64());
+        }
+    }
+
+    /// Steps the world to its end and injects faults on the way.
+    fn drive(mut self, world: &mut World<'_>) -> Result<usize, String> {
+        let (from, to) = world.setup.pause;
+        let pause = |world: &World<'_>| world.between(from.as_millis() as u64, to.as_millis() as u64);
+        let mut next = world.setup.first_fault;
+        let mut watch = Watch::default();
+        // Every fault that the life has comes once, in an order that the seed decides; then whatever comes.
+        let mut due = world.setup.faults.clone();
+        loop {
+            let now = world.sim.elapsed();
+            let over = now >= self.options.load;
+            while let Some(heal) = self.heals.peek()
+                && (heal.at <= now || over)
+                && let Some(Due { heal, cut_off, .. }) = self.heals.pop()
+            {
+                let what = heal(world);
+                self.tell(world, now, &what);
+                if let Some(node) = cut_off
+                    && self.heals.is_empty()
+                    && !over
+                {
+                    next = next.max(now + STEADY);
+                    watch.expect_steady(world, node, now + STEADY);
+                }
+            }
+            if over {
+                world.shared.borrow_mut().load_over = true;
+            } else if now >= next && self.heals.len() < world.setup.together && !world.setup.faults.is_empty() {
+                let all = &world.setup.faults;
+                let fault = if due.is_empty() {
+                    all[world.rng.below(all.len() as u64) as usize]
+                } else {
+                    due.swap_remove(world.rng.below(due.len() as u64) as usize)
+                };
+                if let Some(incident) = fault.inject(world, now) {
+                    watch.expect_nothing();
+                    self.faults += 1;
+                    self.tell(world, now, &incident.what);
+                    for (after, heal) in incident.heals {
+                        self.order += 1;
+                        let (at, order, cut_off) = (now + after, self.order, incident.cut_off);
+                        self.heals.push(Due { at, order, cut_off, heal });
+                    }
+                }
+                next = now + pause(world);
+            }
+            match world.sim.step() {
+                Ok(true) => return Ok(self.faults),
+                Ok(false) => {}
+                Err(e) => return Err(format!("a host failed at {now:?}: {e}")),
+            }
+            watch.look(world, world.sim.elapsed());
+        }
+    }
+}
+
+/// Judges what clients saw against what the nodes have.
+fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> Result<Report, String> {
+    let mut shared = world.shared.borrow_mut();
+    let last = match shared.verdict.take() {
+        Some(Ok(last)) => last,
+        Some(Err(e)) => return Err(e),
+        None => return Err("the judge did not come to an end".to_string()),
+    };
+    if story {
+        println!("operations, with how many failed: {:?}", shared.done);
+    }
+    let replicas: Vec<Replica> = (last.alhs.iter())
+        .map(|(node, alhs)| Replica {
+            name: NAMES[*node].to_string(),
+            alhs: alhs.clone(),
+            segments: closed_segments(&world.hosts[*node].disk),
+        })
+        .collect();
+    let versions = Versions::of(&last.ledger);
+    check::all(&Evidence {
+        history: &shared.history,
+        ledger: &last.ledger,
+        versions: &versions,
+        replicas: &replicas,
+        sightings: &shared.sightings,
+    })?;
+    let history = &shared.history;
+    let mut times: Vec<Duration> = history
+        .writes
+        .iter()
+        .filter(|write| matches!(write.ending, Ending::Acknowledged(_)))
+        .map(|write| write.ended)
+        .collect();
+    times.sort();
+    let report = Report {
+        nodes: world.setup.nodes,
+        acknowledged: times.len(),
+        unknown: history.writes.iter().filter(|write| write.ending == Ending::Unknown).count(),
+        reads: history.reads.len(),
+        proofs: history.trusted.len(),
+        faults,
+        closed_segments: replicas[0].segments.len(),
+        transactions: replicas[0].alhs.len(),
+        longest_gap: times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default(),
+        healed_in: last.healed_in,
+        simulated,
+        trace: String::new(),
+    };
+    for alh in &replicas[0].alhs {
+        shared.trace.add(alh);
+    }
+    if report.acknowledged == 0 {
+        return Err("nothing was acknowledged: the simulation shows nothing".to_string());
+    }
+    Ok(Report { trace: shared.trace.digest(), ..report })
+}
+
+/// Closed segments of the user database: those with a sidecar.
+fn closed_segments(disk: &SimDisk) -> BTreeMap<String, Vec<u8>> {
+    let files = disk.files();
+    let closed = |path: &Path| {
+        path.extension().is_some_and(|e| e == "seg") && files.exists(&path.with_extension("idx")).unwrap_or(false)
+    };
+    let mut found = BTreeMap::new();
+    for path in disk.find(Path::new("/data/databases"), &closed) {
+        let text = path.to_string_lossy().into_owned();
+        // Whatever folder a replica keeps it in: the database and the number of the segment name it.
+        if text.contains(&format!("/{}.", client::DATABASE))
+            && let Ok(file) = files.open(&path, OpenMode::Read)
+        {
+            let len = file.len().map_or(0, |len| len as usize);
+            found.insert(text, file.read_at(0, len).map(|bytes| bytes.to_vec()).unwrap_or_default());
+        }
+    }
+    found
+}

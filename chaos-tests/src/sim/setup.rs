@@ -1,0 +1,144 @@
+//! What a seed decides before anything runs. Not every life has every fault and every operation: some things only happen when
+//! others do not get in their way.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use alhambra_node::config::{Config, Secret};
+
+use super::client;
+use super::env::SimRng;
+use super::faults::{self, Fault};
+use super::ops::{self, Op};
+
+/// Names of the hosts, in the order of their numbers.
+pub const NAMES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
+
+/// One life.
+pub struct Setup {
+    /// How many nodes: 1, 3 or 5.
+    pub nodes: usize,
+    /// How many clients.
+    pub clients: u32,
+    /// Keys that clients write; few, so that reads meet writes.
+    pub keys: u64,
+    /// Most milliseconds that a client rests between two calls.
+    pub rest_ms: u64,
+    /// Most time that a message takes.
+    pub latency: Duration,
+    /// Ledger segments are closed at this size, bytes.
+    pub segment_bytes: u64,
+    /// Heartbeat, and the two bounds of the election time.
+    pub raft: [Duration; 3],
+    /// When the first fault may come; early ones meet the cluster while it forms.
+    pub first_fault: Duration,
+    /// Shortest and longest pause between two faults.
+    pub pause: (Duration, Duration),
+    /// Most faults that last at the same time.
+    pub together: usize,
+    /// Nodes whose disks may do more than lose what was not synced: always a minority.
+    pub victims: Vec<usize>,
+    /// What goes wrong.
+    pub faults: Vec<&'static dyn Fault>,
+    /// What clients do.
+    pub ops: Vec<&'static dyn Op>,
+}
+
+impl Setup {
+    /// Draws a life. `only` names the faults, when somebody chooses them.
+    pub fn draw(rng: &SimRng, only: &[String]) -> Self {
+        let pick = |list: &[u64]| list[rng.below(list.len() as u64) as usize];
+        let nodes = pick(&[1, 3, 3, 3, 3, 5]) as usize;
+        let ms = Duration::from_millis;
+        let raft = [[150, 600, 1200], [50, 200, 400], [100, 250, 500]][rng.below(3) as usize].map(ms);
+        let mut victims = Vec::new();
+        while victims.len() < (nodes - 1) / 2 {
+            let node = rng.below(nodes as u64) as usize;
+            if !victims.contains(&node) {
+                victims.push(node);
+            }
+        }
+        let fits = |fault: &&dyn Fault| fault.fits(nodes);
+        let faults: Vec<&dyn Fault> = if only.is_empty() {
+            let mut drawn: Vec<_> = faults::ALL.iter().copied().filter(fits).filter(|_| rng.below(2) == 0).collect();
+            if drawn.len() < 2 {
+                drawn = faults::ALL.iter().copied().filter(fits).collect();
+            }
+            drawn
+        } else {
+            let chosen = |fault: &&dyn Fault| only.iter().any(|name| name == fault.name());
+            faults::ALL.iter().copied().filter(fits).filter(chosen).collect()
+        };
+        let ops = ops::ALL.iter().copied().filter(|op| op.is_always() || rng.below(3) > 0).collect();
+        let pause = pick(&[500, 2_000, 2_000, 5_000]);
+        Self {
+            nodes,
+            clients: pick(&[2, 3, 3, 4]) as u32,
+            keys: pick(&[2, 4, 8, 16]),
+            rest_ms: pick(&[10, 20, 50, 200]),
+            latency: ms(2 + rng.below(10)),
+            segment_bytes: pick(&[64 << 10, 64 << 10, 256 << 10]),
+            raft,
+            first_fault: ms(pick(&[100, 1_000, 5_000, 5_000]) + rng.below(2_000)),
+            pause: (ms(pause), ms(pause * 3)),
+            together: pick(&[1, 1, 2, 3]) as usize,
+            victims,
+            faults,
+            ops,
+        }
+    }
+
+    /// What a node is started with.
+    pub fn config(&self, node: usize) -> Config {
+        let mut config = Config::default();
+        config.dir = PathBuf::from("/data");
+        config.address = NAMES[node].to_string();
+        config.port = client::PORT;
+        config.bootstrap_expect = self.nodes as u32;
+        config.peers = NAMES[..self.nodes].iter().map(|name| format!("{name}:3323")).collect();
+        // Simulated hosts have names, not loopback addresses; nothing leaves the process.
+        config.insecure_peers = true;
+        config.metrics_server = false;
+        config.web_server = false;
+        config.request_timeout = client::DEADLINE;
+        config.admin_password = Some(Secret::new(client::PASSWORD));
+        config.segment_size = self.segment_bytes;
+        config.password_hash_memory = 8;
+        config.password_hash_passes = 1;
+        [config.raft_heartbeat, config.raft_election_min, config.raft_election_max] = self.raft;
+        // Disks in memory have room without bound; the bytes of a reserve would only take time.
+        config.disk_reserve = 0;
+        config.disk_low_water = 0;
+        config.scrub_interval = Duration::from_secs(5);
+        // The smallest that an operator may set.
+        config.memory_budget = 64 << 20;
+        config
+    }
+}
+
+impl std::fmt::Display for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let faults: Vec<_> = self.faults.iter().map(|fault| fault.name()).collect();
+        let ops: Vec<_> = self.ops.iter().map(|op| op.name()).collect();
+        let [heartbeat, min, max] = self.raft;
+        writeln!(
+            f,
+            "{} nodes, {} clients, {} keys, rest {} ms, latency {:?}, segments {} KiB, raft {heartbeat:?}/{min:?}/{max:?}",
+            self.nodes,
+            self.clients,
+            self.keys,
+            self.rest_ms,
+            self.latency,
+            self.segment_bytes >> 10
+        )?;
+        writeln!(
+            f,
+            "faults from {:?}, every {:?}, at most {} together: {}",
+            self.first_fault,
+            self.pause,
+            self.together,
+            faults.join(" ")
+        )?;
+        write!(f, "disks that rot: {:?}; operations: {}", self.victims, ops.join(" "))
+    }
+}

@@ -1,0 +1,81 @@
+//! What the parts of a simulation share; one thread, so no locks.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use alhambra_node::node::NodeHandle;
+use futures::future::LocalBoxFuture;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::collect::Final;
+use crate::check::Sightings;
+use crate::history::History;
+
+/// Work that is to run on a host, as its own code would.
+pub type HostJob = Box<dyn FnOnce(Rc<NodeHandle>) -> LocalBoxFuture<'static, ()>>;
+
+/// A node that runs.
+pub struct Running {
+    /// The production node.
+    pub handle: Rc<NodeHandle>,
+    /// Runs work on its host.
+    pub jobs: UnboundedSender<HostJob>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct State {
+    /// What clients did and saw.
+    pub history: History,
+    /// What was seen of the nodes.
+    pub sightings: Sightings,
+    /// Nodes that run.
+    pub running: BTreeMap<usize, Running>,
+    /// How often each node was started.
+    pub lives: BTreeMap<usize, u64>,
+    /// Clients end.
+    pub load_over: bool,
+    /// How many have.
+    pub clients_done: u32,
+    /// Nodes whose disk was emptied: they wait outside until an operator adds them.
+    pub outside: Vec<usize>,
+    /// What was collected after healing.
+    pub verdict: Option<Result<Final, String>>,
+    /// How often each operation ended well, and how often not.
+    pub done: BTreeMap<&'static str, (u64, u64)>,
+    /// Everything that happened.
+    pub trace: Trace,
+}
+
+/// The state, for everybody.
+pub type Shared = Rc<RefCell<State>>;
+
+/// FNV-1a over everything that happens; two equal runs have equal traces.
+pub struct Trace(u64);
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Trace {
+    /// Something has happened.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    /// Hash over all of it.
+    pub fn digest(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// Virtual time since the beginning.
+pub fn now() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
+}

@@ -1,0 +1,90 @@
+//! What is seen of the nodes from outside while they run: who leads, which cluster they belong to, how much memory they hold.
+
+use std::time::Duration;
+
+use super::setup::NAMES;
+use super::world::World;
+
+/// How often somebody looks; leaders are looked for at every step.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A leader that must stay in office, because nothing happened that would be a reason to elect another one.
+#[derive(Debug)]
+pub struct Steady {
+    /// Who led, in which term, when the other node came back.
+    leader: (usize, u64),
+    /// Who came back.
+    back: usize,
+    /// Until when it must lead.
+    pub until: Duration,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Watch {
+    last: Duration,
+    steady: Option<Steady>,
+}
+
+fn leader_with_term(world: &World<'_>) -> Option<(usize, u64)> {
+    let shared = world.shared.borrow();
+    shared.running.iter().find_map(|(i, node)| {
+        let group = node.handle.groups().group_by_name(super::client::DATABASE)?;
+        group.is_leader().then(|| (*i, group.status().term))
+    })
+}
+
+impl Watch {
+    /// One step of the world has passed.
+    pub fn look(&mut self, world: &World<'_>, now: Duration) {
+        if now < self.last + LOOK {
+            return;
+        }
+        self.last = now;
+        if let Some(steady) = self.steady.take_if(|steady| now >= steady.until) {
+            let there = leader_with_term(world);
+            if there != Some(steady.leader) {
+                let (who, term) = steady.leader;
+                let what = format!(
+                    "{} came back from a partition at {:?} and {} no longer leads in term {term}: {there:?}",
+                    NAMES[steady.back], steady.until, NAMES[who]
+                );
+                world.shared.borrow_mut().sightings.deposed.push(what);
+            }
+        }
+        let mut shared = world.shared.borrow_mut();
+        let super::shared::State { running, sightings, .. } = &mut *shared;
+        for (i, node) in running.iter() {
+            let (name, groups) = (NAMES[*i], node.handle.groups());
+            if let Some(identity) = groups.identity() {
+                let nodes = sightings.clusters.entry(identity.cluster).or_default();
+                if !nodes.iter().any(|there| there == name) {
+                    nodes.push(name.to_string());
+                }
+            }
+            for database in [super::client::DATABASE, "systemdb"] {
+                if let Some(group) = groups.group_by_name(database)
+                    && group.is_leader()
+                {
+                    let nodes = sightings.leaders.entry((database.to_string(), group.status().term)).or_default();
+                    if !nodes.iter().any(|there| there == name) {
+                        nodes.push(name.to_string());
+                    }
+                }
+            }
+            let memory = groups.memory();
+            let held = sightings.memory.entry(name.to_string()).or_insert((0, memory.bytes()));
+            held.0 = held.0.max(memory.held_bytes() + memory.waiting_bytes());
+        }
+    }
+
+    /// A node has come back and nothing else is wrong: whoever leads now must still lead at `until`.
+    pub fn expect_steady(&mut self, world: &World<'_>, back: usize, until: Duration) {
+        self.steady = leader_with_term(world).map(|leader| Steady { leader, back, until });
+    }
+
+    /// Something else has happened on purpose, so nothing is expected any more.
+    pub fn expect_nothing(&mut self) {
+        self.steady = None;
+    }
+}
