@@ -51,6 +51,9 @@ struct Args {
     /// Plant a bug in every node: the run is expected to fail.
     #[arg(long, value_parser = ["syncs-lie"])]
     plant: Option<String>,
+    /// Keep the logs of the nodes beside the report, also when nothing was found.
+    #[arg(long)]
+    keep_logs: bool,
     /// Print the names of all faults and end.
     #[arg(long)]
     list: bool,
@@ -142,6 +145,7 @@ async fn chaos(args: &Args) -> Result<bool, String> {
         pace: Duration::from_millis(args.pace_ms),
         syncs_lie: args.plant.is_some(),
         logs: args.report.with_extension("logs"),
+        keep_logs: args.keep_logs,
     };
     println!("seed {seed}");
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;

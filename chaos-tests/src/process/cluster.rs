@@ -27,8 +27,6 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 pub const MEMORY_BUDGET_BYTES: u64 = 64 << 20;
 /// Calls without a deadline of their own end within this on the server.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// An election begins at most so long after the last word of a leader.
-pub const ELECTION_MAX: Duration = Duration::from_millis(2000);
 const ONE_QUESTION: Duration = Duration::from_millis(700);
 /// A node that stops in order has this long; it allows itself 13 s.
 const STOPS_WITHIN: Duration = Duration::from_secs(40);
@@ -60,7 +58,8 @@ pub struct Member {
     pub dir: PathBuf,
     /// Where it writes its log.
     pub log: PathBuf,
-    control: PathBuf,
+    control: Control,
+    control_file: PathBuf,
     config: PathBuf,
     child: Option<Child>,
     /// Open as long as the node shall run. Not in `child`, which closes it when it is waited for: to a node that is told
@@ -79,6 +78,8 @@ pub struct Cluster {
     pub net: Net,
     /// Flipped bits that may still be there.
     pub rot: Vec<Rot>,
+    /// How many there have been.
+    pub flips: usize,
     programs: Programs,
     syncs_lie: bool,
     /// Nodes that ended by themselves, in words.
@@ -108,7 +109,8 @@ impl Cluster {
                 kind: *kind,
                 dir: own.join("data"),
                 log: own.join("log"),
-                control: own.join("control.json"),
+                control: Control::default(),
+                control_file: own.join("control.json"),
                 config: own.join("config.toml"),
                 child: None,
                 input: None,
@@ -119,7 +121,7 @@ impl Cluster {
             members.push(member);
         }
         let (programs, syncs_lie) = (plan.programs, plan.syncs_lie);
-        Ok(Self { members, net, rot: Vec::new(), programs, syncs_lie, deaths: Vec::new() })
+        Ok(Self { members, net, rot: Vec::new(), flips: 0, programs, syncs_lie, deaths: Vec::new() })
     }
 
     /// How many nodes there are.
@@ -161,7 +163,7 @@ impl Cluster {
         let mut command = self.net.command(node, program);
         match member.kind {
             Kind::Serve => command.args(["serve", "--exit-with-parent"]),
-            Kind::Steered => command.arg("--volatile").arg("--control").arg(&member.control),
+            Kind::Steered => command.arg("--volatile").arg("--control").arg(&member.control_file),
         };
         if self.syncs_lie && member.kind == Kind::Steered {
             command.arg("--syncs-lie");
@@ -245,10 +247,12 @@ impl Cluster {
         self.signal(node, Signal::CONT)
     }
 
-    /// Says how disk and clock of a steered node are from now on.
-    pub fn control(&self, node: NodeIndex, control: Control) -> Result<(), String> {
-        let path = &self.members[node].control;
-        control.write(path).map_err(|error| format!("{}: {error}", path.display()))
+    /// Says how disk and clock of a steered node are from now on; what is not changed stays.
+    pub fn control(&mut self, node: NodeIndex, change: impl FnOnce(&mut Control)) -> Result<(), String> {
+        let member = &mut self.members[node];
+        change(&mut member.control);
+        let path = &member.control_file;
+        member.control.write(path).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     /// Nodes whose disk and clock can be steered.
@@ -302,9 +306,10 @@ impl Cluster {
         None
     }
 
-    /// Waits until every node says that it is ready; what they said last otherwise.
-    pub async fn wait_ready(&mut self, within: Duration) -> Result<Duration, String> {
+    /// Waits until every node says that it is ready, and tells what they said shortly before; what they say now otherwise.
+    pub async fn wait_ready(&mut self, within: Duration) -> Result<String, String> {
         let begin = Instant::now();
+        let mut before = String::new();
         loop {
             self.look_after()?;
             let mut missing = Vec::new();
@@ -319,10 +324,11 @@ impl Cluster {
                 }
             }
             if missing.is_empty() {
-                return Ok(begin.elapsed());
+                return Ok(before);
             }
+            before = missing.join("; ");
             if begin.elapsed() > within {
-                return Err(format!("not ready after {:.0} s: {}", within.as_secs_f64(), missing.join("; ")));
+                return Err(format!("not ready after {:.0} s: {before}", within.as_secs_f64()));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -339,14 +345,12 @@ fn configuration(dir: &Path, own: &Addresses, peers: &[String]) -> String {
         "dir = {dir:?}\naddress = {:?}\nport = {}\npeer-port = {}\nmetrics-server-port = {}\nweb-server = false\n\
          admin-password = {PASSWORD:?}\n{peers}segment-size = {SEGMENT_BYTES}\nmemory-budget = {MEMORY_BUDGET_BYTES}\n\
          request-timeout = \"{}s\"\ndisk-reserve = 1048576\nworker-threads = 1\npassword-hash-memory = 8\n\
-         password-hash-passes = 1\nraft-heartbeat = \"200ms\"\nraft-election-min = \"1000ms\"\n\
-         raft-election-max = \"{}ms\"\n",
+         password-hash-passes = 1\n",
         own.bind,
         own.port,
         own.peer_port,
         own.metrics_port,
         REQUEST_TIMEOUT.as_secs(),
-        ELECTION_MAX.as_millis(),
     )
 }
 

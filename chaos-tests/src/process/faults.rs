@@ -59,6 +59,10 @@ pub trait Fault: Sync {
     fn possible(&self, cluster: &Cluster) -> bool {
         !cluster.is_empty()
     }
+    /// Whether it may happen while another one lasts: it takes no node away by itself.
+    fn goes_beside_others(&self) -> bool {
+        false
+    }
     /// How long it lasts.
     fn hold(&self, rng: &mut Rng) -> Duration {
         rng.between_ms(1_000, 6_000)

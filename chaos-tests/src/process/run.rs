@@ -26,6 +26,10 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 const QUIET: Duration = Duration::from_secs(3);
 /// Each kind of client has a write acknowledged within this after healing.
 const WRITES_WITHIN: Duration = Duration::from_secs(60);
+/// A cluster that takes longer to be ready after healing is told with its reason.
+const LONG: Duration = Duration::from_secs(4);
+/// So many of a hundred faults have another one beside them.
+const BESIDE_PERCENT: usize = 30;
 /// Clients of each kind.
 const CLIENTS_EACH: usize = 2;
 
@@ -52,6 +56,8 @@ pub struct Options {
     pub syncs_lie: bool,
     /// Where the logs of the nodes are kept when something was found.
     pub logs: PathBuf,
+    /// Keep them also when nothing was found.
+    pub keep_logs: bool,
 }
 
 /// A fault that was.
@@ -104,7 +110,10 @@ impl Story {
 /// What each node runs: at least one is the binary that users run, unless a bug is planted.
 fn kinds(options: &Options) -> Vec<Kind> {
     let real = if options.syncs_lie { 0 } else { options.nodes.div_ceil(3) };
-    (0..options.nodes).map(|node| if node < real { Kind::Serve } else { Kind::Steered }).collect()
+    let mut kinds: Vec<Kind> =
+        (0..options.nodes).map(|node| if node < real { Kind::Serve } else { Kind::Steered }).collect();
+    Rng::new(options.seed, "kinds").shuffle(&mut kinds);
+    kinds
 }
 
 /// Runs. An error is of the run itself, not of what it judges.
@@ -135,7 +144,7 @@ pub async fn run(options: &Options) -> Result<Story, String> {
     let (mut events, mut late) = (Vec::new(), Vec::new());
     pass(&mut cluster, &monitor, QUIET).await?;
     while begin.elapsed() < options.load {
-        let mut round: Vec<&dyn Fault> =
+        let mut round: Vec<&'static dyn Fault> =
             options.faults.iter().copied().filter(|fault| fault.possible(&cluster)).collect();
         if round.is_empty() {
             return Err("none of these faults is possible here".to_owned());
@@ -145,20 +154,16 @@ pub async fn run(options: &Options) -> Result<Story, String> {
             if begin.elapsed() >= options.load {
                 break;
             }
-            let event = one_fault(fault, &mut cluster, &mut rng, begin, &monitor, &mut late).await?;
-            let hit: Vec<String> = event.hit.nodes.iter().map(|node| (node + 1).to_string()).collect();
-            println!(
-                "{:>7.1} s  {:<16} node {:<6} {} (held {:.1} s, ready after {})",
-                event.from.as_secs_f64(),
-                event.name,
-                hit.join(","),
-                event.hit.what,
-                (event.to - event.from).as_secs_f64(),
-                event
-                    .ready
-                    .map_or("-".to_owned(), |ready| format!("{:.1} s", ready.saturating_sub(event.to).as_secs_f64()))
-            );
-            events.push(event);
+            let beside = beside(fault, &options.faults, &cluster, &mut rng);
+            let happened = happen(fault, beside, &mut cluster, &mut rng, begin, &monitor).await?;
+            for event in &happened.events {
+                println!("{}", line(event));
+            }
+            if happened.ready_after > LONG {
+                println!("           ready only after {:.1} s: {}", happened.ready_after.as_secs_f64(), happened.said);
+            }
+            late.extend(happened.late);
+            events.extend(happened.events);
             let pause = rng.between_ms(300, 1_500);
             pass(&mut cluster, &monitor, pause).await?;
         }
@@ -188,7 +193,7 @@ pub async fn run(options: &Options) -> Result<Story, String> {
     let (verdicts, end) = judge(&mut cluster, &record, &samples, liveness).await;
     let story =
         Story { seed: options.seed, network, kinds, length, events, calls: record.calls(), samples, verdicts, end };
-    if !story.is_good() {
+    if !story.is_good() || options.keep_logs {
         keep_logs(&cluster, options)?;
     }
     Ok(story)
@@ -249,35 +254,84 @@ async fn pass(cluster: &mut Cluster, monitor: &Monitor, time: Duration) -> Resul
     }
 }
 
-/// Injects a fault, holds it, heals it, waits until all nodes are ready.
-async fn one_fault(
+/// A second fault for the time of `fault`, if the schedule has one.
+fn beside(
     fault: &dyn Fault,
+    all: &[&'static dyn Fault],
+    cluster: &Cluster,
+    rng: &mut Rng,
+) -> Option<&'static dyn Fault> {
+    let fits =
+        |other: &&&dyn Fault| other.goes_beside_others() && other.name() != fault.name() && other.possible(cluster);
+    let others: Vec<&dyn Fault> = all.iter().filter(fits).copied().collect();
+    // Drawn in every case, so that what comes after does not depend on it.
+    let (wanted, other) = (rng.chance(BESIDE_PERCENT), rng.pick(&others).copied());
+    other.filter(|_| wanted)
+}
+
+/// What came of a fault, and of the one beside it.
+struct Happened {
+    events: Vec<Event>,
+    /// From healing until all nodes were ready.
+    ready_after: Duration,
+    /// What those that were not said last.
+    said: String,
+    /// Why they never were.
+    late: Option<String>,
+}
+
+/// Injects a fault, and another one beside it, holds them, heals them, waits until all nodes are ready.
+async fn happen(
+    fault: &'static dyn Fault,
+    beside: Option<&'static dyn Fault>,
     cluster: &mut Cluster,
     rng: &mut Rng,
     begin: Instant,
     monitor: &Monitor,
-    late: &mut Vec<String>,
-) -> Result<Event, String> {
+) -> Result<Happened, String> {
     let hold = fault.hold(rng);
-    let from = begin.elapsed();
-    let failed = |error: String| format!("{}: {error}", fault.name());
-    let hit = fault.inject(cluster, rng).await.map_err(failed)?;
+    let mut events: Vec<Event> = Vec::new();
+    let faults: Vec<&dyn Fault> = std::iter::once(fault).chain(beside).collect();
+    for fault in &faults {
+        let from = begin.elapsed();
+        let hit = fault.inject(cluster, rng).await.map_err(|error| format!("{}: {error}", fault.name()))?;
+        events.push(Event { name: fault.name(), group: fault.group(), hit, from, to: from, ready: None });
+    }
     pass(cluster, monitor, hold).await?;
-    fault.heal(cluster, &hit).await.map_err(failed)?;
-    let to = begin.elapsed();
-    let ready = match cluster.wait_ready(READY_WITHIN).await {
-        Ok(_) => Some(begin.elapsed()),
+    for (fault, event) in faults.iter().zip(&mut events).rev() {
+        fault.heal(cluster, &event.hit).await.map_err(|error| format!("{}: {error}", fault.name()))?;
+        event.to = begin.elapsed();
+    }
+    let healed = begin.elapsed();
+    let waited = cluster.wait_ready(READY_WITHIN).await;
+    let ready = begin.elapsed();
+    if waited.is_ok() {
+        events.iter_mut().for_each(|event| event.ready = Some(ready));
+    }
+    let names: Vec<String> =
+        events.iter().map(|event| format!("{} of node {:?}", event.name, event.hit.nodes)).collect();
+    let (said, late) = match waited {
+        Ok(said) => (said, None),
         Err(error) => {
-            late.push(format!(
-                "after {} of node {:?} at {:.1} s: {error}",
-                fault.name(),
-                hit.nodes,
-                from.as_secs_f64()
-            ));
-            None
+            (String::new(), Some(format!("after {} at {:.1} s: {error}", names.join(" and "), healed.as_secs_f64())))
         }
     };
-    Ok(Event { name: fault.name(), group: fault.group(), hit, from, to, ready })
+    Ok(Happened { events, ready_after: ready - healed, said, late })
+}
+
+/// A fault as a line of the story.
+fn line(event: &Event) -> String {
+    let hit: Vec<String> = event.hit.nodes.iter().map(|node| (node + 1).to_string()).collect();
+    let ready = event.ready.map(|ready| format!("{:.1} s", ready.saturating_sub(event.to).as_secs_f64()));
+    format!(
+        "{:>7.1} s  {:<16} node {:<6} {} (held {:.1} s, ready after {})",
+        event.from.as_secs_f64(),
+        event.name,
+        hit.join(","),
+        event.hit.what,
+        (event.to - event.from).as_secs_f64(),
+        ready.unwrap_or_else(|| "-".to_owned()),
+    )
 }
 
 /// Waits until every kind of client has a write acknowledged after `healed`; those that have not in time, in words.

@@ -7,11 +7,11 @@ use futures::future::BoxFuture;
 
 use super::{Fault, Group, Hit, steered};
 use crate::process::cluster::Cluster;
-use crate::process::control::{Clock, Control};
+use crate::process::control::Clock;
 use crate::process::rng::Rng;
 
-fn set(cluster: &Cluster, node: usize, clock: Clock) -> Result<(), String> {
-    cluster.control(node, Control { clock, ..Control::default() })
+fn set(cluster: &mut Cluster, node: usize, clock: Clock) -> Result<(), String> {
+    cluster.control(node, |control| control.clock = clock)
 }
 
 /// Minutes to days, either way.
@@ -24,6 +24,10 @@ impl Fault for Jump {
 
     fn group(&self) -> Group {
         Group::Clock
+    }
+
+    fn goes_beside_others(&self) -> bool {
+        true
     }
 
     fn possible(&self, cluster: &Cluster) -> bool {
@@ -57,6 +61,10 @@ impl Fault for Drift {
 
     fn group(&self) -> Group {
         Group::Clock
+    }
+
+    fn goes_beside_others(&self) -> bool {
+        true
     }
 
     fn possible(&self, cluster: &Cluster) -> bool {

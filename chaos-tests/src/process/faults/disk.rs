@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 
 use super::{Fault, Group, Hit, steered};
 use crate::process::cluster::Cluster;
-use crate::process::control::{Control, Disk};
+use crate::process::control::Disk;
 use crate::process::rng::Rng;
 
 /// A way in which a disk is bad.
@@ -46,6 +46,11 @@ impl Fault for Bad {
         Group::Disk
     }
 
+    fn goes_beside_others(&self) -> bool {
+        // Slow is not broken.
+        self.disk.slow_ms > 0
+    }
+
     fn possible(&self, cluster: &Cluster) -> bool {
         !cluster.steered().is_empty()
     }
@@ -57,13 +62,14 @@ impl Fault for Bad {
     fn inject<'a>(&'a self, cluster: &'a mut Cluster, rng: &'a mut Rng) -> BoxFuture<'a, Result<Hit, String>> {
         async move {
             let node = steered(cluster, rng)?;
-            cluster.control(node, Control { disk: self.disk, ..Control::default() })?;
+            cluster.control(node, |control| control.disk = self.disk)?;
             Ok(Hit::new(&[node], self.what))
         }
         .boxed()
     }
 
     fn heal<'a>(&'a self, cluster: &'a mut Cluster, hit: &'a Hit) -> BoxFuture<'a, Result<(), String>> {
-        async move { hit.nodes.iter().try_for_each(|node| cluster.control(*node, Control::default())) }.boxed()
+        async move { hit.nodes.iter().try_for_each(|node| cluster.control(*node, |control| control.disk = GOOD)) }
+            .boxed()
     }
 }

@@ -17,7 +17,7 @@ pub struct Pause {
 }
 
 /// Shorter than any election timeout.
-pub static SHORT: Pause = Pause { name: "pause-short", least_ms: 200, most_ms: 800 };
+pub static SHORT: Pause = Pause { name: "pause-short", least_ms: 100, most_ms: 500 };
 /// Longer than every election timeout: others have elected a new leader when it goes on.
 pub static LONG: Pause = Pause { name: "pause-long", least_ms: 3_000, most_ms: 7_000 };
 

@@ -62,6 +62,7 @@ fn flip(cluster: &mut Cluster, node: NodeIndex, rng: &mut Rng) -> Result<Hit, St
     let file = fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
     std::os::unix::fs::FileExt::write_all_at(&file, &[right[at] ^ 1 << bit], at as u64).map_err(failed)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    cluster.flips += 1;
     cluster.rot.push(Rot { node, path: path.clone(), right });
     Ok(Hit::new(&[node], format!("bit {bit} of byte {at} of {name}")))
 }
@@ -113,6 +114,10 @@ impl Fault for Running {
 
     fn group(&self) -> Group {
         Group::Disk
+    }
+
+    fn goes_beside_others(&self) -> bool {
+        true
     }
 
     fn possible(&self, cluster: &Cluster) -> bool {

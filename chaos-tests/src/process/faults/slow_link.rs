@@ -22,6 +22,10 @@ impl Fault for SlowLink {
         Group::Network
     }
 
+    fn goes_beside_others(&self) -> bool {
+        true
+    }
+
     fn possible(&self, cluster: &Cluster) -> bool {
         cluster.len() > 1
     }

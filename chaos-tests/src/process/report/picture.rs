@@ -232,21 +232,35 @@ fn leaders(sheet: &mut Sheet, story: &Story) {
     for node in 0..story.kinds.len() {
         let y = sheet.y + 4.0;
         sheet.rule(y + 5.0, "grid", &format!("node {}", node + 1));
-        let mine: Vec<_> = story.samples.iter().filter(|sample| sample.node == node).collect();
-        for (place, sample) in mine.iter().enumerate() {
-            let to = mine.get(place + 1).map_or(story.length, |next| next.at);
-            match sample.leads {
+        for (said, from, to) in spans(story, node) {
+            match said {
                 Some(true) => {
-                    let title = format!("node {} leads at {:.1} s", node + 1, sample.at.as_secs_f64());
-                    sheet.bar(&format!("leads n{}", node + 1), sample.at, to, (y, 10.0), &title);
+                    let (begin, end) = (from.as_secs_f64(), to.as_secs_f64());
+                    let title = format!("node {} leads from {begin:.1} s to {end:.1} s", node + 1);
+                    sheet.bar(&format!("leads n{}", node + 1), from, to, (y, 10.0), &title);
                 }
                 Some(false) => {}
-                None => sheet.bar("mute", sample.at, to, (y + 2.0, 6.0), "no answer"),
+                None => sheet.bar("mute", from, to, (y + 2.0, 6.0), "no answer"),
             }
         }
         sheet.y += 17.0;
     }
     sheet.y += 24.0;
+}
+
+/// Times in which a node said the same about leading.
+fn spans(story: &Story, node: usize) -> Vec<(Option<bool>, Duration, Duration)> {
+    let mut spans: Vec<(Option<bool>, Duration, Duration)> = Vec::new();
+    for sample in story.samples.iter().filter(|sample| sample.node == node) {
+        if let Some(last) = spans.last_mut() {
+            last.2 = sample.at;
+            if last.0 == sample.leads {
+                continue;
+            }
+        }
+        spans.push((sample.leads, sample.at, story.length));
+    }
+    spans
 }
 
 /// Resident memory, a line per node.
