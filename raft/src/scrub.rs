@@ -278,6 +278,8 @@ impl Replica {
             }
             self.scrub.corrections_due.store(true, Ordering::Release);
             self.seals_due.notify_one();
+            // An index that is being rebuilt may have waited for this segment.
+            self.state_machine.look_for_index_work();
         }
         Ok(settled)
     }

@@ -254,6 +254,8 @@ pub struct Index {
     work_bytes: AtomicU64,
     damaged: AtomicBool,
     rebuilding: AtomicBool,
+    /// The segment whose rot the rebuilding has met, and one more; 0 for none.
+    awaited: AtomicU64,
     /// Whether [`Index::work`] may have something to do; looked at after every applied log entry.
     due: AtomicBool,
     /// Full parts from which on whoever inserts helps: more than usual while the disk is full.
@@ -342,6 +344,7 @@ impl Index {
             work_bytes: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
             rebuilding: AtomicBool::new(false),
+            awaited: AtomicU64::new(0),
             due: AtomicBool::new(true),
             help_from: AtomicUsize::new(INDEX_FROZEN_MAX),
         };
@@ -744,6 +747,17 @@ impl Index {
     pub(crate) fn begin_rebuild(&self) {
         self.rebuilding.store(true, Ordering::Release);
         self.due.store(true, Ordering::Release);
+    }
+
+    /// The rebuilding does not get past this segment as it is.
+    pub(crate) fn wait_for_segment(&self, segment: u64) {
+        self.awaited.store(segment + 1, Ordering::Release);
+        self.due.store(true, Ordering::Release);
+    }
+
+    /// The segment that the rebuilding did not get past.
+    pub(crate) fn awaited_segment(&self) -> Option<u64> {
+        self.awaited.load(Ordering::Acquire).checked_sub(1)
     }
 
     /// Ends the rebuilding if everything up to `recorded` is in; whether it has ended. The applier records a transaction before

@@ -34,14 +34,38 @@ pub(crate) fn catch_up_at_open(core: &Core, last: TxId) -> Result<()> {
     if core.tx.end() - core.commit_record(TxId(next))?.offset > INDEX_OPEN_INSERT_BYTES {
         return Ok(());
     }
-    while rebuild_step(core, last, Memory::Bounded)? {
+    loop {
+        match rebuild_step(core, last, Memory::Bounded) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // Only a database that is open gets its segments mended, so it opens, and the rest is done in the background.
+            Err(error) => return wait_for_repair(core, error),
+        }
         help(core)?;
         if core.index.is_behind() {
             // The disk has no room for runs: opening does not wait for it, the rest is done in the background.
             return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Puts the rebuilding off when it has met a rotten segment; any other error is the caller's.
+fn wait_for_repair(core: &Core, error: Error) -> Result<()> {
+    match error {
+        Error::Corrupted { segment: Some(segment), .. } => {
+            tracing::error!(%error, "keys cannot be read, the index waits until the segment is mended");
+            core.ledger.suspect(segment);
+            core.index.wait_for_segment(segment);
+            Ok(())
+        }
+        other => Err(other),
+    }
+}
+
+/// Whether the rebuilding is put off until a segment is mended.
+pub(crate) fn waits_for_repair(core: &Core) -> bool {
+    core.index.is_rebuilding()
+        && core.index.awaited_segment().is_some_and(|segment| core.ledger.suspects().contains(&segment))
 }
 
 /// What becomes of a rebuilding that meets full in-memory parts.
@@ -55,7 +79,7 @@ enum Memory {
 
 /// Whether [`work`] has something to do.
 pub(crate) fn is_due(core: &Core) -> bool {
-    core.index.work_due()
+    core.index.work_due() && !waits_for_repair(core)
 }
 
 /// Does a bounded piece of what the index has to do besides taking transactions in: rebuilding, writing runs, merging. Whether
@@ -64,10 +88,15 @@ pub(crate) fn work(core: &Core) -> Result<bool> {
     if core.index.is_damaged() {
         core.index.start_over()?;
     }
+    if waits_for_repair(core) {
+        return Ok(false);
+    }
     if core.index.is_rebuilding() {
         let last = newest_recorded(core);
         let upto = TxId(last.0.min(core.index.newest_tx().0.saturating_add(INDEX_REBUILD_TXS)));
-        rebuild_step(core, upto, Memory::Bounded)?;
+        if let Err(error) = rebuild_step(core, upto, Memory::Bounded) {
+            return wait_for_repair(core, error).map(|()| false);
+        }
     }
     match core.index.work(&|tx| flushed(core, tx), INDEX_WORK_BYTES) {
         // It is noted, and the next call begins anew.
@@ -163,25 +192,28 @@ fn insert_up_to(core: &Core, last: TxId, memory: Memory) -> Result<()> {
         None => return Ok(()),
     };
     let through = core.commit_record(last)?.log_index;
+    // Damage lies somewhere in what would be read at once, so it is gone up to one by one.
+    let mut careful = false;
     while index <= through {
-        let frames = match core.ledger.read(index, LogIndex(through.0 + 1), REPLAY_READ_BYTES) {
+        let (to, bytes) = if careful { (index.0 + 1, 0) } else { (through.0 + 1, REPLAY_READ_BYTES) };
+        let frames = match core.ledger.read(index, LogIndex(to), bytes) {
             Ok(frames) => frames,
-            // Somewhere in what was read; the frame before the damage may be whole, so go on one by one.
-            Err(Error::Corrupted { .. }) => match core.ledger.read(index, LogIndex(index.0 + 1), 0) {
-                Ok(frames) => frames,
-                Err(error @ Error::Corrupted { .. }) => {
-                    tracing::error!(%error, index = index.0, "a log entry is damaged, its keys are checked by their hashes");
-                    while let Some((tx, commit)) = records.peek()?
-                        && commit.log_index == index
-                    {
-                        insert_proven(core, tx)?;
-                        records.skip();
-                    }
-                    index = LogIndex(index.0 + 1);
-                    continue;
+            Err(Error::Corrupted { .. }) if !careful => {
+                careful = true;
+                continue;
+            }
+            Err(error @ Error::Corrupted { .. }) => {
+                tracing::error!(%error, index = index.0, "a log entry is damaged, its keys are checked by their hashes");
+                while let Some((tx, commit)) = records.peek()?
+                    && commit.log_index == index
+                {
+                    insert_proven(core, tx)?;
+                    records.skip();
                 }
-                Err(error) => return Err(error),
-            },
+                index = LogIndex(index.0 + 1);
+                careful = false;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let Some((_, Frame { log_id, .. })) = frames.last() else { break };
@@ -224,7 +256,7 @@ pub(crate) fn insert(core: &Core, tx: TxId, record: &Record, position: Position,
 }
 
 /// For a frame whose checksum does not hold: when the keys still hash to the Alh of the transaction, the damage is
-/// elsewhere in the frame, and reads of the damaged value will say so.
+/// elsewhere in the frame, and reads of the damaged value will say so. Otherwise the segment is named as damaged.
 fn insert_proven(core: &Core, tx: TxId) -> Result<()> {
     let record = core.tx_record(tx)?;
     core.index.insert_tx(

@@ -84,7 +84,7 @@ impl Core {
         let inclusion =
             htree::prove_kept(header.nentries, number, KEPT_LEVELS, &digests, |nodes| parts.kept_nodes(nodes))?;
         let within = (number - numbers.start) as usize;
-        htree::verify(&inclusion, &digests[within], &header.eh).map_err(|_| self.bad_hash(tx))?;
+        htree::verify(&inclusion, &digests[within], &header.eh).map_err(|_| self.bad_keys(tx))?;
         let entry = group.swap_remove(within).named(tx, number, keys.swap_remove(within));
         Ok(ProvenEntry { header, entry, inclusion })
     }

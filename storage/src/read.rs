@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use alhambra_ledger::header::TxHeader;
-use alhambra_ledger::ids::{Revision, TxId};
+use alhambra_ledger::ids::{LogIndex, Revision, TxId};
 use alhambra_ledger::{Digest, aht, digest, entry, htree};
 use bytes::Bytes;
 
@@ -75,7 +75,7 @@ impl Core {
             bl_root: aht::root(bl_tx_id.0, &self.nodes())?,
             prev_alh,
         };
-        if header.alh().is_ok_and(|found| found == alh) { Ok(header) } else { Err(self.bad_hash(tx)) }
+        if header.alh().is_ok_and(|found| found == alh) { Ok(header) } else { Err(self.bad_keys(tx)) }
     }
 
     pub(crate) fn entry_digest(&self, tx: TxId, version: u16, key: &[u8], entry: &StoredEntry) -> Result<Digest> {
@@ -119,9 +119,22 @@ impl Core {
             entries.push(entry.named(tx, entries.len() as u32, key));
         }
         if htree::root(&digests) != header.eh {
-            return Err(self.bad_hash(tx));
+            return Err(self.bad_keys(tx));
         }
         Ok(TxRecord { header, entries })
+    }
+
+    /// The record of a transaction and its keys, which may go into the header, do not belong together. The record has its own checksum, so it is to blame only when the log entry with
+    /// the keys is whole.
+    pub(crate) fn bad_keys(&self, tx: TxId) -> Error {
+        let entry = self.commit_record(tx).and_then(|commit| {
+            let at = commit.log_index;
+            self.ledger.read(at, LogIndex(at.0 + 1), 0)
+        });
+        match entry {
+            Err(error @ Error::Corrupted { .. }) => error,
+            _ => self.bad_hash(tx),
+        }
     }
 
     /// One entry of a transaction, with the key that the caller knows it by.

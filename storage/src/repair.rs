@@ -17,6 +17,7 @@ use crate::core::Core;
 use crate::database::Database;
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
+use crate::indexing;
 use crate::limits::COPY_BYTES;
 use crate::rebuild;
 use crate::scrub::{self, Damaged};
@@ -132,6 +133,10 @@ fn repair(db: &Database, what: Damaged, source: Option<&dyn SegmentSource>) -> R
         Damaged::Index => {
             while core.index.is_damaged() || core.index.is_rebuilding() {
                 db.index_work()?;
+                if indexing::waits_for_repair(&core) {
+                    // It goes on by itself when the segment, which is damage of its own, is mended.
+                    return Ok(());
+                }
             }
             Ok(())
         }

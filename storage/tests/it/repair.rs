@@ -12,7 +12,7 @@ use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs};
 use alhambra_storage::{Damaged, Database, Error, Health, Result, SegmentVersion};
 
-use crate::scrub::{all_files, filled, grow, options, pass};
+use crate::scrub::{all_files, filled, grow, open, options, pass};
 use crate::support::{self, compare, dir};
 use crate::transfer::flip;
 
@@ -113,6 +113,41 @@ fn a_file_that_cannot_be_read_is_damage_and_comes_back_like_any_other() {
     for (path, bytes) in &before {
         let derived = path.extension().is_some_and(|e| e == "seg" || e == "log");
         assert!(!derived || all_files(&vfs)[path] == *bytes, "{}", path.display());
+    }
+}
+
+/// A segment that rotted while the database was closed, wherever, keys included, keeps it from nothing but the reads that need those
+/// bytes: what is derived stays, the database opens, the segment is named and mended, and then the index is whole, too.
+#[test]
+fn a_segment_that_rotted_while_the_database_was_closed_is_mended_when_it_is_open() {
+    let (vfs, db, model) = filled(12);
+    let (_, source) = copy(&vfs);
+    drop(db);
+    let derived = |vfs: &Arc<dyn Vfs>| -> Vec<(PathBuf, Vec<u8>)> {
+        let logs = ["tx", "commit", "aht"].map(|log| dir().join(log));
+        all_files(vfs).into_iter().filter(|(path, _)| logs.iter().any(|log| path.starts_with(log))).collect()
+    };
+    let (path, before) = (segment(1), derived(&vfs));
+    assert!(!before.is_empty());
+    for at in 256..all_files(&vfs)[&path].len() as u64 {
+        flip(&vfs, &path, at);
+        // Without an index every key is read again from the segments.
+        vfs.remove_dir_all(&dir().join("index")).expect("there");
+        let db = open(&vfs);
+        assert_eq!(derived(&vfs), before, "byte {at}: derived logs of a database whose segment has rotted");
+        let found = pass(&db, u64::MAX);
+        assert!(found.contains(&Damaged::Segment(1)), "byte {at}: {found:?}");
+        // Nobody waits for ever, and nothing is tried again and again.
+        while db.index_work().expect("healthy") {}
+        let mended = db.mend(Some(&source)).expect("healthy");
+        assert!(mended.repaired.contains(&Damaged::Segment(1)) && mended.waiting.is_empty(), "byte {at}: {mended:?}");
+        while db.index_work_due() {
+            db.index_work().expect("healthy");
+        }
+        assert_eq!(db.damaged(), [], "byte {at}");
+        if at % 16 == 0 {
+            compare(&db, &model);
+        }
     }
 }
 
