@@ -1,7 +1,18 @@
 //! Real processes under real faults, in the form that fits into a test; and that the judge can fail.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Runs share the processors, and each looks for what dead ones have left: one test at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The binary that users run lies beside ours: `cargo test --workspace` builds it.
 fn alhambra() -> PathBuf {
@@ -36,6 +47,7 @@ fn is_tidy(said: &str) {
 
 #[test]
 fn real_nodes_under_faults_lose_nothing_and_the_page_tells() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("chaos.html");
     let faults = "kill-leader,pause-long,isolate,one-way,slow-link,failing-disk,clock-jump,restart-all";
@@ -52,6 +64,7 @@ fn real_nodes_under_faults_lose_nothing_and_the_page_tells() {
 /// The same without namespaces, where every peer link goes through a proxy.
 #[test]
 fn loopback_has_partitions_and_slow_links_too() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let faults = "isolate,one-way,slow-link,unplug";
     let args = ["--loopback", "--seconds", "15", "--sdks", "none", "--faults", faults];
@@ -63,6 +76,7 @@ fn loopback_has_partitions_and_slow_links_too() {
 /// A judge that cannot fail shows nothing: syncs of segments that lie, and all nodes killed, lose acknowledged writes.
 #[test]
 fn syncs_that_lie_are_caught() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("chaos.html");
     let args = ["--plant", "syncs-lie", "--seed", "1", "--seconds", "8", "--sdks", "none", "--faults", "restart-all"];
@@ -78,10 +92,64 @@ fn syncs_that_lie_are_caught() {
 /// The same disk without the lie keeps everything, so that it is the lie that is caught above.
 #[test]
 fn the_same_schedule_with_honest_syncs_passes() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let args = ["--seed", "1", "--seconds", "8", "--sdks", "none", "--faults", "restart-all"];
     let output = chaos(&dir.path().join("chaos.html"), &args);
     assert!(output.status.success(), "{}", text(&output));
+}
+
+/// Waits until the run says that its nodes serve; what it said so far.
+fn until_it_serves(child: &mut Child) -> String {
+    let mut said = String::new();
+    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    while !said.contains("nodes serve") {
+        let read = lines.read_line(&mut said).expect("a line of text");
+        assert!(read > 0, "it ended early: {said}");
+    }
+    // It may go on talking to nobody.
+    std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    said
+}
+
+fn begin(report: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chaos"));
+    command.args(["--seconds", "600", "--sdks", "none", "--faults", "pause-long"]);
+    command.arg("--report").arg(report).arg("--alhambra").arg(alhambra()).stdout(Stdio::piped());
+    command.spawn().expect("the chaos program starts")
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process");
+    kill_process(id, signal).expect("it runs");
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_and_a_killed_one_is_tidied_up_by_the_next() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("chaos.html");
+    let folder = |child: &Child| std::env::temp_dir().join(format!("alhambra-chaos-{}", child.id()));
+
+    let mut interrupted = begin(&report);
+    let said = until_it_serves(&mut interrupted);
+    assert!(folder(&interrupted).is_dir());
+    signal(&interrupted, Signal::INT);
+    assert_eq!(interrupted.wait().expect("it ends").code(), Some(2));
+    assert!(!folder(&interrupted).exists());
+    is_tidy(&said);
+
+    let mut killed = begin(&report);
+    let said = until_it_serves(&mut killed);
+    signal(&killed, Signal::KILL);
+    killed.wait().expect("it ends");
+    let left = folder(&killed);
+    assert!(left.is_dir(), "SIGKILL leaves time for nothing");
+    let output = chaos(&report, &["--seconds", "1", "--sdks", "none", "--faults", "pause-short"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("left behind by an earlier run"), "{}", text(&output));
+    assert!(!left.exists());
+    is_tidy(&said);
 }
 
 #[test]

@@ -57,13 +57,16 @@ fn flip(cluster: &mut Cluster, node: NodeIndex, rng: &mut Rng) -> Result<Hit, St
         return Ok(Hit::new(&[node], "no closed segment yet: nothing was flipped"));
     };
     let failed = |error: io::Error| format!("{}: {error}", path.display());
-    let right = fs::read(&path).map_err(failed)?;
-    let at = (place % right.len().max(1) as u64) as usize;
+    let now = fs::read(&path).map_err(failed)?;
+    let at = (place % now.len().max(1) as u64) as usize;
     let file = fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
-    std::os::unix::fs::FileExt::write_all_at(&file, &[right[at] ^ 1 << bit], at as u64).map_err(failed)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[now[at] ^ 1 << bit], at as u64).map_err(failed)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     cluster.flips += 1;
-    cluster.rot.push(Rot { node, path: path.clone(), right });
+    // A file that is rotten already has been right before that.
+    if !cluster.rot.iter().any(|rot| rot.path == path) {
+        cluster.rot.push(Rot { node, path: path.clone(), right: now });
+    }
     Ok(Hit::new(&[node], format!("bit {bit} of byte {at} of {name}")))
 }
 
