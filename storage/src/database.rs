@@ -440,11 +440,11 @@ impl Database {
         self.core().seals.digest(segment, generation)
     }
 
-    /// Bytes of what stands behind the header of a closed segment, as they stand in the file, for a replica that repairs its
-    /// own.
+    /// Up to `len` bytes of what stands behind the header of a segment, as they stand in the file, for a replica that repairs its
+    /// own. Fewer where it ends, which of the open one is where it is durable.
     ///
     /// # Errors
-    /// [`crate::Error::NoSuchSegment`] when it is not closed or ends before; IO.
+    /// [`crate::Error::NoSuchSegment`] when it is of another generation, ends before, or is not there; IO.
     pub fn read_segment(&self, segment: u64, generation: u32, offset: u64, len: usize) -> Result<Bytes> {
         self.core().ledger.read_raw(segment, generation, offset, len)
     }

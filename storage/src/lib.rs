@@ -23,6 +23,7 @@ pub mod segment;
 pub mod transaction;
 pub mod transfer;
 pub mod txlog;
+pub mod unopened;
 pub mod vfs;
 
 mod ahtlog;
@@ -59,7 +60,9 @@ pub use read::ReadSnapshot;
 pub use repair::{FolderSource, Mended, SegmentRepair, SegmentSource, SegmentVote};
 pub use scrub::{Damaged, Progress, ScrubStep};
 pub use seal::{Health, SegmentVersion};
+pub use segment::TailPiece;
 pub use transaction::Transaction;
 pub use transfer::{FileRange, Manifest};
 pub use txlog::{EntryRecord, TxRecord};
+pub use unopened::{DamagedLog, FetchedSegment, Unopened};
 pub use waiting::OnApplied;

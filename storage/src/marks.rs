@@ -183,6 +183,11 @@ impl Marks {
         self.values.flushed.max(self.values.committed).map(|id| id.index)
     }
 
+    /// Log entries that were durable here once, and are still.
+    pub(crate) fn known(&self) -> impl Iterator<Item = LogId> {
+        [self.values.flushed, self.values.committed, self.values.purged].into_iter().flatten()
+    }
+
     fn set(&mut self, values: Values) -> Result<()> {
         if values == self.values {
             return Ok(());

@@ -27,19 +27,12 @@ use crate::rebuild;
 use crate::removal;
 use crate::segment::{Frame, Ledger, LedgerReport, LedgerSpec, RecoveryFloor};
 use crate::transfer;
-use crate::vfs::Vfs;
+use crate::vfs::{LockGuard, Vfs};
 use crate::waiting::Waiting;
 
 /// See [`Database::open`].
 pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: Options) -> Result<Database> {
-    vfs.create_dir_all(dir).map_err(|e| Error::io(FileOp::CreateDir, dir, e))?;
-    let lock_path = dir.join("lock");
-    let lock = vfs.lock(&lock_path).map_err(|e| Error::io(FileOp::Lock, &lock_path, e))?;
-    removal::must_not_be_removed(&*vfs, dir)?;
-    rebuild::remove(&*vfs, dir)?;
-    transfer::finish_install(&vfs, dir, spec)?;
-    Marks::must_be_there(&*vfs, dir, spec.id)?;
-    let marks = Marks::open(&*vfs, dir, spec.id)?;
+    let (lock, marks) = enter(&vfs, dir, spec)?;
     let (core, applier, report) = attach(&vfs, dir, spec, &options, &marks)?;
     let state_bytes = applier.state_bytes();
     let account = Account::new(&options.memory);
@@ -71,14 +64,26 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, options: O
     Ok(db)
 }
 
-/// Brings the files in `dir` to life.
-pub(crate) fn attach(
+/// Locks the folder, finishes what was interrupted in it, and reads what this node has promised.
+pub(crate) fn enter(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec) -> Result<(Box<dyn LockGuard>, Marks)> {
+    vfs.create_dir_all(dir).map_err(|e| Error::io(FileOp::CreateDir, dir, e))?;
+    let lock_path = dir.join("lock");
+    let lock = vfs.lock(&lock_path).map_err(|e| Error::io(FileOp::Lock, &lock_path, e))?;
+    removal::must_not_be_removed(&**vfs, dir)?;
+    rebuild::remove(&**vfs, dir)?;
+    transfer::finish_install(vfs, dir, spec)?;
+    Marks::must_be_there(&**vfs, dir, spec.id)?;
+    let marks = Marks::open(&**vfs, dir, spec.id)?;
+    Ok((lock, marks))
+}
+
+/// The checkpoint, and the floor below which no log entry may be missing.
+pub(crate) fn floor(
     vfs: &Arc<dyn Vfs>,
     dir: &Path,
     spec: DatabaseSpec,
-    options: &Options,
     marks: &Marks,
-) -> Result<(Core, Applier, LedgerReport)> {
+) -> Result<(Option<Checkpoint>, RecoveryFloor)> {
     let checkpoint = match checkpoint::read(&**vfs, dir, Some(spec.id)) {
         Err(error @ Error::Corrupted { .. }) => {
             tracing::error!(%error, "the checkpoint is damaged, deriving everything again from the ledger");
@@ -88,8 +93,20 @@ pub(crate) fn attach(
     };
     let checkpointed = checkpoint.as_ref().and_then(|checkpoint| checkpoint.state.applied);
     let durable_through = marks.durable_through().max(checkpointed.map(|id| id.index));
+    Ok((checkpoint, RecoveryFloor { durable_through }))
+}
+
+/// Brings the files in `dir` to life.
+pub(crate) fn attach(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    spec: DatabaseSpec,
+    options: &Options,
+    marks: &Marks,
+) -> Result<(Core, Applier, LedgerReport)> {
+    let (checkpoint, floor) = floor(vfs, dir, spec, marks)?;
+    let checkpointed = checkpoint.as_ref().and_then(|checkpoint| checkpoint.state.applied);
     let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
-    let floor = RecoveryFloor { durable_through };
     let (ledger, report) = Ledger::open(Arc::clone(vfs), &dir.join("ledger"), ledger_spec, floor, options.ledger)?;
     let ledger = Arc::new(ledger);
     let resume = |state, sizes| resume(vfs, dir, spec, options, Arc::clone(&ledger), state, sizes);

@@ -24,7 +24,7 @@ use crate::scrub::{self, Damaged};
 use crate::seal::SegmentVersion;
 use crate::segment::upkeep::Staged;
 use crate::segment::walk::{Step, Walk};
-use crate::segment::{SEGMENT_SUFFIX, file_name};
+use crate::segment::{Ledger, SEGMENT_SUFFIX, file_name};
 use crate::transfer::hash_range;
 use crate::vfs::{OpenMode, Vfs};
 
@@ -170,19 +170,31 @@ enum Read {
 }
 
 fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
-    let Some(view) = core.ledger.view(number) else { return Ok(Verdict::Sound) };
-    let path = core.ledger.segment_path(number);
+    let verdict = examine_bytes(&*db.vfs, &core.ledger, number)?;
+    if let (Verdict::Sound, Some(own)) = (&verdict, core.ledger.view(number).and_then(|view| view.version())) {
+        match core.seals.digest(number, own.generation) {
+            Some(sealed) if sealed != own.digest => return Ok(Verdict::Disputed { own: own.digest, sealed }),
+            _ => {}
+        }
+    }
+    Ok(verdict)
+}
+
+/// Compares with what is remembered, whatever the seal says.
+fn examine_bytes(vfs: &dyn Vfs, ledger: &Ledger, number: u64) -> Result<Verdict> {
+    let Some(view) = ledger.view(number) else { return Ok(Verdict::Sound) };
+    let path = ledger.segment_path(number);
     let rotten = |offset, damage| {
         let error = Error::Corrupted { path: path.clone(), segment: Some(number), offset, damage };
         Ok(Verdict::Rotten { error, own: view.version() })
     };
-    let file = match db.vfs.open(&path, OpenMode::Read) {
+    let file = match vfs.open(&path, OpenMode::Read) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return rotten(0, Damage::Missing),
         Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
     };
     let end = view.end();
-    match core.ledger.check_head(&view.info, &*file, end) {
+    match ledger.check_head(&view.info, &*file, end) {
         Ok(()) => {}
         Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => {
             return Ok(Verdict::Rotten { error, own: view.version() });
@@ -191,7 +203,7 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
     }
     let read = || -> Result<Read> {
         if view.info.generation > 0 {
-            return hash_range(&*db.vfs, &path, SEGMENT_HEADER_BYTES, end).map(Read::Digest);
+            return hash_range(vfs, &path, SEGMENT_HEADER_BYTES, end).map(Read::Digest);
         }
         let mut walk = Walk::new(&*file, &path, view.info.first_log_id, end);
         let mut hasher = Hasher::new();
@@ -205,9 +217,9 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
         }
     };
     let read = read();
-    if core.ledger.view(number).is_none_or(|now| now.epoch != view.epoch) {
+    if ledger.view(number).is_none_or(|now| now.epoch != view.epoch) {
         // Cut or written again meanwhile.
-        return examine(db, core, number);
+        return examine_bytes(vfs, ledger, number);
     }
     let found = match read {
         Ok(Read::Digest(digest)) => digest,
@@ -219,10 +231,7 @@ fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
     if found != own {
         return rotten(SEGMENT_HEADER_BYTES, Damage::Hash);
     }
-    match core.seals.digest(number, view.info.generation) {
-        Some(sealed) if sealed != own => Ok(Verdict::Disputed { own, sealed }),
-        _ => Ok(Verdict::Sound),
-    }
+    Ok(Verdict::Sound)
 }
 
 fn fetch(
@@ -303,13 +312,17 @@ pub struct SegmentVote {
 
 /// See [`Database::segment_vote`].
 pub(crate) fn vote(db: &Database, number: u64) -> Result<Option<SegmentVote>> {
-    let core = db.core();
+    vote_of(&*db.vfs, &db.core().ledger, number)
+}
+
+/// The same of a ledger of which nothing else may be open.
+pub(crate) fn vote_of(vfs: &dyn Vfs, ledger: &Ledger, number: u64) -> Result<Option<SegmentVote>> {
     loop {
-        let Some(view) = core.ledger.view(number) else { return Ok(None) };
+        let Some(view) = ledger.view(number) else { return Ok(None) };
         let Some(version) = view.version() else { return Ok(None) };
-        let whole = !matches!(examine(db, &core, number)?, Verdict::Rotten { .. });
+        let whole = !matches!(examine_bytes(vfs, ledger, number)?, Verdict::Rotten { .. });
         // Written again meanwhile: what was looked at may have been either.
-        if core.ledger.view(number).is_some_and(|now| now.info == view.info) {
+        if ledger.view(number).is_some_and(|now| now.info == view.info) {
             return Ok(Some(SegmentVote { version, bytes: view.info.stored_bytes, whole }));
         }
     }

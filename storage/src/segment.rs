@@ -28,6 +28,7 @@ mod readers;
 mod recover;
 mod scan;
 mod state;
+pub(crate) mod tail;
 pub(crate) mod upkeep;
 pub(crate) mod walk;
 mod writer;
@@ -49,6 +50,7 @@ use crate::vfs::{OpenMode, Vfs};
 use pruned::PrunedFile;
 pub(crate) use pruned::{Hole, segment_generation, view as pruned_view};
 pub(crate) use scan::bytes_before_zeros;
+pub use tail::TailPiece;
 
 use readers::Readers;
 use state::{CutSegment, State};
@@ -250,8 +252,9 @@ impl Ledger {
     /// frame in the ledger is durable. Reads the newest segment whole and, of each other one, two headers.
     ///
     /// # Errors
-    /// [`Error::Corrupted`] for a bad or missing frame at or below the floor or in a segment that is not the newest, for a
-    /// bad segment header that cannot be worked out again, and for segments that do not continue each other; [`Error::SegmentMissing`],
+    /// [`Error::Corrupted`] for a bad or missing frame at or below the floor in the newest segment, or in another one that has to be
+    /// read because its sidecar is no help, for a bad segment header that cannot be worked out again, and for segments that do not
+    /// continue each other; [`Error::SegmentMissing`],
     /// [`Error::ForeignDatabase`], [`Error::UnsupportedVersion`], [`Error::SegmentSizeMismatch`],
     /// [`Error::SegmentSizeInvalid`]; IO. A ledger that is refused has not been changed, but that a sidecar may have been
     /// made anew.

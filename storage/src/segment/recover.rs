@@ -40,8 +40,8 @@ pub(super) fn describes(sidecar: &SidecarHeader, layout: &Layout, segment: &Segm
         && sidecar.generation == segment.generation
 }
 
-pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered> {
-    let mut report = LedgerReport::default();
+/// The headers of all segments, and all segments but the newest.
+pub(super) fn chain(layout: &Layout, report: &mut LedgerReport) -> Result<(Vec<SegmentHeader>, Vec<Segment>)> {
     let count = sort_folder(layout)?;
     let mut headers: Vec<SegmentHeader> = Vec::new();
     for number in 0..count {
@@ -58,9 +58,16 @@ pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered
     for (at, header) in headers.iter().enumerate() {
         check_chain(layout, segments.last(), header)?;
         if let Some(next) = headers.get(at + 1) {
-            segments.push(closed_segment(layout, header, next, &mut report)?);
+            segments.push(closed_segment(layout, header, next, report)?);
         }
     }
+    Ok((headers, segments))
+}
+
+pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered> {
+    let mut report = LedgerReport::default();
+    let (headers, mut segments) = chain(layout, &mut report)?;
+    let count = headers.len() as u64;
     let mut open = match headers.last() {
         None => None,
         Some(header) => open_newest(layout, header, segments.last(), floor, &mut report)?,
@@ -132,24 +139,16 @@ fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, da
     let path = layout.segment_path(number);
     let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
     let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-    let stored_bytes = len.checked_sub(SEGMENT_HEADER_BYTES).filter(|bytes| *bytes > 0);
-    let stored_bytes = stored_bytes.ok_or_else(|| layout.corrupted(number, 0, damage))?;
-    let first_offset = match before {
-        None => 0,
-        Some(before) if before.generation > 0 => before.first_offset + before.frame_bytes,
-        Some(before) => {
-            let path = layout.segment_path(before.number);
-            let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
-            let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-            before.first_offset + (len - SEGMENT_HEADER_BYTES)
-        }
-    };
+    let stored_bytes = len.saturating_sub(SEGMENT_HEADER_BYTES);
     let sidecar = read_sidecar_header(layout, &layout.sidecar_path(number))?.map(|(_, sidecar)| sidecar);
     let sidecar = sidecar.filter(|sidecar| sidecar.database == layout.spec.database && sidecar.number == number);
-    let (first_log_id, frame_bytes, generation) = match sidecar {
-        Some(sidecar) => (sidecar.first_log_id, sidecar.frame_bytes, sidecar.generation),
+    let (first_offset, first_log_id, frame_bytes, generation) = match sidecar {
+        Some(SidecarHeader { first_offset, first_log_id, frame_bytes, generation, .. }) => {
+            (first_offset, first_log_id, frame_bytes, generation)
+        }
+        None if stored_bytes == 0 => return Err(layout.corrupted(number, 0, damage)),
         None => match first_frame(&*file, &path, stored_bytes)? {
-            Ok(log_id) => (log_id, stored_bytes, 0),
+            Ok(log_id) => (end_of(layout, before)?, log_id, stored_bytes, 0),
             Err(_) => return Err(layout.corrupted(number, 0, damage)),
         },
     };
@@ -167,6 +166,8 @@ fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, da
     };
     let header = if generation == 0 {
         layout.header_at_first(&info)
+    } else if stored_bytes == 0 {
+        return Err(layout.corrupted(number, 0, damage));
     } else {
         pruned::header_of_body(layout, &*file, stored_bytes, &info, generation, &path)?
     };
@@ -177,6 +178,18 @@ fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, da
         "the header of a segment is damaged; all that it says is known otherwise"
     );
     Ok(header)
+}
+
+/// Logical offset behind a segment that has no successor whose header could say it.
+fn end_of(layout: &Layout, segment: Option<&SegmentHeader>) -> Result<u64> {
+    let Some(segment) = segment else { return Ok(0) };
+    if segment.generation > 0 {
+        return Ok(segment.first_offset + segment.frame_bytes);
+    }
+    let path = layout.segment_path(segment.number);
+    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    Ok(segment.first_offset + len.saturating_sub(SEGMENT_HEADER_BYTES))
 }
 
 /// The log id of the first frame, or how it is damaged.
@@ -194,7 +207,7 @@ fn first_frame(file: &dyn File, path: &Path, stored_bytes: u64) -> Result<std::r
 }
 
 /// A segment starts where the one before ends.
-fn check_chain(layout: &Layout, before: Option<&Segment>, header: &SegmentHeader) -> Result<()> {
+pub(super) fn check_chain(layout: &Layout, before: Option<&Segment>, header: &SegmentHeader) -> Result<()> {
     let (number, continues) = match before {
         None => (0, header.first_offset == 0),
         Some(before) => (
@@ -222,12 +235,7 @@ fn closed_segment(
     let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
     let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
     let pruned = header.generation > 0;
-    let stored_bytes = file_bytes - SEGMENT_HEADER_BYTES;
-    let frame_bytes = if pruned { header.frame_bytes } else { stored_bytes };
-    if stored_bytes != header.stored_bytes(frame_bytes) {
-        return Err(layout.corrupted(number, file_bytes, Damage::Length));
-    }
-    let mut segment = Segment {
+    let of_frames = |frame_bytes: u64| Segment {
         number,
         first_offset: header.first_offset,
         first_log_id: header.first_log_id,
@@ -237,19 +245,31 @@ fn closed_segment(
         offsets: None,
         digest: None,
         generation: header.generation,
-        pruned_bytes: if pruned { stored_bytes } else { 0 },
+        pruned_bytes: if pruned { header.stored_bytes(frame_bytes) } else { 0 },
         hole_count: header.hole_count,
     };
     if let Some((_, sidecar)) = read_sidecar_header(layout, &layout.sidecar_path(number))? {
+        let mut segment = of_frames(if pruned { header.frame_bytes } else { sidecar.frame_bytes });
         segment.last_log_id = sidecar.last_log_id;
         let fits = describes(&sidecar, layout, &segment.info())
             && Some(next.first_log_id.index) == sidecar.last_log_id.index.next()
             && next.first_offset == segment.end_offset();
         if fits {
+            if file_bytes != SEGMENT_HEADER_BYTES + segment.info().stored_bytes {
+                // What it should be is known: it is mended as any that has rotted.
+                layout.suspects.lock().insert(number);
+                tracing::warn!(segment = number, bytes = file_bytes, "the file of a segment has the wrong length");
+            }
             segment.digest = Some(sidecar.digest);
             return Ok(segment);
         }
     }
+    let stored_bytes = file_bytes.saturating_sub(SEGMENT_HEADER_BYTES);
+    let frame_bytes = if pruned { header.frame_bytes } else { stored_bytes };
+    if file_bytes < SEGMENT_HEADER_BYTES || stored_bytes != header.stored_bytes(frame_bytes) {
+        return Err(layout.corrupted(number, file_bytes, Damage::Length));
+    }
+    let mut segment = of_frames(frame_bytes);
     let file = pruned::view(file, header, &path)?;
     let scan = scan::scan(&*file, &path, header.first_log_id, SEGMENT_HEADER_BYTES + frame_bytes)?;
     let (Some(last_log_id), true) = (scan.last_log_id, scan.frame_bytes == segment.frame_bytes) else {

@@ -236,19 +236,19 @@ impl Ledger {
         }
     }
 
-    /// `len` bytes of what stands behind the header of a closed segment, from `offset`, as they stand in its file: whoever
-    /// asks for them compares the digest of all of them.
+    /// Up to `len` bytes of what stands behind the header of a segment, from `offset`, as they stand in its file: whoever asks
+    /// for them finds out what they are worth. Fewer where it ends, which of the open one is where it is durable.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when it is not closed, of another generation, or ends before; IO.
+    /// [`Error::NoSuchSegment`] when it is of another generation, ends before, or is not there; IO.
     pub(crate) fn read_raw(&self, number: u64, generation: u32, offset: u64, len: usize) -> Result<Bytes> {
-        let end = (offset.checked_add(len as u64)).and_then(|end| end.checked_add(SEGMENT_HEADER_BYTES));
-        let whole = |view: &View| {
-            view.digest.is_some() && view.info.generation == generation && end.is_some_and(|end| end <= view.end())
-        };
-        self.view(number).filter(whole).ok_or(Error::NoSuchSegment { number })?;
+        let missing = || Error::NoSuchSegment { number };
+        let view = self.view(number).filter(|view| view.info.generation == generation).ok_or_else(missing)?;
+        let start = SEGMENT_HEADER_BYTES.checked_add(offset).ok_or_else(missing)?;
+        let there = view.end().checked_sub(start).ok_or_else(missing)?;
+        let len = usize::try_from(there).map_or(len, |there| len.min(there));
         let (file, path) = self.open_to_read(number)?;
-        file.read_at(SEGMENT_HEADER_BYTES + offset, len).map_err(|e| Error::io(FileOp::Read, &path, e))
+        file.read_at(start, len).map_err(|e| Error::io(FileOp::Read, &path, e))
     }
 }
 

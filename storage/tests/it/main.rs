@@ -38,5 +38,6 @@ mod swapped;
 mod transaction_rules;
 mod transactions;
 mod transfer;
+mod unopened;
 mod vfs_pooled;
 mod vfs_suite;

@@ -1,0 +1,194 @@
+//! A database that does not open because one of its closed segments has rotted: so much of it as it takes to put a whole
+//! segment in the place of that one. Nothing is applied, and votes, promises and log entries stay what they are.
+//!
+//! The same for a frame of the newest segment, of which nothing is agreed on yet but the log itself ([`DamagedLog`]).
+//!
+//! As in a database that is open, what takes a segment's place hashes to what the caller has agreed on with others, and what
+//! is remembered here since the frames were written speaks for this replica.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use alhambra_ledger::Digest;
+use alhambra_ledger::ids::LogId;
+use bytes::Bytes;
+
+use crate::checkpoint::Checkpoint;
+use crate::chunklog::ChunkLog;
+use crate::database::DatabaseSpec;
+use crate::error::{Error, Result};
+use crate::format::derived::LogKind;
+use crate::recover;
+use crate::repair::{self, SegmentVote};
+use crate::seal::{SealLog, SegmentVersion};
+use crate::segment::tail::DamagedTail;
+use crate::segment::upkeep::Staged;
+use crate::segment::{Ledger, LedgerOptions, LedgerSpec, TailPiece};
+use crate::vfs::{LockGuard, Vfs};
+
+/// See the module. Its folder is locked for as long as this lives.
+#[derive(Debug)]
+pub struct Unopened {
+    vfs: Arc<dyn Vfs>,
+    ledger: Ledger,
+    /// Generation and digest of sealed segments, as far as they can be read.
+    seals: BTreeMap<u64, (u32, Digest)>,
+    applied: Option<LogId>,
+    membership: Option<Bytes>,
+    _lock: Box<dyn LockGuard>,
+}
+
+impl Unopened {
+    /// Opens the log of the database in `dir`, and no more.
+    ///
+    /// # Errors
+    /// Those of [`crate::Database::open`] that come before anything is derived or applied: then nothing can be mended here.
+    pub fn open(vfs: Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec) -> Result<Self> {
+        let (lock, marks) = recover::enter(&vfs, dir, spec)?;
+        let (checkpoint, floor) = recover::floor(&vfs, dir, spec, &marks)?;
+        let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
+        let (ledger, _) =
+            Ledger::open(Arc::clone(&vfs), &dir.join("ledger"), ledger_spec, floor, LedgerOptions::default())?;
+        let seals = checkpoint.as_ref().map_or_else(BTreeMap::new, |checkpoint| seals(&vfs, dir, spec, checkpoint));
+        let state = checkpoint.map(|checkpoint| checkpoint.state);
+        let applied = state.as_ref().and_then(|state| state.applied);
+        let membership = state.and_then(|state| state.membership).map(|(_, members)| members);
+        Ok(Self { vfs, ledger, seals, applied, membership, _lock: lock })
+    }
+
+    /// The membership of the group as of the last checkpoint: opaque bytes of whoever proposed it.
+    pub fn membership(&self) -> Option<&Bytes> {
+        self.membership.as_ref()
+    }
+
+    /// What is remembered here of a closed segment, and whether its bytes, which are read for it, are that; `None` when it is
+    /// not closed.
+    ///
+    /// # Errors
+    /// IO.
+    pub fn segment_vote(&self, segment: u64) -> Result<Option<SegmentVote>> {
+        repair::vote_of(&*self.vfs, &self.ledger, segment)
+    }
+
+    /// The digest that was sealed of a segment in this generation, as far as that is known at the last checkpoint.
+    pub fn sealed_digest(&self, segment: u64, generation: u32) -> Option<Digest> {
+        self.seals.get(&segment).filter(|(sealed, _)| *sealed == generation).map(|(_, digest)| *digest)
+    }
+
+    /// Whether the segment may be replaced by one that has lost values: nothing is to be applied from it any more.
+    pub fn takes_later_generation(&self, segment: u64) -> bool {
+        let last = self.ledger.view(segment).map(|view| view.info.last_log_id);
+        last.is_some() && last <= self.applied
+    }
+
+    /// A file for what stands behind the header of a segment, of the version on which replicas have agreed.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`] when the segment is not closed, of a later generation, or of an earlier one from which
+    /// something is still to be applied; IO.
+    pub fn begin_segment_repair(&self, segment: u64, agreed: SegmentVersion) -> Result<FetchedSegment> {
+        let staged = self.ledger.begin_repair(segment, agreed)?;
+        let own = self.ledger.view(segment).map_or(0, |view| view.info.generation);
+        if agreed.generation > own && !self.takes_later_generation(segment) {
+            return Err(Error::NoSuchSegment { number: segment });
+        }
+        Ok(FetchedSegment(staged))
+    }
+
+    /// Puts the segment in place if it hashes to what was agreed on.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when it does not: then nothing is changed. IO.
+    pub fn finish_segment_repair(&self, fetched: &FetchedSegment) -> Result<()> {
+        self.ledger.replace(&fetched.0)
+    }
+}
+
+/// The seals as of the checkpoint; none when their log is damaged too, which only takes a witness away.
+fn seals(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, checkpoint: &Checkpoint) -> BTreeMap<u64, (u32, Digest)> {
+    let (chunk, len) = (checkpoint.sizes.chunk, checkpoint.sizes.seal);
+    let log = ChunkLog::open_read_only(vfs, dir.join("seal"), LogKind::Seal, spec.id, chunk, len);
+    SealLog::open(log).map_or_else(|_| BTreeMap::new(), |seals| seals.digests())
+}
+
+/// What was fetched of a segment, in a file that opening removes. Dropped unfinished it leaves everything as it was.
+#[derive(Debug)]
+pub struct FetchedSegment(Staged);
+
+impl FetchedSegment {
+    /// Takes the next bytes of what stands behind the header.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when they are too many; IO.
+    pub fn write(&mut self, piece: &[u8]) -> Result<()> {
+        self.0.write(piece)
+    }
+}
+
+/// A database that does not open because a frame of its newest segment has rotted of which it is known that it was durable
+/// here. The log is not cut there: that would forget what was acknowledged. Its folder is locked for as long as this lives.
+#[derive(Debug)]
+pub struct DamagedLog {
+    tail: DamagedTail,
+    membership: Option<Bytes>,
+    _lock: Box<dyn LockGuard>,
+}
+
+impl DamagedLog {
+    /// Looks at the database in `dir`; `None` when its newest segment has no such damage.
+    ///
+    /// # Errors
+    /// Those of [`crate::Database::open`] for what stands before it.
+    pub fn find(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec) -> Result<Option<Self>> {
+        let (lock, marks) = recover::enter(vfs, dir, spec)?;
+        let (checkpoint, floor) = recover::floor(vfs, dir, spec, &marks)?;
+        let state = checkpoint.map(|checkpoint| checkpoint.state);
+        let applied = state.as_ref().and_then(|state| state.applied);
+        let known = marks.known().chain(applied).collect();
+        let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
+        let tail = DamagedTail::find(vfs, &dir.join("ledger"), ledger_spec, floor, known)?;
+        let membership = state.and_then(|state| state.membership).map(|(_, members)| members);
+        Ok(tail.map(|tail| Self { tail, membership, _lock: lock }))
+    }
+
+    /// The membership of the group as of the last checkpoint: opaque bytes of whoever proposed it.
+    pub fn membership(&self) -> Option<&Bytes> {
+        self.membership.as_ref()
+    }
+
+    /// Number of the newest segment.
+    pub fn segment(&self) -> u64 {
+        self.tail.segment()
+    }
+
+    /// Where the damaged frame begins, bytes behind the header of the segment.
+    pub fn offset(&self) -> u64 {
+        self.tail.offset()
+    }
+
+    /// Judges bytes that another replica has there.
+    ///
+    /// # Errors
+    /// IO.
+    pub fn judge(&self, bytes: &Bytes) -> Result<TailPiece> {
+        self.tail.judge(bytes)
+    }
+
+    /// Whether what is left of the damaged frames speaks for a piece that fits: of each either the checksum or what it covers is
+    /// the same.
+    ///
+    /// # Errors
+    /// IO.
+    pub fn speaks_for(&self, piece: &Bytes) -> Result<bool> {
+        self.tail.speaks_for(piece)
+    }
+
+    /// Puts a piece that fits in the place of the damage: all of it or, after a crash, nothing.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when it does not fit; IO.
+    pub fn mend(&self, piece: &Bytes) -> Result<()> {
+        self.tail.mend(piece)
+    }
+}
