@@ -104,7 +104,7 @@ fn explain(readiness: &Readiness) -> String {
         let state = if group.ready { "ready" } else { "not ready" };
         let _ = write!(out, "{}: {state}, {leader}, applied {applied} of {committed} log entries", group.name);
         if let Some(Health::Failed { reason }) = &group.health {
-            let _ = write!(out, ", failed: {reason}; opened again when the disk answers");
+            let _ = write!(out, ", failed: {reason}");
         }
         if group.waits_for_space {
             out.push_str(", the disk is full: writes wait for space");
@@ -184,10 +184,7 @@ mod tests {
         assert_eq!(text, "not ready: serving\ndefaultdb: not ready, no known leader, applied 7 of 90 log entries\n");
         let damaged = GroupReadiness { health: Some(Health::Failed { reason: "rotten".into() }), ..group.clone() };
         let text = explain(&serving(vec![damaged]));
-        assert!(
-            text.ends_with("applied 7 of 90 log entries, failed: rotten; opened again when the disk answers\n"),
-            "{text}"
-        );
+        assert!(text.ends_with("applied 7 of 90 log entries, failed: rotten\n"), "{text}");
         let disk = DiskReport { free_bytes: 9, low_bytes: 10, low: true };
         let limit = WriteLimit::DiskLow { node: 1, free_bytes: 9, low_bytes: 10 };
         let full = GroupReadiness { waits_for_space: true, limit: Some(limit), ..group.clone() };

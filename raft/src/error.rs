@@ -172,6 +172,17 @@ pub enum GroupError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A segment of the database has rotted, and it does not open, or not start, without what stood there.
+    #[error("segment {segment} of the database in {dir} has rotted")]
+    Rotten {
+        /// Its folder.
+        dir: PathBuf,
+        /// Number of the segment.
+        segment: u64,
+        /// What met it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The consensus core does not start.
     #[error("the replica does not start")]
     Raft(#[source] Box<dyn std::error::Error + Send + Sync>),

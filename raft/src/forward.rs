@@ -60,7 +60,7 @@ pub enum ForwardError<E> {
     Remote(E),
 }
 
-/// Bytes of a closed segment, without its header.
+/// Bytes of a segment, without its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentPart {
     /// Number of the segment.
@@ -69,7 +69,7 @@ pub struct SegmentPart {
     pub generation: u32,
     /// First byte, counted from behind the header.
     pub offset: u64,
-    /// How many; at most [`SEGMENT_PART_BYTES_MAX`].
+    /// How many; at most [`SEGMENT_PART_BYTES_MAX`]. Fewer come where the segment ends.
     pub len: u32,
 }
 
@@ -119,8 +119,8 @@ pub trait Forward: Send + Sync + Debug {
         Box::pin(std::future::ready(None))
     }
 
-    /// Asks a node for bytes of a closed segment; none when it does not answer with so many by the deadline. They are not
-    /// believed before all of them have the right digest.
+    /// Asks a node for bytes of a segment; none when it does not answer by the deadline. They are not believed before it is
+    /// known that they are what has to stand there.
     fn segment_part(
         &self,
         _group: GroupId,

@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, LogId, TxId};
-use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{Citation, Command, ProposalEntry, Prune, Settings, TxProposal};
 use alhambra_storage::database::{Database, DatabaseSpec, Options};
+use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::memory::MemoryBudget;
+use alhambra_storage::{Damaged, SegmentVote};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -368,7 +369,12 @@ impl Group {
             let options = Options { applier_writes: false, ..Options::new(tuning.memory.clone()) };
             strands.log.run(move || Database::open(vfs, &dir, database, options)).await
         };
-        let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| storage_error(e.into()))?;
+        let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| match e {
+            StorageError::Corrupted { segment: Some(segment), .. } => {
+                GroupError::Rotten { dir: spec.dir.clone(), segment, source: e.into() }
+            }
+            other => storage_error(other.into()),
+        })?;
         let database = Arc::new(database);
         tuning.memory.watch(&database);
 
@@ -393,7 +399,11 @@ impl Group {
         let seed = random_u64(&env);
         let raft = Raft::new(spec.node_id, config, network, log_store, state_machine.clone());
         let raft = DeterministicRng::<TokioRuntime>::scope(seed, raft).await;
-        let raft = raft.map_err(|e| GroupError::Raft(Box::new(e)))?;
+        let raft = raft.map_err(|e| match first_rotten(&database) {
+            // The core starts by applying what the last checkpoint does not cover.
+            Some(segment) => GroupError::Rotten { dir: spec.dir.clone(), segment, source: Box::new(e) },
+            None => GroupError::Raft(Box::new(e)),
+        })?;
 
         let mut client = [0; 16];
         env.rng.fill(&mut client);
@@ -698,4 +708,12 @@ fn random_u64(env: &Env) -> u64 {
     let mut bytes = [0; 8];
     env.rng.fill(&mut bytes);
     u64::from_be_bytes(bytes)
+}
+
+/// The first segment in which somebody has come upon damage.
+pub(crate) fn first_rotten(database: &Database) -> Option<u64> {
+    database.damaged().into_iter().find_map(|what| match what {
+        Damaged::Segment(segment) => Some(segment),
+        _ => None,
+    })
 }

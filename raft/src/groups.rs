@@ -416,8 +416,9 @@ impl Groups {
         self.spawn(self.clone().watch_company(identity.clone(), network.clone(), channels));
         let spec = self.system_spec(&identity);
         let (group, unwanted) = match self.open_system(&identity, spec.clone(), &network).await {
-            Ok(opened) => opened,
-            Err(error) => return self.fail(StartError::SystemDatabase(error)),
+            Some(Ok(opened)) => opened,
+            Some(Err(error)) => return self.fail(StartError::SystemDatabase(error)),
+            None => return,
         };
         self.meta.attach(group.clone(), identity.members.clone());
         if !self.advance(Life::Serving) {
@@ -504,16 +505,19 @@ impl Groups {
         identity: &Identity,
         spec: GroupSpec,
         network: &Arc<Network>,
-    ) -> Result<(Arc<Group>, watch::Receiver<bool>), GroupError> {
+    ) -> Option<Result<(Arc<Group>, watch::Receiver<bool>), GroupError>> {
         let id = spec.group;
-        let unwanted = self.hosting.reserve(id, SYSTEM_DATABASE).expect("systemdb is opened once");
-        let group = self.open(spec, network).await?;
+        let mut unwanted = self.hosting.reserve(id, SYSTEM_DATABASE).expect("systemdb is opened once");
+        let group = match self.open_patiently(&spec, network, None, &mut unwanted).await? {
+            Ok(group) => group,
+            Err(error) => return Some(Err(error)),
+        };
         self.hosting.settle(id, Ok(group.clone()));
         // Only the initiator initialises: a member that has lost its files must not invent a new beginning.
         if identity.initiator == identity.node_id && !group.is_initialized().await {
             initialise(&group, &identity.members).await;
         }
-        Ok((group, unwanted))
+        Some(Ok((group, unwanted)))
     }
 
     async fn open(&self, spec: GroupSpec, network: &Arc<Network>) -> Result<Arc<Group>, GroupError> {

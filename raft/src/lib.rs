@@ -17,6 +17,7 @@
 //! | [`codec`] | bytes of membership frames and votes |
 //! | [`disk`] | room on the disks of the nodes, and when user writes are refused for it |
 //! | [`scrub`] | files are read again, rot is mended, by majority where that is needed |
+//! | [`mending`] | a database that does not open because it has rotted is mended from the others first |
 //! | [`error`] | errors by what the caller can do |
 
 mod charges;
@@ -34,6 +35,7 @@ mod hosting;
 pub mod link;
 pub mod log_store;
 mod membership;
+pub mod mending;
 pub mod meta;
 pub mod network;
 mod prune;

@@ -13,14 +13,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::Digest;
+use alhambra_ledger::ids::GroupId;
 use alhambra_storage::{Damaged, SegmentRepair, SegmentVersion, SegmentVote};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::forward::{SEGMENT_PART_BYTES_MAX, SegmentPart};
+use crate::forward::{Forward, SEGMENT_PART_BYTES_MAX, SegmentPart};
 use crate::group::Replica;
-use crate::strand::Chain;
+use crate::strand::{Chain, Strand};
 
 /// Read again per second and node unless configured, bytes: 10 GB take less than an hour.
 pub const SCRUB_BYTES_PER_SECOND_DEFAULT: u64 = 4 << 20;
@@ -38,7 +39,7 @@ const RETRY_WAIT: Duration = Duration::from_secs(10);
 /// A member reads a whole segment before it answers.
 const VOTE_WAIT: Duration = Duration::from_secs(30);
 /// A part of a segment has to come within this.
-const PART_WAIT: Duration = Duration::from_secs(15);
+pub(crate) const PART_WAIT: Duration = Duration::from_secs(15);
 
 /// How fast the groups of a node together read their files again.
 #[derive(Debug)]
@@ -130,7 +131,7 @@ fn majority(voters: &BTreeSet<u64>, votes: &BTreeMap<u64, SegmentVote>) -> Optio
 }
 
 /// Which version of a segment is to be here; none when nobody can say.
-fn agreed(
+pub(crate) fn agreed(
     own: &SegmentVote,
     sealed: Option<Digest>,
     questioned: bool,
@@ -148,6 +149,66 @@ fn agreed(
     // values are gone here never becomes one that has them.
     let known = majority(voters, votes).filter(|version| version.generation >= own.version.generation);
     known.filter(|version| !certain || version.generation > own.version.generation)
+}
+
+/// What nodes hold of a segment, as far as they answer.
+pub(crate) async fn ask(
+    forward: &dyn Forward,
+    group: GroupId,
+    segment: u64,
+    nodes: impl Iterator<Item = u64>,
+) -> BTreeMap<u64, SegmentVote> {
+    let deadline = Instant::now() + VOTE_WAIT;
+    let asked = nodes.map(|node| async move {
+        let vote = forward.segment_vote(group, node, segment, deadline).await;
+        vote.map(|vote| (node, vote))
+    });
+    futures::future::join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// A node from which a segment can be had.
+pub(crate) struct Sender<'a> {
+    pub(crate) forward: &'a dyn Forward,
+    pub(crate) group: GroupId,
+    pub(crate) node: u64,
+}
+
+impl Sender<'_> {
+    /// Receives what stands behind the header of a segment and has it written by `write`, on the strand. Answers `sink`, and
+    /// whether all of it came and was written; nothing when the executor has stopped.
+    pub(crate) async fn receive<S: Send + 'static>(
+        &self,
+        segment: u64,
+        vote: &SegmentVote,
+        strand: &Strand,
+        mut sink: S,
+        write: fn(&mut S, &[u8]) -> alhambra_storage::Result<()>,
+    ) -> Result<(S, bool), ()> {
+        let Self { forward, group, node } = *self;
+        let mut offset = 0;
+        while offset < vote.bytes {
+            let left = vote.bytes - offset;
+            let len = u32::try_from(left).map_or(SEGMENT_PART_BYTES_MAX, |left| left.min(SEGMENT_PART_BYTES_MAX));
+            let part = SegmentPart { segment, generation: vote.version.generation, offset, len };
+            let bytes = forward.segment_part(group, node, part, Instant::now() + PART_WAIT).await;
+            let Some(bytes) = bytes.filter(|bytes| bytes.len() == len as usize) else {
+                tracing::warn!(%group, segment, node, "a segment was not received");
+                return Ok((sink, false));
+            };
+            let write = move || {
+                let written = write(&mut sink, &bytes);
+                (sink, written)
+            };
+            let written;
+            (sink, written) = strand.run(write).await.map_err(drop)?;
+            if let Err(e) = written {
+                tracing::warn!(%group, segment, node, error = %Chain(&e), "a part of a segment cannot be written");
+                return Ok((sink, false));
+            }
+            offset += u64::from(len);
+        }
+        Ok((sink, true))
+    }
 }
 
 impl Replica {
@@ -252,7 +313,8 @@ impl Replica {
         let Ok(Some((own, sealed))) = own else { return Ok(false) };
         let membership = self.raft_metrics().membership_config;
         let voters: BTreeSet<u64> = membership.membership().voter_ids().collect();
-        let mut votes = self.ask_members(segment, membership.membership().nodes().map(|(id, _)| *id)).await;
+        let others = membership.membership().nodes().map(|(id, _)| *id).filter(|node| *node != self.node_id);
+        let mut votes = ask(&*self.forward, self.group, segment, others).await;
         votes.insert(self.node_id, own);
         let Some(agreed) = agreed(&own, sealed, questioned, &voters, &votes) else {
             tracing::error!(group = %self.group, segment, ?votes, "no majority of the voters agrees on a segment");
@@ -284,16 +346,6 @@ impl Replica {
         Ok(settled)
     }
 
-    /// What the other members hold.
-    async fn ask_members(&self, segment: u64, members: impl Iterator<Item = u64>) -> BTreeMap<u64, SegmentVote> {
-        let deadline = Instant::now() + VOTE_WAIT;
-        let asked = members.filter(|node| *node != self.node_id).map(|node| async move {
-            let vote = self.forward.segment_vote(self.group, node, segment, deadline).await;
-            vote.map(|vote| (node, vote))
-        });
-        futures::future::join_all(asked).await.into_iter().flatten().collect()
-    }
-
     /// Replaces a segment by that of a node, if that is what its vote says; whether it was.
     async fn fetch_segment(&self, node: u64, segment: u64, vote: &SegmentVote) -> Result<bool, ()> {
         let database = self.database.clone();
@@ -306,24 +358,12 @@ impl Replica {
                 return Ok(false);
             }
         };
-        let mut offset = 0;
-        while offset < vote.bytes {
-            let left = vote.bytes - offset;
-            let len = u32::try_from(left).map_or(SEGMENT_PART_BYTES_MAX, |left| left.min(SEGMENT_PART_BYTES_MAX));
-            let part = SegmentPart { segment, generation: agreed.generation, offset, len };
-            let bytes = self.forward.segment_part(self.group, node, part, Instant::now() + PART_WAIT).await;
-            let came = bytes.filter(|bytes| bytes.len() == len as usize);
-            let written;
-            (repair, written) = match came {
-                Some(bytes) => self.write_part(repair, bytes).await?,
-                None => (repair, false),
-            };
-            if !written {
-                tracing::warn!(group = %self.group, segment, node, "a segment was not received");
-                self.strands.scrub.submit(move || drop(repair));
-                return Ok(false);
-            }
-            offset += u64::from(len);
+        let came;
+        let from = Sender { forward: &*self.forward, group: self.group, node };
+        (repair, came) = from.receive(segment, vote, &self.strands.scrub, repair, SegmentRepair::write).await?;
+        if !came {
+            self.strands.scrub.submit(move || drop(repair));
+            return Ok(false);
         }
         let database = self.database.clone();
         match self.strands.scrub.run(move || repair.finish(&database)).await.map_err(drop)? {
@@ -333,18 +373,6 @@ impl Replica {
                 Ok(false)
             }
         }
-    }
-
-    /// The repair as it goes on, and whether it does.
-    async fn write_part(&self, mut repair: SegmentRepair, bytes: Bytes) -> Result<(SegmentRepair, bool), ()> {
-        let written = self.strands.scrub.run(move || {
-            let written = repair.write(&bytes);
-            if let Err(e) = &written {
-                tracing::warn!(error = %Chain(e), "a part of a segment cannot be written");
-            }
-            (repair, written.is_ok())
-        });
-        written.await.map_err(drop)
     }
 
     /// For another member.

@@ -1,9 +1,11 @@
 //! A group whose disk failed is closed and opened again, with pauses that grow, for as long as the node runs. The process
 //! goes on, and so do the other groups; callers find no group meanwhile and try another node or again later.
 //!
-//! Opening is what finds out what the disk holds: nothing of the failed incarnation is believed. What a disk holds wrongly
-//! is not opened again and again; only what a disk refuses is.
+//! Opening is what finds out what the disk holds: nothing of the failed incarnation is believed. What a disk refuses is opened
+//! again and again; a segment that has rotted is fetched from the other members first ([`crate::mending`]), however long it takes
+//! until enough of them are there; what else a disk holds wrongly is not opened again.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -15,9 +17,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Groups, LOOK_AGAIN, with_sources};
 use crate::error::GroupError;
-use crate::group::{Group, GroupSpec, Health};
+use crate::group::{Group, GroupSpec, Health, first_rotten};
 use crate::hosting::until_unwanted;
+use crate::mending::{Mending, mend};
 use crate::network::Network;
+use crate::strand::Chain;
 
 /// Pause before a group is opened again; doubles with each attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -33,8 +37,8 @@ fn longer(pause: Duration) -> Duration {
 }
 
 impl Groups {
-    /// Opens a group; for as long as the disk refuses, again and again, without the permit. Nothing when it is not open by
-    /// the time at which it is not wanted any more.
+    /// Opens a group; for as long as the disk refuses, or a rotten segment is to be had from nobody, again and again, without the
+    /// permit. Nothing when it is not open by the time at which it is not wanted any more.
     pub(super) async fn open_patiently(
         &self,
         spec: &GroupSpec,
@@ -43,17 +47,39 @@ impl Groups {
         unwanted: &mut watch::Receiver<bool>,
     ) -> Option<Result<Arc<Group>, GroupError>> {
         let mut pause = PAUSE_MIN;
+        let mut said: Option<Arc<str>> = None;
+        let mut mended = BTreeSet::new();
         loop {
             let error = match self.open(spec.clone(), network).await {
-                Err(error) if is_of_the_disk(&error) => error,
+                Err(error) => error,
                 answer => return Some(answer),
             };
-            let reason: Arc<str> = with_sources(&error).into();
+            let reason: Arc<str> = match error {
+                GroupError::Rotten { dir, segment, source } => {
+                    permit.take();
+                    match self.mend_unopened(spec, segment, network, unwanted).await? {
+                        Mending::Mended(place) if mended.insert((segment, place)) => {
+                            pause = PAUSE_MIN;
+                            continue;
+                        }
+                        // It is what the group agrees on, and does not open with it.
+                        Mending::Mended(_) => return Some(Err(GroupError::Rotten { dir, segment, source })),
+                        Mending::Waits(why) => why.into(),
+                        Mending::Hopeless(why) => {
+                            let source = format!("{why} ({})", Chain(&*source)).into();
+                            return Some(Err(GroupError::Rotten { dir, segment, source }));
+                        }
+                    }
+                }
+                error if is_of_the_disk(&error) => {
+                    format!("{}; opened again when the disk answers", with_sources(&error)).into()
+                }
+                error => return Some(Err(error)),
+            };
             // Said once; the readiness page keeps saying it.
-            if pause == PAUSE_MIN {
-                tracing::error!(group = %spec.group, name = spec.name, %reason, "the disk does not let the database open");
-            } else {
-                tracing::debug!(group = %spec.group, name = spec.name, %reason, "the database still does not open");
+            if said.as_ref() != Some(&reason) {
+                tracing::error!(group = %spec.group, name = spec.name, %reason, "the database does not open yet");
+                said = Some(reason.clone());
             }
             self.hosting.settle(spec.group, Err(reason));
             permit.take();
@@ -62,6 +88,33 @@ impl Groups {
             }
             pause = longer(pause);
         }
+    }
+
+    /// Fetches a segment of a database that is not open from its other members; nothing when it is not wanted any more.
+    async fn mend_unopened(
+        &self,
+        spec: &GroupSpec,
+        segment: u64,
+        network: &Arc<Network>,
+        unwanted: &mut watch::Receiver<bool>,
+    ) -> Option<Mending> {
+        let text = format!("segment {segment} of {} has rotted; it is fetched from other members", spec.name);
+        self.hosting.settle(spec.group, Err(text.into()));
+        let members = self.members_of(spec);
+        tokio::select! {
+            biased;
+            // False when nobody can say so any more, because the node stops.
+            _ = until_unwanted(unwanted) => None,
+            mending = mend(&self.env, spec, segment, &members, &**network) => Some(mending),
+        }
+    }
+
+    /// Where the database is, as far as this node knows without opening it: all are on all nodes, `systemdb` first.
+    fn members_of(&self, spec: &GroupSpec) -> BTreeSet<u64> {
+        let record = self.meta.databases().into_iter().find(|record| record.group == spec.group);
+        let members = record.map(|record| record.members);
+        let members = members.or_else(|| self.identity().map(|identity| identity.members));
+        members.into_iter().flatten().map(|(node, _)| node).collect()
     }
 
     /// Opens the group again whenever it has stopped itself. Ends when it is closed because it is not wanted any more, when
@@ -83,9 +136,16 @@ impl Groups {
                 () = group.ended() => {}
             }
             let Health::Failed { reason } = group.status().health else { return };
+            // What stopped it may be rot that it had no time to mend, and that would stop it again.
+            let rotten = first_rotten(group.database());
             self.close_failed(group, &spec, reason).await;
             pause = if began.elapsed() > WORKED { PAUSE_MIN } else { longer(pause) };
             if pass(pause, &mut unwanted).await {
+                return;
+            }
+            if let Some(segment) = rotten
+                && self.mend_unopened(&spec, segment, network, &mut unwanted).await.is_none()
+            {
                 return;
             }
             match self.open_patiently(&spec, network, None, &mut unwanted).await {
@@ -146,7 +206,7 @@ async fn pass(pause: Duration, unwanted: &mut watch::Receiver<bool>) -> bool {
 /// Whether the disk refused, so that the same call may succeed later.
 fn is_of_the_disk(error: &GroupError) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> = match error {
-        GroupError::Storage { source, .. } => Some(&**source),
+        GroupError::Storage { source, .. } | GroupError::Rotten { source, .. } => Some(&**source),
         // The core starts by reading what was opened just before.
         GroupError::Raft(_) => return true,
         GroupError::Tuning(_) => None,

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
 use alhambra_raft::env::{BoxIo, Clock, Env, Executor, Listener, Net, Rng};
-use alhambra_raft::error::{MembershipError, ProposeError, ReadError};
+use alhambra_raft::error::{GroupError, MembershipError, ProposeError, ReadError};
 use alhambra_raft::forward::{Forward, ForwardError, ReadIndex, SegmentPart, Written};
 use alhambra_raft::group::{Group, GroupSpec, Level, ReadPoint, Tuning};
+use alhambra_raft::mending::{Mending, mend};
 use alhambra_raft::snapshot::SnapshotData;
 use alhambra_raft::types::{RaftVote, TypeConfig};
 use alhambra_storage::SegmentVote;
@@ -445,7 +446,8 @@ impl Forward for Links {
             let mut board = self.switch.0.lock();
             if board.spoil_parts > 0 {
                 board.spoil_parts -= 1;
-                bytes[part.len as usize / 2] ^= 0x10;
+                let at = (bytes.len() / 2).min(60);
+                bytes[at] ^= 0x10;
             }
             Some(bytes.into())
         })
@@ -461,8 +463,14 @@ impl Links {
     ) -> Option<T> {
         let group = self.way::<()>(node, deadline).await.ok()?;
         let answer = call(group).await?;
-        self.back::<()>(node, deadline).await.ok()?;
-        Some(answer)
+        match self.switch.carry(node, self.from).await {
+            // The node may ask before its own replica is open.
+            Ok(_) | Err(NoWay::Down) => Some(answer),
+            Err(NoWay::Lost) => {
+                tokio::time::sleep_until(deadline).await;
+                None
+            }
+        }
     }
 
     async fn way<E>(&self, to: u64, deadline: Instant) -> Result<Arc<Group>, ForwardError<E>> {
@@ -550,11 +558,46 @@ impl Cluster {
 
     /// Starts a node that is down or new.
     pub async fn start(&mut self, id: u64) {
-        let machine = self.machines.entry(id).or_insert_with(|| Machine {
+        self.try_start(id).await.unwrap_or_else(|e| panic!("node {id} does not start: {e:?}"));
+    }
+
+    /// The same, for a node that may not start.
+    pub async fn try_start(&mut self, id: u64) -> Result<(), GroupError> {
+        self.machines.entry(id).or_insert_with(|| Machine {
             disk: MemVfs::new(),
             held: tokio::sync::watch::Sender::new(false),
             boot: None,
         });
+        let (vfs, env) = self.env(id);
+        let links = Links { from: id, switch: self.switch.clone() };
+        let group = Group::start(env, self.spec(id), self.tuning.clone(), links.clone(), Arc::new(links)).await?;
+        self.switch.0.lock().nodes.insert(id, group.clone());
+        self.machines.get_mut(&id).unwrap().boot = Some((vfs, group));
+        Ok(())
+    }
+
+    /// Tries to mend a segment of a node that is down from the others.
+    pub async fn mend(&self, id: u64, segment: u64) -> Mending {
+        let links = Links { from: id, switch: self.switch.clone() };
+        let members = self.machines.keys().copied().collect();
+        mend(&self.env(id).1, &self.spec(id), segment, &members, &links).await
+    }
+
+    fn spec(&self, id: u64) -> GroupSpec {
+        GroupSpec {
+            group: GroupId(1),
+            name: "defaultdb".to_owned(),
+            database: DATABASE,
+            segment_bytes: self.segment_bytes,
+            settings: self.settings.clone(),
+            dir: PathBuf::from("/data/db"),
+            node_id: id,
+        }
+    }
+
+    /// What a node that is down starts with.
+    fn env(&self, id: u64) -> (Arc<BootVfs>, Env) {
+        let machine = &self.machines[&id];
         assert!(machine.boot.is_none(), "node {id} is up");
         let vfs = Arc::new(BootVfs { disk: machine.disk.clone(), state: Arc::default() });
         let slow = SlowDisk { strands: Mutex::default(), held: machine.held.clone() };
@@ -566,20 +609,7 @@ impl Cluster {
             executor,
             net: Arc::new(NoNet),
         };
-        let spec = GroupSpec {
-            group: GroupId(1),
-            name: "defaultdb".to_owned(),
-            database: DATABASE,
-            segment_bytes: self.segment_bytes,
-            settings: self.settings.clone(),
-            dir: PathBuf::from("/data/db"),
-            node_id: id,
-        };
-        let links = Links { from: id, switch: self.switch.clone() };
-        let group = Group::start(env, spec, self.tuning.clone(), links.clone(), Arc::new(links)).await;
-        let group = group.unwrap_or_else(|e| panic!("node {id} does not start: {e:?}"));
-        self.switch.0.lock().nodes.insert(id, group.clone());
-        machine.boot = Some((vfs, group));
+        (vfs, env)
     }
 
     /// The node goes down at once; what happens to its disk is said by `how`.
@@ -632,6 +662,12 @@ impl Cluster {
     /// From now on the node's disk says that it has synced segments and has not.
     pub fn let_disk_lie(&self, id: u64) {
         self.machines[&id].boot.as_ref().expect("the node is up").0.state.lies.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets the length of a file of the database on the node's disk.
+    pub fn cut_file(&self, id: u64, path: &str, len: u64) {
+        let file = self.machines[&id].disk.open(&Path::new("/data/db").join(path), OpenMode::ReadWrite).unwrap();
+        file.set_len(len).unwrap();
     }
 
     /// Inverts one byte of a file of the database.

@@ -18,7 +18,8 @@ use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Citation, Prune, PruneTarget, Settings};
 use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::vfs::faulty::FaultyVfs;
-use alhambra_storage::vfs::mem::MemVfs;
+use alhambra_storage::vfs::mem::{Crash, MemVfs};
+use alhambra_storage::vfs::{OpenMode, Vfs as _};
 use tokio::time::Instant;
 
 use crate::cluster::{peek, set};
@@ -54,6 +55,7 @@ pub fn user(name: &str) -> User {
 struct Node {
     disk: MemVfs,
     faulty: FaultyVfs,
+    spec: NodeSpec,
     groups: Arc<Groups>,
 }
 
@@ -83,8 +85,8 @@ impl Nodes {
                 disk: LIMITS,
                 apply_lag_max: 100,
             };
-            let groups = Groups::start(Env::production(Arc::new(faulty.clone())), spec).await.unwrap();
-            nodes.push(Node { disk, faulty, groups });
+            let groups = Groups::start(Env::production(Arc::new(faulty.clone())), spec.clone()).await.unwrap();
+            nodes.push(Node { disk, faulty, spec, groups });
         }
         let nodes = Self(nodes);
         nodes.ready().await;
@@ -98,6 +100,28 @@ impl Nodes {
         nodes.0[0].groups.meta().create_database(orders, false, soon()).await.unwrap();
         nodes.ready().await;
         nodes
+    }
+
+    /// Kills a node; what it had written stays.
+    async fn kill(&mut self, node: usize) {
+        let node = &mut self.0[node];
+        node.faulty.break_below(Path::new("/data"), ErrorKind::Other);
+        node.groups.shutdown(soon()).await;
+        node.disk.crash(Crash::Process);
+    }
+
+    /// Starts a node again that was killed.
+    async fn start(&mut self, node: usize) {
+        let node = &mut self.0[node];
+        node.faulty = FaultyVfs::on_memory(node.disk.clone());
+        node.groups = Groups::start(Env::production(Arc::new(node.faulty.clone())), node.spec.clone()).await.unwrap();
+    }
+
+    /// The folder of a database on a node.
+    fn folder(&self, node: usize, name: &str) -> PathBuf {
+        let names = self.0[node].disk.read_dir(Path::new("/data/databases")).unwrap();
+        let (folder, _) = names.into_iter().find(|(folder, _)| folder.starts_with(&format!("{name}."))).unwrap();
+        Path::new("/data/databases").join(folder)
     }
 
     async fn ready(&self) {
@@ -234,11 +258,8 @@ fn databases_of_the_node_whose_files_answer_go_on() {
     run(async {
         let nodes = Nodes::three().await;
         let broken = nodes.leader("orders").await;
-        let folders = nodes.0[broken].disk.clone();
-        let names = alhambra_storage::vfs::Vfs::read_dir(&folders, Path::new("/data/databases")).unwrap();
-        let (orders, _) = names.into_iter().find(|(name, _)| name.starts_with("orders.")).unwrap();
         let before = nodes.readiness(broken, DEFAULT_DATABASE).reopened;
-        let folder = Path::new("/data/databases").join(orders);
+        let folder = nodes.folder(broken, "orders");
         let keys = nodes.fail_and_mend(broken, &folder, "orders", "k").await;
         let tx = nodes.put(broken, DEFAULT_DATABASE, "elsewhere").await;
         assert!(tx.0 > 0);
@@ -282,6 +303,72 @@ fn systemdb_is_opened_again_like_any_other() {
         };
         meta.create_database(record, false, soon()).await.unwrap();
         nodes.put(broken, "later", "k").await;
+        nodes.stop().await;
+    });
+}
+
+/// Inverts a byte of the second entry of a database's first segment; answers the bytes before.
+fn rot(disk: &MemVfs, folder: &Path) -> Vec<u8> {
+    let file = disk.open(&folder.join("ledger/0000000000.seg"), OpenMode::ReadWrite).unwrap();
+    let bytes = file.read_at(0, usize::try_from(file.len().unwrap()).unwrap()).unwrap();
+    let len = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let second = 256 + 8 + len(256);
+    assert!(len(second) > 0);
+    let at = second + 8 + len(second) - 1;
+    file.write_at(at as u64, &[!bytes[at]]).unwrap();
+    bytes.to_vec()
+}
+
+#[test]
+fn what_rotted_before_a_restart_is_mended_from_the_others_and_waited_for_while_they_cannot_help() {
+    run(async {
+        let mut nodes = Nodes::three().await;
+        let keys: Vec<String> = (0..10).map(|n| format!("k{n}")).collect();
+        for key in &keys {
+            nodes.put(0, "orders", key).await;
+        }
+        nodes.assert_equal("orders", &keys).await;
+        let rotten = (nodes.leader("orders").await + 1) % 3;
+        let folders = [PathBuf::from("/data/systemdb"), nodes.folder(rotten, "orders")];
+        nodes.kill(rotten).await;
+        let disk = nodes.0[rotten].disk.clone();
+        let whole = folders.clone().map(|folder| rot(&disk, &folder));
+        // The replicas of the others are closed, all but those of `systemdb`.
+        let others = [(rotten + 1) % 3, (rotten + 2) % 3];
+        for other in others {
+            nodes.0[other].faulty.break_below(Path::new("/data/databases"), ErrorKind::Other);
+        }
+        let closed = || others.iter().all(|other| nodes.0[*other].groups.group_by_name("orders").is_none());
+        while !closed() {
+            if let Some(group) = others.iter().find_map(|other| nodes.0[*other].groups.group_by_name("orders")) {
+                let deadline = Instant::now() + Duration::from_millis(200);
+                let _ = group.propose(set("unknown", "v"), deadline).await;
+            }
+        }
+        nodes.start(rotten).await;
+        until("it says what it waits for", || {
+            let groups = nodes.0[rotten].groups.ready().groups;
+            groups.iter().any(|group| match (&group.health, group.name.as_str()) {
+                (Some(Health::Failed { reason }), "orders") => {
+                    reason.starts_with("segment 0 of orders has rotted; waiting for other members") && !group.ready
+                }
+                _ => false,
+            })
+        })
+        .await;
+        assert!(nodes.0[rotten].groups.group_by_name("systemdb").is_some(), "the others could help with this one");
+        assert!(nodes.0[rotten].groups.group_by_name("orders").is_none());
+        for other in others {
+            nodes.0[other].faulty.set_broken(None);
+        }
+        nodes.ready().await;
+        nodes.assert_equal("orders", &keys).await;
+        for (folder, whole) in folders.iter().zip(&whole) {
+            let file = disk.open(&folder.join("ledger/0000000000.seg"), OpenMode::Read).unwrap();
+            let frames_then = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+            assert_eq!(file.read_at(0, frames_then).unwrap(), &whole[..frames_then], "{}", folder.display());
+        }
+        nodes.put(rotten, "orders", "later").await;
         nodes.stop().await;
     });
 }

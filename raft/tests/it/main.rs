@@ -11,6 +11,7 @@ mod fuzz;
 mod lifecycle;
 mod links;
 mod memory;
+mod mending;
 mod nodes;
 mod pruning;
 mod quotas;
