@@ -15,6 +15,9 @@ use crate::cluster::{Cluster, put, run, until};
 const SEGMENT_BYTES: u64 = 1_024;
 const HEADER: u64 = 256;
 
+/// What is done to the disk of a node.
+type Harm = Box<dyn Fn(&Cluster, u64)>;
+
 fn file(segment: u64) -> String {
     format!("ledger/{segment:010}.seg")
 }
@@ -57,17 +60,10 @@ fn waits(mending: &Mending) -> &str {
 #[test]
 fn a_replica_that_rotted_before_a_restart_is_mended_from_the_others_and_opens() {
     run(async {
+        let flip = |at: u64| Box::new(move |cluster: &Cluster, id: u64| cluster.flip(id, &file(1), at)) as Harm;
+        let cut = |len: u64| Box::new(move |cluster: &Cluster, id: u64| cluster.cut_file(id, &file(1), len)) as Harm;
         // In a frame's length, in a checksum, in a value; nothing behind the first frame; nothing at all.
-        let flip = |at: u64| move |cluster: &Cluster, id: u64| cluster.flip(id, &file(1), at);
-        let cut = |len: u64| move |cluster: &Cluster, id: u64| cluster.cut_file(id, &file(1), len);
-        let harms: [Box<dyn Fn(&Cluster, u64)>; 6] = [
-            Box::new(flip(HEADER)),
-            Box::new(flip(HEADER + 5)),
-            Box::new(flip(700)),
-            Box::new(cut(HEADER + 150)),
-            Box::new(cut(HEADER - 20)),
-            Box::new(cut(0)),
-        ];
+        let harms = [flip(HEADER), flip(HEADER + 5), flip(700), cut(HEADER + 150), cut(HEADER - 20), cut(0)];
         for (number, harm) in harms.iter().enumerate() {
             let (mut cluster, down, files) = crashed(3).await;
             let promised = vote(&cluster, down);
@@ -163,7 +159,7 @@ fn a_replica_alone_stays_closed_and_says_why() {
 fn newest(cluster: &Cluster, id: u64) -> (u64, Vec<Range<usize>>) {
     let files = cluster.ledger_files(id);
     let segments = files.iter().filter(|(name, _)| name.extension().is_some_and(|ext| ext == "seg"));
-    let (_, bytes) = segments.clone().last().unwrap();
+    let (_, bytes) = segments.clone().next_back().unwrap();
     let mut frames = Vec::new();
     let mut at = usize::try_from(HEADER).unwrap();
     while let Some(len) = bytes.get(at..at + 4).map(|len| u32::from_be_bytes(len.try_into().unwrap()) as usize)
