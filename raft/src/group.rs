@@ -47,6 +47,7 @@ use crate::scrub::{SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_INTERVAL_MS_DEFAULT, Sc
 use crate::snapshot::{SnapshotData, SnapshotSink, SnapshotSource};
 use crate::state_machine::{Applied, StateMachine};
 use crate::strand::{FailureCell, Strands};
+use crate::turns::{Turn, Turns};
 use crate::types::{TypeConfig, from_raft_log_id};
 use crate::write::Proposer;
 
@@ -254,6 +255,9 @@ pub(crate) struct Replica {
     pub(crate) forward: Arc<dyn Forward>,
     pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) proposer: Arc<Proposer>,
+    /// Of imported transactions that are brought to this node, and of those that come into its queue as the leader.
+    brought: Turns,
+    pub(crate) queued: Turns,
     pub(crate) rounds: Rounds,
     pub(crate) strands: Strands,
     pub(crate) seals_due: Arc<Notify>,
@@ -411,6 +415,8 @@ impl Group {
             group: spec.group,
             node_id: spec.node_id,
             proposer: Arc::new(Proposer::new(client, &tuning)),
+            brought: Turns::new(),
+            queued: Turns::new(),
             rounds: Rounds::default(),
             server: raft.server_metrics(),
             metrics: raft.metrics(),
@@ -499,6 +505,14 @@ impl Group {
     /// Follows how far this replica has applied.
     pub fn watch_applied(&self) -> watch::Receiver<Applied> {
         self.replica.applied.clone()
+    }
+
+    /// Waits until a transaction that another server made can be brought with [`Group::write`]: until the one before it is applied
+    /// here or was brought here. `None` when this replica has ended.
+    pub async fn import_turn(&self, tx: TxId) -> Option<Turn> {
+        let mut turn = self.replica.brought.wait(tx, self.replica.applied.clone()).await?;
+        turn.hand_on();
+        Some(turn)
     }
 
     /// Waits until this replica has stopped itself or was asked to stop.

@@ -10,6 +10,7 @@
 //! | [`link`], [`network`], [`envelope`] | connections between nodes; raft messages over them; their bytes |
 //! | [`forward`] | the one hop to the leader |
 //! | `write`, `charges`, `read` | the proposer, batches and retries; retries are charged to a quota once; read index and waiting |
+//! | [`turns`] | transactions that another server made, in their order |
 //! | `membership`, `duties` | who belongs to a group; what its leader does unasked: genesis, seals, seeding |
 //! | [`log_store`] | log and vote on the database's ledger, in fsync order |
 //! | [`state_machine`] | applies committed entries |
@@ -47,5 +48,6 @@ pub mod state_machine;
 pub mod strand;
 #[cfg(test)]
 mod suite;
+pub mod turns;
 pub mod types;
 mod write;

@@ -40,6 +40,7 @@ use crate::envelope::PROPOSAL_BYTES_MAX;
 use crate::error::{ProposeError, WriteLimit};
 use crate::forward::{ForwardError, Written};
 use crate::group::Replica;
+use crate::turns::Turn;
 use crate::types::{CommandBytes, Completion, TypeConfig};
 
 /// Pause before the next attempt when nothing tells that it would end otherwise.
@@ -559,9 +560,34 @@ impl Replica {
     }
 
     async fn outcome_here(&self, proposal: TxProposal, deadline: Instant) -> Answer {
+        let mut turn = match proposal.foreign.as_ref().map(|foreign| foreign.id) {
+            Some(tx) => Some(self.turn_in_queue(tx, deadline).await?),
+            None => None,
+        };
         let quotas = self.quotas();
-        let (slot, mut receiver) = self.proposer.enqueue(proposal, deadline, quotas).map_err(Missed::Refused)?;
-        let given_up = GiveUp { proposer: &self.proposer, slot: &slot };
+        let (slot, receiver) = self.proposer.enqueue(proposal, deadline, quotas).map_err(Missed::Refused)?;
+        if let Some(turn) = &mut turn {
+            turn.hand_on();
+        }
+        let answer = self.answer(&slot, receiver, deadline).await;
+        if let (Some(turn), Ok(Outcome::Committed { .. })) = (turn, &answer) {
+            turn.committed();
+        }
+        answer
+    }
+
+    /// Waits until an imported transaction follows what is in the queue.
+    async fn turn_in_queue(&self, tx: TxId, deadline: Instant) -> Result<Turn, Missed> {
+        tokio::select! {
+            biased;
+            turn = self.queued.wait(tx, self.applied.clone()) => turn.ok_or(Missed::Refused(ProposeError::Stopped)),
+            () = self.leader_other_than(Some(self.node_id)) => Err(Missed::NotLeader(self.leader())),
+            () = sleep_until(deadline) => Err(Missed::Waited),
+        }
+    }
+
+    async fn answer(&self, slot: &Arc<Slot>, mut receiver: oneshot::Receiver<Answer>, deadline: Instant) -> Answer {
+        let given_up = GiveUp { proposer: &self.proposer, slot };
         tokio::select! {
             biased;
             answer = &mut receiver => return answer.unwrap_or(Err(Missed::CoreStopped)),

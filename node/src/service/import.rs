@@ -8,12 +8,14 @@ use alhambra_ledger::export::{self, ExportedTx};
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::{WireError, text};
+use alhambra_raft::forward::Written;
 use alhambra_raft::group::Level;
+use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::TxProposal;
 use alhambra_storage::import::ImportRefusal;
 use tokio::time::timeout_at;
 
-use super::kv::{self, Committed, commit, until_applied};
+use super::kv::{self, Committed, until_applied};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
@@ -41,7 +43,7 @@ fn read(bytes: &[u8]) -> Result<ExportedTx> {
 }
 
 /// Takes over a transaction; its header is the answer. One whose predecessors are missing waits for them, to the deadline of the
-/// call.
+/// call. Those behind it need not wait for its end: see `alhambra_raft::turns`.
 pub async fn replicate(cx: &Context, bytes: &[u8]) -> Result<TxHeader> {
     let limits = kv::settings(cx)?;
     // Before the entries, of which a few bytes each may make millions.
@@ -50,21 +52,33 @@ pub async fn replicate(cx: &Context, bytes: &[u8]) -> Result<TxHeader> {
         return Err(text::MAX_TX_ENTRIES.into());
     }
     let tx = read(bytes)?;
-    wait_for_turn(cx, header.id).await?;
+    must_be_replica(cx).await?;
+    must_be_new(cx, header.id)?;
     let proposal = TxProposal::imported(tx)?;
     kv::check_limits(&limits, &proposal.entries)?;
-    match commit(cx, proposal).await? {
-        Committed::Yes(header) => {
-            until_applied(cx, header.id).await?;
-            Ok(header)
+    loop {
+        let turn = by_deadline(cx, cx.replica.import_turn(header.id)).await?;
+        must_be_new(cx, header.id)?;
+        let written = cx.replica.write(proposal.clone(), cx.deadline).await?;
+        if matches!(written, Written::Rejected(Rejection::Import(ImportRefusal::Gap))) {
+            // One before it was on its way, and came to nothing.
+            drop(turn);
+            wait_for_the_one_before(cx, header.id).await?;
+            continue;
         }
-        Committed::Refused(_) => Err(Error::Internal("an imported transaction has no preconditions")),
+        return match kv::judged(written)? {
+            Committed::Yes(header) => {
+                turn.committed();
+                until_applied(cx, header.id).await?;
+                Ok(header)
+            }
+            Committed::Refused(_) => Err(Error::Internal("an imported transaction has no preconditions")),
+        };
     }
 }
 
-/// Waits for the transactions before this one, in a database that takes any. What is known to be refused is refused here: the log
-/// would keep it for ever. What this node may not know yet, apply says.
-async fn wait_for_turn(cx: &Context, id: TxId) -> Result<()> {
+/// Refuses what apply would: the log would keep it for ever. What this node may not know yet, apply says.
+async fn must_be_replica(cx: &Context) -> Result<()> {
     let database = cx.replica.database();
     let is_replica = || database.settings().is_some_and(|settings| settings.replica);
     if !is_replica() {
@@ -73,13 +87,25 @@ async fn wait_for_turn(cx: &Context, id: TxId) -> Result<()> {
             return Err(text::NOT_REPLICA.into());
         }
     }
-    let mut applied = cx.replica.watch_applied();
-    if applied.borrow().tx >= id {
-        return Err(text::TX_ALREADY_COMMITTED.into());
-    }
-    match timeout_at(cx.deadline, applied.wait_for(|applied| applied.tx.next() >= Some(id))).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(_)) => Err(Error::Stopping),
+    Ok(())
+}
+
+/// The same about a transaction that is there.
+fn must_be_new(cx: &Context, id: TxId) -> Result<()> {
+    let is_there = cx.replica.watch_applied().borrow().tx >= id;
+    if is_there { Err(text::TX_ALREADY_COMMITTED.into()) } else { Ok(()) }
+}
+
+/// Waits for what only the transactions before this one can bring.
+async fn by_deadline<T>(cx: &Context, work: impl Future<Output = Option<T>>) -> Result<T> {
+    match timeout_at(cx.deadline, work).await {
+        Ok(done) => done.ok_or(Error::Stopping),
         Err(_) => Err(text::IMPORT_GAP.into()),
     }
+}
+
+async fn wait_for_the_one_before(cx: &Context, id: TxId) -> Result<()> {
+    let mut applied = cx.replica.watch_applied();
+    let reached = async { applied.wait_for(|applied| applied.tx.next() >= Some(id)).await.ok().map(drop) };
+    by_deadline(cx, reached).await
 }

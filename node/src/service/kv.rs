@@ -592,7 +592,12 @@ pub(crate) async fn until_applied(cx: &Context, tx: TxId) -> Result<()> {
 
 /// Proposes; the outcome is the leader's.
 pub(crate) async fn commit(cx: &Context, proposal: TxProposal) -> Result<Committed> {
-    let rejection = match cx.replica.write(proposal, cx.deadline).await? {
+    judged(cx.replica.write(proposal, cx.deadline).await?)
+}
+
+/// What apply said to a transaction, in the words of the protocol.
+pub(super) fn judged(written: Written) -> Result<Committed> {
+    let rejection = match written {
         Written::Committed(header) => return Ok(Committed::Yes(header)),
         Written::Rejected(rejection) => rejection,
     };

@@ -102,6 +102,30 @@ async fn a_database_of_another_server_moves_here_with_its_hashes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn those_behind_one_that_comes_to_nothing_wait_for_it() {
+    let node = single().await;
+    let admin = Client::on(&node, "defaultdb").await;
+    admin.create_replica("target").await;
+    let client = Client::on(&node, "target").await;
+    let txs = sample("kvone");
+    let whole = |n: usize| vec![chunk(txs[n - 1].0.clone())];
+    for n in 1..=3 {
+        client.replicate(whole(n)).await.unwrap();
+    }
+    let mut changed = txs[3].0.clone();
+    let at = changed.len() - 4;
+    changed[at] ^= 1;
+    let behind = futures::future::join_all((5..=20).rev().map(|n| client.replicate(whole(n))));
+    let fourth = async { (client.replicate(vec![chunk(changed)]).await, client.replicate(whole(4)).await) };
+    let (behind, (wrong, right)) = tokio::join!(behind, fourth);
+    refused(wrong, Code::Unknown, "illegal arguments: entries hash (Eh) differs", "");
+    assert_eq!(right.unwrap().id, 4);
+    let ids: Vec<u64> = behind.into_iter().map(|header| header.unwrap().id).collect();
+    assert_eq!(ids, (5..=20).rev().collect::<Vec<_>>());
+    assert_eq!(hex(&client.state().await.unwrap().tx_hash), txs[19].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_have_the_words_of_the_compatible_server() {
     let mut config = config();
     config.request_timeout = Duration::from_secs(2);
