@@ -7,8 +7,8 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `source` | what is read, checked, a few transactions ahead |
-//! | `target` | the database that takes it over |
+//! | `source` | what is read, checked, some transactions ahead |
+//! | `target` | the database that takes it over, some transactions at once, in order |
 //! | `progress` | what the person at the terminal sees |
 
 mod progress;
@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use alhambra_client::Tls;
+use alhambra_ledger::digest::Digest;
 use alhambra_ledger::ids::TxId;
 use serde::Serialize;
 use tokio::time::sleep;
@@ -26,10 +27,11 @@ use tonic::{Code, Status};
 
 use self::progress::Progress;
 use self::source::{Checked, Source};
-use self::target::{Refused, Target};
+use self::target::Target;
 use crate::connect::{self, Connect};
 use crate::failure::{Failure, Kind, OrFail};
 use crate::output::{Output, Table, hex, print_json, print_raw};
+use crate::signals::Signals;
 
 /// How long a source or a target that does not answer is tried for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -113,28 +115,13 @@ struct Report {
     cut_over: bool,
 }
 
-/// Runs the command.
+/// Runs the command. The sessions that it has opened are closed however it ends.
 pub async fn run(args: Args) -> Result<(), Failure> {
     let connect = args.connect.target()?;
     let mut source = Source::open(args.source(&connect)?).await?;
-    let settings = source.settings().await?;
-    let mut target = Target::open(connect, settings).await?;
-    let mut progress = Progress::start();
-    let imported = follow(&args, &mut source, &mut target, &mut progress).await?;
-    let (tx, alh) = target.state().await?;
-    if args.cut_over {
-        cut_over(&mut source, &mut target).await?;
-    }
-    progress.end();
-    let report = Report {
-        database: target.database().to_owned(),
-        source_uuid: source.uuid().to_owned(),
-        target_uuid: target.uuid().to_owned(),
-        tx: tx.get(),
-        alh: hex(&alh.0),
-        imported,
-        cut_over: args.cut_over,
-    };
+    let outcome = into_target(&args, connect, &mut source).await;
+    source.close().await;
+    let report = outcome?;
     match args.output {
         Output::Json => print_json(&report),
         Output::Raw => print_raw(format!("{} {}\n", report.tx, report.alh)),
@@ -148,7 +135,46 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Imports what the target lacks; answers how many transactions, when the source has no more.
+async fn into_target(args: &Args, connect: connect::Target, source: &mut Source) -> Result<Report, Failure> {
+    let settings = source.settings().await?;
+    let mut target = Target::open(connect, settings).await?;
+    let outcome = import(args, source, &mut target).await;
+    target.close().await;
+    outcome
+}
+
+async fn import(args: &Args, source: &mut Source, target: &mut Target) -> Result<Report, Failure> {
+    let mut progress = Progress::start();
+    let (imported, (tx, alh)) = if target.is_replica().await? {
+        let imported = follow(args, source, target, &mut progress).await?;
+        let state = target.state().await?;
+        if args.cut_over {
+            cut_over(source, target).await?;
+        }
+        (imported, state)
+    } else if args.cut_over {
+        // An earlier one got as far as that, and nobody was told.
+        (0, was_cut_over(source, target).await?)
+    } else {
+        return Err(Failure::failed(
+            format!("database {:?} of the target is written by users", target.database()),
+            "import into a new database: --database NAME",
+        ));
+    };
+    progress.end();
+    Ok(Report {
+        database: target.database().to_owned(),
+        source_uuid: source.uuid().to_owned(),
+        target_uuid: target.uuid().to_owned(),
+        tx: tx.get(),
+        alh: hex(&alh.0),
+        imported,
+        cut_over: args.cut_over,
+    })
+}
+
+/// Imports what the target lacks; answers how many transactions, when the source has no more, or when it was to follow and was told to
+/// stop.
 async fn follow(
     args: &Args,
     source: &mut Source,
@@ -156,30 +182,79 @@ async fn follow(
     progress: &mut Progress,
 ) -> Result<u64, Failure> {
     begin(source, target).await?;
+    let mut stop = if args.follow { Some(Signals::listen()?) } else { None };
+    let stopped = async {
+        match &mut stop {
+            Some(signals) => signals.next().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(stopped);
     let mut imported = 0;
-    let mut next = source.next().await?;
     loop {
-        next = match next {
-            Some(checked) => {
-                let id = checked.id;
-                // The one behind it comes while this one goes.
-                let (handed_on, following) = tokio::join!(hand_on(target, checked), source.next());
-                handed_on?;
-                imported += 1;
-                progress.at(id, source.newest());
-                following?
-            }
-            None if args.follow => {
-                progress.caught_up();
-                sleep(PAUSE).await;
-                source.next().await?
-            }
-            None => {
-                must_be_equal(source, target).await?;
+        // What is asked for already is asked for again by the next import, so that nothing is lost here.
+        let next = tokio::select! {
+            biased;
+            () = &mut stopped => {
+                imported += compared(target.settle().await?, source, progress)?;
                 return Ok(imported);
             }
+            next = source.next() => next,
         };
+        let done = match next {
+            Ok(Some(checked)) => target.hand_on(checked).await?,
+            Ok(None) => {
+                let done = target.settle().await?;
+                if !args.follow {
+                    imported += compared(done, source, progress)?;
+                    must_be_equal(source, target).await?;
+                    return Ok(imported);
+                }
+                if done.is_empty() {
+                    progress.caught_up();
+                    sleep(PAUSE).await;
+                }
+                done
+            }
+            Err(failure) => {
+                // What came before was good.
+                compared(target.settle().await?, source, progress)?;
+                return Err(failure);
+            }
+        };
+        imported += compared(done, source, progress)?;
     }
+}
+
+/// Compares what is there now with what was to be there; answers how many.
+fn compared(done: Vec<(Checked, Digest)>, source: &Source, progress: &mut Progress) -> Result<u64, Failure> {
+    for (checked, alh) in &done {
+        if *alh != checked.alh {
+            return Err(Failure::new(
+                Kind::Tampered,
+                format!(
+                    "transaction {} has the Alh {} at the source and {} at the target",
+                    checked.id, checked.alh, alh
+                ),
+                "do not use the target; report this",
+            ));
+        }
+        progress.at(checked.id, source.newest());
+    }
+    Ok(done.len() as u64)
+}
+
+/// A target that users write into already is what an interrupted cut-over left behind when it has all that the source has.
+async fn was_cut_over(source: &mut Source, target: &mut Target) -> Result<(TxId, Digest), Failure> {
+    let (tx, alh) = source.state().await?;
+    let (newest, _) = target.state().await?;
+    if tx.get() > 0 && tx <= newest && target.alh_of(tx).await? == alh {
+        return Ok((tx, alh));
+    }
+    Err(Failure::failed(
+        format!("database {:?} of the target is written by users, and lacks what the source has", target.database()),
+        "import into a new database: --database NAME",
+    ))
 }
 
 /// Finds the place to go on from: what the target has must be what the source had.
@@ -197,24 +272,6 @@ async fn begin(source: &mut Source, target: &mut Target) -> Result<(), Failure> 
     }
     source.begin_behind(tx, alh);
     Ok(())
-}
-
-/// Hands a transaction on until the target has it, and compares its Alh there.
-async fn hand_on(target: &mut Target, checked: Checked) -> Result<(), Failure> {
-    let alh = match target.replicate(&checked).await {
-        Ok(alh) => alh,
-        // It was taken, and the answer was lost.
-        Err(Refused::AlreadyThere) => target.alh_of(checked.id).await?,
-        Err(Refused::Final(failure)) => return Err(failure),
-    };
-    if alh == checked.alh {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Kind::Tampered,
-        format!("transaction {} has the Alh {} at the source and {} at the target", checked.id, checked.alh, alh),
-        "do not use the target; report this",
-    ))
 }
 
 /// At a moment at which the source has nothing that the target lacks, both have the same state.

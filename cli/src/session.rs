@@ -16,7 +16,8 @@ use crate::failure::chain;
 /// Answers may be as large as the largest value, with room for keys and proofs.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// An open session.
+/// An open session. Clones are the same one.
+#[derive(Clone)]
 pub struct Session {
     stub: ImmuServiceClient<Channel>,
     id: AsciiMetadataValue,

@@ -1,5 +1,6 @@
 //! The server that is imported from.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use alhambra_ledger::digest::Digest;
@@ -7,6 +8,7 @@ use alhambra_ledger::export::{self, ExportedTx};
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::schema::{self, DatabaseSettingsRequest, ExportTxRequest};
 use bytes::{Bytes, BytesMut};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
@@ -21,6 +23,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const TX_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of the length before a message.
 const LENGTH_BYTES: usize = 8;
+/// Transactions that are asked for before it is their turn.
+const AHEAD: usize = 32;
+/// Of a longer one, bytes, only as much is read before its turn; then it is asked for again. So this bounds what is held ahead.
+const AHEAD_BYTES: usize = 256 << 10;
 /// How a server says that it does not have a transaction yet.
 const NOTHING_NEW: [&str; 2] = ["no new transactions", "tx not found"];
 
@@ -43,6 +49,26 @@ pub struct Source {
     last: (TxId, Digest),
     /// The one that follows, when it was fetched to check the one before.
     ahead: Option<(Bytes, ExportedTx)>,
+    /// Those behind, in order, as far as they were asked for.
+    asked: VecDeque<Asked>,
+    newest: TxId,
+}
+
+/// A transaction that was asked for before its turn. Nobody waits for it any more when it is dropped.
+struct Asked {
+    tx: TxId,
+    answer: JoinHandle<Result<Export, Status>>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.answer.abort();
+    }
+}
+
+/// A transaction as it comes, and the newest one that the source spoke of; no bytes when they are too many before its turn.
+struct Export {
+    bytes: Option<Bytes>,
     newest: TxId,
 }
 
@@ -58,7 +84,7 @@ impl Source {
         })?;
         let uuid = session.cluster().to_owned();
         let last = (TxId(0), alhambra_ledger::digest::EMPTY);
-        Ok(Self { connect, session, uuid, last, ahead: None, newest: TxId(0) })
+        Ok(Self { connect, session, uuid, last, ahead: None, asked: VecDeque::new(), newest: TxId(0) })
     }
 
     /// Identity of the server.
@@ -118,6 +144,13 @@ impl Source {
     pub fn begin_behind(&mut self, tx: TxId, alh: Digest) {
         self.last = (tx, alh);
         self.ahead = None;
+        self.asked.clear();
+    }
+
+    /// Ends the session.
+    pub async fn close(mut self) {
+        self.asked.clear();
+        self.session.close().await;
     }
 
     /// The next transaction; none when the source has no more.
@@ -126,7 +159,7 @@ impl Source {
         let id = TxId(before.get() + 1);
         let fetched = match self.ahead.take() {
             Some(ahead) => Some(ahead),
-            None => self.fetch(id).await?,
+            None => self.take(id).await?,
         };
         let Some((bytes, tx)) = fetched else { return Ok(None) };
         let header = &tx.header;
@@ -150,7 +183,7 @@ impl Source {
         let following = TxId(id.get() + 1);
         let begun = Instant::now();
         loop {
-            if let Some((bytes, next)) = self.fetch(following).await? {
+            if let Some((bytes, next)) = self.take(following).await? {
                 if next.header.prev_alh != alh {
                     return Err(
                         self.lies(format!("transaction {id} is not the one that transaction {following} follows"))
@@ -178,20 +211,39 @@ impl Source {
         }
     }
 
+    /// A transaction whose turn it is, and asks for those behind it.
+    async fn take(&mut self, tx: TxId) -> Result<Option<(Bytes, ExportedTx)>, Failure> {
+        if self.asked.front().is_none_or(|asked| asked.tx != tx) {
+            self.asked.clear();
+        }
+        let mut next = self.asked.back().map_or(tx, |asked| TxId(asked.tx.get() + 1));
+        while self.asked.len() < AHEAD && next <= self.newest {
+            let export = export(self.session.clone(), next, AHEAD_BYTES);
+            self.asked.push_back(Asked { tx: next, answer: tokio::spawn(export) });
+            next = TxId(next.get() + 1);
+        }
+        if let Some(mut asked) = self.asked.pop_front()
+            && let Ok(Ok(Ok(Export { bytes: Some(bytes), newest }))) = timeout(CALL_TIMEOUT, &mut asked.answer).await
+        {
+            self.newest = self.newest.max(newest);
+            return self.read(tx, bytes).map(Some);
+        }
+        // It was too large, or did not come: now it is the only one, and is tried for as long as that can help.
+        self.fetch(tx).await
+    }
+
     /// A transaction as it comes, and read; none when it does not exist yet.
     async fn fetch(&mut self, tx: TxId) -> Result<Option<(Bytes, ExportedTx)>, Failure> {
         let begun = Instant::now();
         loop {
-            let exported = match timeout(CALL_TIMEOUT, self.export(tx)).await {
+            let exported = match timeout(CALL_TIMEOUT, export(self.session.clone(), tx, usize::MAX)).await {
                 Ok(exported) => exported,
                 Err(_) => Err(Status::deadline_exceeded("it took too long")),
             };
             match exported {
-                Ok(bytes) => {
-                    let read = export::decode(&bytes);
-                    let read = read.map_err(|error| self.lies(format!("transaction {tx} cannot be read: {error}")))?;
-                    self.newest = self.newest.max(tx);
-                    return Ok(Some((bytes, read)));
+                Ok(Export { bytes, newest }) => {
+                    self.newest = self.newest.max(newest).max(tx);
+                    return self.read(tx, bytes.unwrap_or_default()).map(Some);
                 }
                 Err(status) if NOTHING_NEW.contains(&status.message()) => return Ok(None),
                 Err(status) => self.try_again(status, begun).await?,
@@ -199,29 +251,10 @@ impl Source {
         }
     }
 
-    async fn export(&mut self, tx: TxId) -> Result<Bytes, Status> {
-        let request = self.session.request(ExportTxRequest { tx: tx.get(), ..ExportTxRequest::default() });
-        let mut chunks = self.session.stub().export_tx(request).await?.into_inner();
-        let mut found = BytesMut::new();
-        while let Some(chunk) = chunks.message().await? {
-            if let Some(newest) = chunk.metadata.get("committed-txid-bin").and_then(|bytes| bytes[..].try_into().ok()) {
-                self.newest = self.newest.max(TxId(u64::from_be_bytes(newest)));
-            }
-            found.extend_from_slice(&chunk.content);
-            if let Some((length, rest)) = found.split_first_chunk::<LENGTH_BYTES>() {
-                let length = u64::from_be_bytes(*length);
-                if length > TX_BYTES_MAX || rest.len() as u64 > length {
-                    return Err(Status::data_loss(format!("a message of {length} bytes")));
-                }
-            }
-        }
-        match found.split_first_chunk::<LENGTH_BYTES>() {
-            Some((length, rest)) if rest.len() as u64 == u64::from_be_bytes(*length) => {
-                Ok(found.freeze().slice(LENGTH_BYTES..))
-            }
-            // The stream was cut: not what was asked for, and no lie.
-            _ => Err(Status::unavailable("the message ended too early")),
-        }
+    fn read(&self, tx: TxId, bytes: Bytes) -> Result<(Bytes, ExportedTx), Failure> {
+        let read = export::decode(&bytes);
+        let read = read.map_err(|error| self.lies(format!("transaction {tx} cannot be read: {error}")))?;
+        Ok((bytes, read))
     }
 
     /// Waits and logs in again, as long as that can help.
@@ -237,8 +270,12 @@ impl Source {
         sleep(PAUSE).await;
         if let Ok(session) = log_in(&self.connect).await {
             if session.cluster() != self.uuid {
-                return Err(self.lies(format!("it was server {} and is {} now", self.uuid, session.cluster())));
+                let failure = self.lies(format!("it was server {} and is {} now", self.uuid, session.cluster()));
+                session.close().await;
+                return Err(failure);
             }
+            // Those that were asked for in the old one will not come.
+            self.asked.clear();
             self.session = session;
         }
         Ok(())
@@ -250,6 +287,35 @@ impl Source {
             format!("the source {} cannot be believed: {}", self.connect.endpoints[0], what.into()),
             "nothing of this was imported; look at the source, and at what is between it and this machine",
         )
+    }
+}
+
+/// Asks for a transaction. Of one with more than `bytes_max` bytes none are answered.
+async fn export(mut session: Session, tx: TxId, bytes_max: usize) -> Result<Export, Status> {
+    let request = session.request(ExportTxRequest { tx: tx.get(), ..ExportTxRequest::default() });
+    let mut chunks = session.stub().export_tx(request).await?.into_inner();
+    let (mut found, mut newest) = (BytesMut::new(), TxId(0));
+    while let Some(chunk) = chunks.message().await? {
+        if let Some(told) = chunk.metadata.get("committed-txid-bin").and_then(|bytes| bytes[..].try_into().ok()) {
+            newest = newest.max(TxId(u64::from_be_bytes(told)));
+        }
+        found.extend_from_slice(&chunk.content);
+        if let Some((length, rest)) = found.split_first_chunk::<LENGTH_BYTES>() {
+            let length = u64::from_be_bytes(*length);
+            if length > TX_BYTES_MAX || rest.len() as u64 > length {
+                return Err(Status::data_loss(format!("a message of {length} bytes")));
+            }
+        }
+        if found.len() > bytes_max {
+            return Ok(Export { bytes: None, newest });
+        }
+    }
+    match found.split_first_chunk::<LENGTH_BYTES>() {
+        Some((length, rest)) if rest.len() as u64 == u64::from_be_bytes(*length) => {
+            Ok(Export { bytes: Some(found.freeze().slice(LENGTH_BYTES..)), newest })
+        }
+        // The stream was cut: not what was asked for, and no lie.
+        _ => Err(Status::unavailable("the message ended too early")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The database that takes everything over.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use alhambra_ledger::digest::Digest;
@@ -8,6 +9,7 @@ use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::{CODE_KEY, Code as Outcome};
 use alhambra_proto::schema::{self, Chunk, CreateDatabaseRequest, NullableBool, TxRequest, UpdateDatabaseRequest};
 use bytes::{BufMut, Bytes, BytesMut};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tonic::codegen::tokio_stream;
 use tonic::{Code, Status};
@@ -28,8 +30,12 @@ const DEFAULT_DATABASE: &str = "defaultdb";
 const ALREADY_COMMITTED: &str = "tx already committed";
 const NOT_REPLICA: &str = "database is NOT a replica";
 
+/// Transactions that are on their way at once, and their bytes. A larger one goes alone.
+const ON_THEIR_WAY: usize = 64;
+const ON_THEIR_WAY_BYTES: usize = 8 << 20;
+
 /// Why a transaction is not taken.
-pub enum Refused {
+enum Refused {
     /// It, or another one of this id, is there.
     AlreadyThere,
     /// No other try helps.
@@ -41,6 +47,20 @@ pub struct Target {
     connect: Connect,
     session: Session,
     uuid: String,
+    /// In order.
+    on_their_way: VecDeque<OnItsWay>,
+}
+
+/// A transaction that was sent. Nobody waits for the answer any more when it is dropped.
+struct OnItsWay {
+    checked: Checked,
+    answer: JoinHandle<Result<schema::TxHeader, Status>>,
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.answer.abort();
+    }
 }
 
 /// What the new database takes over of the source's settings: everything that decides whether a transaction fits.
@@ -73,23 +93,39 @@ impl Target {
             Failure::new(Kind::Unavailable, format!("the target does not let this command in: {why}"), advice)
         })?;
         let uuid = session.cluster().to_owned();
-        let mut target = Self { connect, session, uuid };
-        if target.connect.database != DEFAULT_DATABASE {
-            let name = target.connect.database.clone();
-            let settings = Some(settings_of(source));
-            let request = CreateDatabaseRequest { name, settings, if_not_exists: true };
-            let request = target.session.request(request);
-            let created = target.session.stub().create_database_v2(request).await;
-            created.map_err(|status| {
-                let what = format!("the target cannot be created: {}", say(&status));
-                Failure::failed(what, "use a user who may create databases")
-            })?;
+        let mut target = Self { connect, session, uuid, on_their_way: VecDeque::new() };
+        match target.prepare(source).await {
+            Ok(()) => Ok(target),
+            Err(failure) => {
+                target.close().await;
+                Err(failure)
+            }
         }
-        target.session = log_in(&target.connect, &target.connect.database).await.map_err(|why| {
+    }
+
+    async fn prepare(&mut self, source: schema::DatabaseNullableSettings) -> Result<(), Failure> {
+        if self.connect.database == DEFAULT_DATABASE {
+            return Ok(());
+        }
+        let name = self.connect.database.clone();
+        let settings = Some(settings_of(source));
+        let request = self.session.request(CreateDatabaseRequest { name, settings, if_not_exists: true });
+        let created = self.session.stub().create_database_v2(request).await;
+        created.map_err(|status| {
+            let what = format!("the target cannot be created: {}", say(&status));
+            Failure::failed(what, "use a user who may create databases")
+        })?;
+        let selected = log_in(&self.connect, &self.connect.database).await.map_err(|why| {
             Failure::new(Kind::Unavailable, format!("the target database cannot be opened: {why}"), AGAIN)
         })?;
-        target.must_be_replica().await?;
-        Ok(target)
+        std::mem::replace(&mut self.session, selected).close().await;
+        Ok(())
+    }
+
+    /// Ends the session.
+    pub async fn close(mut self) {
+        self.on_their_way.clear();
+        self.session.close().await;
     }
 
     /// Identity of the cluster.
@@ -102,7 +138,8 @@ impl Target {
         &self.connect.database
     }
 
-    async fn must_be_replica(&mut self) -> Result<(), Failure> {
+    /// Makes it a replica when it is empty; false when users write into it already.
+    pub async fn is_replica(&mut self) -> Result<bool, Failure> {
         let begun = Instant::now();
         let settings = loop {
             let request = self.session.request(schema::DatabaseSettingsRequest::default());
@@ -113,16 +150,14 @@ impl Target {
         };
         let replication = settings.replication_settings.unwrap_or_default();
         if replication.replica.is_some_and(|replica| replica.value) {
-            return Ok(());
+            return Ok(true);
         }
         let (newest, _) = self.state().await?;
         if newest.get() > 0 {
-            return Err(Failure::failed(
-                format!("database {:?} of the target is written by users", self.database()),
-                "import into a new database: --database NAME",
-            ));
+            return Ok(false);
         }
-        self.update(replica_mode(true)).await
+        self.update(replica_mode(true)).await?;
+        Ok(true)
     }
 
     async fn update(&mut self, settings: schema::DatabaseNullableSettings) -> Result<(), Failure> {
@@ -165,11 +200,61 @@ impl Target {
         }
     }
 
-    /// Hands a transaction on; answers the Alh that it has here.
-    pub async fn replicate(&mut self, checked: &Checked) -> Result<Digest, Refused> {
+    /// Sends a transaction behind those that are on their way. Answers those that are there by now, with what they are there.
+    pub async fn hand_on(&mut self, checked: Checked) -> Result<Vec<(Checked, Digest)>, Failure> {
+        let mut done = Vec::new();
+        while self.is_full_with(&checked) {
+            self.settle_first(&mut done).await?;
+        }
+        let answer = tokio::spawn(send(self.session.clone(), checked.bytes.clone()));
+        self.on_their_way.push_back(OnItsWay { checked, answer });
+        while self.on_their_way.front().is_some_and(|first| first.answer.is_finished()) {
+            self.settle_first(&mut done).await?;
+        }
+        Ok(done)
+    }
+
+    /// Waits until all that were sent are there.
+    pub async fn settle(&mut self) -> Result<Vec<(Checked, Digest)>, Failure> {
+        let mut done = Vec::new();
+        while !self.on_their_way.is_empty() {
+            self.settle_first(&mut done).await?;
+        }
+        Ok(done)
+    }
+
+    fn is_full_with(&self, next: &Checked) -> bool {
+        let bytes: usize = self.on_their_way.iter().map(|sent| sent.checked.bytes.len()).sum();
+        let some = !self.on_their_way.is_empty();
+        self.on_their_way.len() >= ON_THEIR_WAY || (some && bytes + next.bytes.len() > ON_THEIR_WAY_BYTES)
+    }
+
+    /// Waits for the one that was sent first. When it did not get there, none behind it did: they go again, one by one.
+    async fn settle_first(&mut self, done: &mut Vec<(Checked, Digest)>) -> Result<(), Failure> {
+        let Some(mut first) = self.on_their_way.pop_front() else { return Ok(()) };
+        if let Ok(Ok(header)) = (&mut first.answer).await {
+            done.push((first.checked.clone(), alh(Some(&header))?));
+            return Ok(());
+        }
+        let again: Vec<Checked> =
+            std::iter::once(first).chain(self.on_their_way.drain(..)).map(|sent| sent.checked.clone()).collect();
+        for checked in again {
+            let alh = match self.replicate(&checked).await {
+                Ok(alh) => alh,
+                // It was taken, and the answer was lost.
+                Err(Refused::AlreadyThere) => self.alh_of(checked.id).await?,
+                Err(Refused::Final(failure)) => return Err(failure),
+            };
+            done.push((checked, alh));
+        }
+        Ok(())
+    }
+
+    /// Hands a transaction on, for as long as that can help; answers the Alh that it has here.
+    async fn replicate(&mut self, checked: &Checked) -> Result<Digest, Refused> {
         let begun = Instant::now();
         loop {
-            match self.send(&checked.bytes).await {
+            match send(self.session.clone(), checked.bytes.clone()).await {
                 Ok(header) => return alh(Some(&header)).map_err(Refused::Final),
                 Err(status) if status.message() == ALREADY_COMMITTED => return Err(Refused::AlreadyThere),
                 Err(status) if status.message() == NOT_REPLICA && begun.elapsed() < PATIENCE => {
@@ -181,20 +266,6 @@ impl Target {
         }
     }
 
-    async fn send(&mut self, exported: &Bytes) -> Result<schema::TxHeader, Status> {
-        let mut framed = BytesMut::with_capacity(8 + exported.len());
-        framed.put_u64(exported.len() as u64);
-        framed.put_slice(exported);
-        let mut rest = framed.freeze();
-        let mut chunks = Vec::with_capacity(rest.len() / CHUNK_BYTES + 1);
-        while !rest.is_empty() {
-            let content = rest.split_to(rest.len().min(CHUNK_BYTES));
-            chunks.push(Chunk { content, ..Chunk::default() });
-        }
-        let request = self.session.request(tokio_stream::iter(chunks));
-        Ok(self.session.stub().replicate_tx(request).await?.into_inner())
-    }
-
     /// Ends replica mode, and waits until that is in force. `known` is a transaction that is there, if there is one: it is refused
     /// for another reason before and after.
     pub async fn become_ordinary(&mut self, known: Option<Bytes>) -> Result<(), Failure> {
@@ -202,7 +273,7 @@ impl Target {
         let Some(known) = known else { return Ok(()) };
         let begun = Instant::now();
         loop {
-            match self.send(&known).await {
+            match send(self.session.clone(), known.clone()).await {
                 Err(status) if status.message() == NOT_REPLICA => return Ok(()),
                 Err(status) if status.message() == ALREADY_COMMITTED && begun.elapsed() < PATIENCE => {
                     sleep(PAUSE).await
@@ -225,12 +296,27 @@ impl Target {
         sleep(PAUSE).await;
         if let Ok(session) = log_in(&self.connect, &self.connect.database).await {
             if session.cluster() != self.uuid {
+                session.close().await;
                 return Err(odd("cluster behind another endpoint"));
             }
             self.session = session;
         }
         Ok(())
     }
+}
+
+async fn send(mut session: Session, exported: Bytes) -> Result<schema::TxHeader, Status> {
+    let mut framed = BytesMut::with_capacity(8 + exported.len());
+    framed.put_u64(exported.len() as u64);
+    framed.put_slice(&exported);
+    let mut rest = framed.freeze();
+    let mut chunks = Vec::with_capacity(rest.len() / CHUNK_BYTES + 1);
+    while !rest.is_empty() {
+        let content = rest.split_to(rest.len().min(CHUNK_BYTES));
+        chunks.push(Chunk { content, ..Chunk::default() });
+    }
+    let request = session.request(tokio_stream::iter(chunks));
+    Ok(session.stub().replicate_tx(request).await?.into_inner())
 }
 
 /// What went wrong, as our own servers tell it.

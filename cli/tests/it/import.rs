@@ -1,13 +1,14 @@
 //! `alhambra import`: from a server of ours that replays real exports, honest, interrupted and lying; and from one own cluster into
 //! another.
 
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::Ordering;
 
+use alhambra_client::{Client, Options};
 use serde_json::{Value, json};
 
 use crate::import_source::{Source, UUID};
-use crate::support::{Demo, alhambra, free_base_port, run, stderr, stdout};
+use crate::support::{Demo, Wire, alhambra, free_base_port, run, send_signal, stderr, stdout, wait_until};
 
 struct Target {
     demo: Demo,
@@ -21,10 +22,15 @@ impl Target {
         Target { demo, home }
     }
 
-    fn call(&self, arguments: &[&str]) -> Output {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = alhambra(arguments);
         command.env("ALHAMBRA_ENDPOINT", self.demo.endpoint_list()).env("ALHAMBRA_FROM_PASSWORD", "of the source");
-        run(command.env("ALHAMBRA_STATE_DIR", self.home.path().join("states")))
+        command.env("ALHAMBRA_STATE_DIR", self.home.path().join("states"));
+        command
+    }
+
+    fn call(&self, arguments: &[&str]) -> Output {
+        run(&mut self.command(arguments))
     }
 
     fn import(&self, source: &Source, more: &[&str]) -> Output {
@@ -38,11 +44,20 @@ impl Target {
         serde_json::from_str(&stdout(&output)).unwrap()
     }
 
+    fn moved(&self) -> Option<Value> {
+        let status: Value = serde_json::from_str(&stdout(&self.call(&["status", "--output", "json"]))).ok()?;
+        let databases = status["nodes"][0]["databases"].as_array()?;
+        databases.iter().find(|database| database["name"] == "moved").cloned()
+    }
+
+    /// Newest transaction of the target, when there is one.
+    fn found(&self) -> Option<u64> {
+        self.moved()?["tx"].as_u64()
+    }
+
     /// Newest transaction of the target, and its Alh.
     fn state(&self) -> (u64, String) {
-        let status: Value = serde_json::from_str(&stdout(&self.call(&["status", "--output", "json"]))).unwrap();
-        let databases = status["nodes"][0]["databases"].as_array().unwrap();
-        let moved = databases.iter().find(|database| database["name"] == "moved").unwrap();
+        let moved = self.moved().unwrap();
         (moved["tx"].as_u64().unwrap(), moved["alh"].as_str().unwrap().to_owned())
     }
 }
@@ -81,12 +96,92 @@ fn a_database_moves_over_in_pieces_and_is_cut_over() {
     let set: Value = serde_json::from_str(&stdout(&set)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&set)));
     assert_eq!((&set["tx"], &set["verified"]), (&json!(32), &json!(true)));
     let again = target.import(&source, &[]);
-    assert!(!again.status.success());
-    assert!(
-        stderr(&again).contains("holds another history") || stderr(&again).contains("written by users"),
-        "{}",
-        stderr(&again)
-    );
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("written by users"), "{}", stderr(&again));
+
+    // A cut-over that was interrupted at its very end is ended by the same command; not one from elsewhere.
+    let report = target.imported(&source, &["--cut-over"]);
+    assert_eq!((&report["tx"], &report["alh"]), (&json!(31), &json!(txs[30].1)));
+    assert_eq!((&report["imported"], &report["cut_over"]), (&json!(0), &json!(true)));
+    let other = Source::start("notime");
+    let refused = target.import(&other, &["--cut-over"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("lacks what the source has"), "{}", stderr(&refused));
+    assert_eq!(other.served.sessions.load(Ordering::SeqCst), 0, "sessions are closed");
+}
+
+#[test]
+fn a_source_in_use_is_followed_until_the_command_is_told_to_stop() {
+    let target = Target::start();
+    let source = Source::start("kvone");
+    source.served.newest.store(10, Ordering::SeqCst);
+    let arguments = ["import", "--from", &source.endpoint, "--database", "moved", "--output", "json", "--follow"];
+    let child = target.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for newest in [10, 11, 31] {
+        source.served.newest.store(newest, Ordering::SeqCst);
+        wait_until("what is new", || (target.found()? == newest as u64).then_some(()));
+    }
+    send_signal("TERM", child.id());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&report["tx"], &report["imported"]), (&json!(31), &json!(31)));
+    assert_eq!((&report["alh"], &report["cut_over"]), (&json!(source.served.txs[30].1), &json!(false)));
+    assert_eq!(source.served.sessions.load(Ordering::SeqCst), 0, "sessions are closed");
+}
+
+/// Writes as many transactions, many at once.
+async fn write_many(endpoints: Vec<String>, count: usize) {
+    let client = Client::connect(endpoints, Options::default()).await.unwrap();
+    let tasks: Vec<_> = (0..50)
+        .map(|task| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for n in 0..count / 50 {
+                    client.set(format!("key-{task}-{n}"), format!("value {n}")).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_the_leader_of_the_target_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = Demo::start(&folder.path().join("old"), 1, free_base_port(1));
+    let new = Demo::start(&folder.path().join("new"), 3, free_base_port(3));
+    write_many(old.endpoints(), 3_000).await;
+    let leader = new.leader().await;
+    let other = (leader + 1) % 3;
+    let from = old.endpoint_list();
+    // Through a follower, so that its way to the leader breaks and not the session.
+    let to = [new.endpoints()[other].clone(), new.endpoints()[leader].clone()].join(",");
+    let arguments = ["import", "--from", &from, "--from-password", "immudb", "--endpoint", &to, "--output", "json"];
+    let child = alhambra(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut wire = Wire::open(&new.endpoints()[other]).await.unwrap();
+    loop {
+        let at = wire.state().await.unwrap().tx_id;
+        assert!(at < 3_000, "it was over before the leader could be killed");
+        if at >= 100 {
+            break;
+        }
+    }
+    let killed = new.process_ids()[leader];
+    send_signal("KILL", killed);
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&report["tx"], &report["imported"]), (&json!(3_000), &json!(3_000)));
+    new.wait_ready(&[killed]).await;
+    let expected = Wire::open(&old.endpoints()[0]).await.unwrap().state().await.unwrap();
+    for endpoint in new.endpoints() {
+        let found = Wire::open(&endpoint).await.unwrap().state().await.unwrap();
+        assert_eq!((found.tx_id, &found.tx_hash), (3_000, &expected.tx_hash), "{endpoint}");
+    }
 }
 
 #[test]
@@ -108,6 +203,7 @@ fn what_a_lying_source_sends_is_not_imported() {
         *source.served.change.lock().unwrap() = Some((tx, at));
         let output = target.import(&source, &[]);
         assert_eq!(output.status.code(), Some(4), "{tx}: {}", stderr(&output));
+        assert_eq!(source.served.sessions.load(Ordering::SeqCst), 0, "sessions are closed");
         assert!(stderr(&output).contains(words), "{tx}: {}", stderr(&output));
         let (found, alh) = target.state();
         // The one before a lie may not be handed on yet: what follows it was to vouch for it.

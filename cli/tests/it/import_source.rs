@@ -1,7 +1,7 @@
 //! A server that has what the real exports hold, and everything that a source may do to whoever imports from it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alhambra_proto::schema;
@@ -41,6 +41,8 @@ pub struct Served {
     pub cuts: AtomicUsize,
     pub forgets: AtomicUsize,
     pub exports: AtomicUsize,
+    /// Sessions that are open.
+    pub sessions: AtomicIsize,
 }
 
 pub struct Source {
@@ -66,6 +68,7 @@ impl Source {
             cuts: AtomicUsize::new(0),
             forgets: AtomicUsize::new(0),
             exports: AtomicUsize::new(0),
+            sessions: AtomicIsize::new(0),
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -104,6 +107,7 @@ impl ImmuService for Service {
         if request.get_ref().password != "of the source" {
             return Err(Status::unknown("invalid user name or password"));
         }
+        self.0.sessions.fetch_add(1, Ordering::SeqCst);
         let reply = schema::OpenSessionResponse { session_id: "a session".into(), server_uuid: UUID.into() };
         Ok(Response::new(reply))
     }
@@ -173,6 +177,7 @@ impl ImmuService for Service {
 
     async fn close_session(&self, request: Request<()>) -> Result<Response<()>, Status> {
         self.admit(&request)?;
+        self.0.sessions.fetch_sub(1, Ordering::SeqCst);
         Ok(Response::new(()))
     }
 }

@@ -33,6 +33,19 @@ fn commands_reach_a_node_with_a_certificate_of_its_own_when_they_trust_it() {
     let got = call(&["get", "k", "--output", "raw", "--cacert", certificate]);
     assert_eq!(stdout(&got), "v", "{}", stderr(&got));
 
+    // Source and target of an import, both encrypted.
+    let import = ["import", "--from", &endpoint, "--from-database", "defaultdb", "--from-password", "immudb"];
+    let to = ["--database", "moved", "--cacert", certificate];
+    let moved = call(&[&import[..], &["--from-cacert", certificate], &to].concat());
+    assert!(moved.status.success(), "{}", stderr(&moved));
+    let got = call(&["get", "k", "--output", "raw", "--database", "moved", "--cacert", certificate]);
+    assert_eq!(stdout(&got), "v", "{}", stderr(&got));
+    for (flags, says) in [(&["--from-tls"][..], "certificate"), (&[], "the source does not let this command in")] {
+        let refused = call(&[&import[..], flags, &to].concat());
+        assert_eq!(refused.status.code(), Some(5), "{flags:?}: {}", stderr(&refused));
+        assert!(stderr(&refused).contains(says), "{flags:?}: {}", stderr(&refused));
+    }
+
     for (flags, code) in [
         // Nobody whom this system trusts vouches for it.
         (&["--tls"][..], 1),
