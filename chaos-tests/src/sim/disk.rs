@@ -19,8 +19,8 @@ struct Condition {
     failing: u64,
     /// Of a thousand writes to derived files so many go a little beside their place.
     misdirected: u64,
-    /// Syncs of segments do nothing.
-    lying_syncs: bool,
+    /// Syncs of these files do nothing: `seg` for segments, else a name.
+    lying_syncs: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -67,10 +67,17 @@ impl SimDisk {
         self.0.condition.lock().misdirected = of_thousand;
     }
 
-    /// A planted bug: syncs of segments answer `Ok` and do nothing, which is what a log store that reports an append before its
-    /// sync would look like.
-    pub fn set_lying_syncs(&self) {
-        self.0.condition.lock().lying_syncs = true;
+    /// A planted bug: syncs of such files answer `Ok` and do nothing, which is what a store that answers before its sync would
+    /// look like. `seg` for segments, else the name of the file.
+    pub fn set_lying_syncs(&self, of: &'static str) {
+        self.0.condition.lock().lying_syncs = Some(of);
+    }
+
+    fn lies_about(&self, path: &Path) -> bool {
+        let of = self.0.condition.lock().lying_syncs;
+        of.is_some_and(
+            |of| if of == "seg" { is_segment(path) } else { path.file_stem().is_some_and(|stem| stem == of) },
+        )
     }
 
     /// All files below a folder whose path the filter takes, sorted.
@@ -111,11 +118,17 @@ impl SimDisk {
     }
 }
 
+/// Whether a file holds, or will hold, a segment of a ledger: they are written under another name first.
+fn is_segment(path: &Path) -> bool {
+    let ledger = path.parent().is_some_and(|folder| folder.ends_with("ledger"));
+    ledger && path.extension().is_none_or(|extension| extension != "idx")
+}
+
 #[derive(Debug)]
 struct SimFile {
     disk: SimDisk,
     file: Box<dyn File>,
-    segment: bool,
+    path: PathBuf,
 }
 
 impl File for SimFile {
@@ -126,7 +139,7 @@ impl File for SimFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.disk.fails()?;
         let misdirected = self.disk.0.condition.lock().misdirected;
-        if misdirected > 0 && !self.segment && self.disk.0.rng.below(1000) < misdirected {
+        if misdirected > 0 && !is_segment(&self.path) && self.disk.0.rng.below(1000) < misdirected {
             return self.file.write_at(offset.saturating_sub(512), data);
         }
         self.file.write_at(offset, data)
@@ -142,7 +155,7 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.segment && self.disk.0.condition.lock().lying_syncs {
+        if self.disk.lies_about(&self.path) {
             return Ok(());
         }
         self.disk.fails()?;
@@ -153,10 +166,7 @@ impl File for SimFile {
 impl Vfs for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
         let file = self.files().open(path, mode)?;
-        // Segments are written under another name first.
-        let ledger = path.parent().is_some_and(|folder| folder.ends_with("ledger"));
-        let segment = ledger && path.extension().is_none_or(|extension| extension != "idx");
-        Ok(Box::new(SimFile { disk: self.clone(), file, segment }))
+        Ok(Box::new(SimFile { disk: self.clone(), file, path: path.to_path_buf() }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

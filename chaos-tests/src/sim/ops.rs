@@ -21,6 +21,7 @@ use tonic::Status;
 
 use super::client::Session;
 use super::env::SimRng;
+use super::plant::Plant;
 use super::shared::{Shared, now};
 use crate::history::{Ending, Write};
 use crate::model::chain::Hash;
@@ -31,6 +32,8 @@ pub struct Ctx<'a> {
     pub client: u32,
     /// Decides.
     pub rng: &'a SimRng,
+    /// The bug that this life has.
+    pub plant: Option<Plant>,
     /// Where everything is written down.
     pub shared: &'a Shared,
     /// How many keys there are.
@@ -63,6 +66,11 @@ pub struct Memory {
 }
 
 impl Ctx<'_> {
+    /// Whether this life has that bug.
+    pub fn has(&self, plant: Plant) -> bool {
+        self.plant == Some(plant)
+    }
+
     /// One of the keys.
     pub fn key(&self) -> Vec<u8> {
         format!("key-{}", self.rng.below(self.keys)).into_bytes()

@@ -1,28 +1,84 @@
-//! Bugs that are planted to show that the judge would find them.
+//! Bugs that are planted to show that the judge would find them. They stand at the seams, where they look like what a bug in the
+//! server would look like from outside: a disk that forgets what the server should have synced, a call that goes out as a
+//! server without the check would treat it.
 
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plant {
     /// Syncs of segments answer `Ok` and do nothing, so writes are acknowledged that a power loss takes away.
     AcknowledgeBeforeFsync,
+    /// Syncs of votes answer `Ok` and do nothing, so a node forgets whom it has voted for.
+    ForgetVote,
+    /// Reads that should be linearizable are answered from what the node has applied.
+    SkipBarrier,
+    /// A write is applied twice, as it would be if request ids were forgotten.
+    ApplyTwice,
+    /// What should be one transaction becomes several.
+    TornBatch,
+    /// Conditions of writes are not looked at.
+    IgnoreConditions,
+    /// Read sets of transactions are not looked at.
+    IgnoreReadSets,
+    /// Reads of several keys come from several states.
+    ManyStates,
+    /// A floor of a read is not waited for.
+    IgnoreFloor,
+    /// The verifier accepts a consistency proof without looking at it.
+    AcceptAnyConsistency,
+    /// A rotted segment is not mended: no file is ever read again.
+    NoScrub,
+    /// The trusted state of a client goes back when it changes nodes.
+    ForgetTrust,
+    /// Calls on a node that has lost its leader are left waiting.
+    NoDeadline,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::AcknowledgeBeforeFsync];
+    pub const ALL: &[Self] = &[
+        Self::AcknowledgeBeforeFsync,
+        Self::ForgetVote,
+        Self::SkipBarrier,
+        Self::ApplyTwice,
+        Self::TornBatch,
+        Self::IgnoreConditions,
+        Self::IgnoreReadSets,
+        Self::ManyStates,
+        Self::IgnoreFloor,
+        Self::AcceptAnyConsistency,
+        Self::NoScrub,
+        Self::ForgetTrust,
+        Self::NoDeadline,
+    ];
 
     /// Its name, for the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::AcknowledgeBeforeFsync => "ack-before-fsync",
+            Self::ForgetVote => "forget-vote",
+            Self::SkipBarrier => "skip-barrier",
+            Self::ApplyTwice => "apply-twice",
+            Self::TornBatch => "torn-batch",
+            Self::IgnoreConditions => "ignore-conditions",
+            Self::IgnoreReadSets => "ignore-read-sets",
+            Self::ManyStates => "many-states",
+            Self::IgnoreFloor => "ignore-floor",
+            Self::AcceptAnyConsistency => "accept-any-consistency",
+            Self::NoScrub => "no-scrub",
+            Self::ForgetTrust => "forget-trust",
+            Self::NoDeadline => "no-deadline",
         }
     }
 
-    /// The faults that bring it to light, so that nobody waits for luck.
+    /// The faults that bring it to light, so that nobody waits for luck; none for those that need none.
     pub const fn faults(self) -> &'static [&'static str] {
         match self {
             // Only this shows the bug as what it is; with other faults consensus itself stumbles over it first.
             Self::AcknowledgeBeforeFsync => &["power-loss"],
+            Self::ForgetVote => &["power-loss", "restart", "crash-leader", "partition"],
+            Self::NoScrub => &["rot"],
+            Self::SkipBarrier | Self::IgnoreFloor | Self::NoDeadline => &["partition", "one-way", "hold", "latency"],
+            _ => &["partition", "crash-leader"],
         }
     }
 }

@@ -104,6 +104,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
         let client = Client {
             number,
             rng: SimRng::new(world.rng.next()),
+            plant: options.plant,
             nodes: setup.nodes,
             keys: setup.keys,
             rest_ms: setup.rest_ms,
@@ -145,12 +146,20 @@ pub fn run(options: &Options) -> Result<Report, String> {
 
 fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
     let (disk, seed) = (SimDisk::new(world.rng.next()), world.rng.next());
-    if plant == Some(Plant::AcknowledgeBeforeFsync) {
-        disk.set_lying_syncs();
+    match plant {
+        Some(Plant::AcknowledgeBeforeFsync) => disk.set_lying_syncs("seg"),
+        Some(Plant::ForgetVote) => disk.set_lying_syncs("vote"),
+        _ => {}
     }
     let clock = Arc::new(SimClock::new(world.rng.below(400) as i64 - 200));
     let executor = Arc::new(SimExecutor::default());
-    let (shared, config) = (world.shared.clone(), world.setup.config(node));
+    let (shared, mut config) = (world.shared.clone(), world.setup.config(node));
+    if plant == Some(Plant::NoScrub) {
+        config.scrub_bytes_per_second = 0;
+    }
+    if plant == Some(Plant::NoDeadline) {
+        config.request_timeout = Duration::from_secs(30);
+    }
     let host = Host { disk: disk.clone(), clock: clock.clone(), executor: executor.clone(), up: true, held: false };
     world.sim.host(NAMES[node], move || {
         let (shared, config, disk) = (shared.clone(), config.clone(), disk.clone());

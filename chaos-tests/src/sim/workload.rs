@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::client::{DATABASE, Session, is_overdue};
 use super::env::SimRng;
 use super::ops::{Ctx, Memory, Op};
+use super::plant::Plant;
 use super::setup::NAMES;
 use super::shared::{Shared, now};
 use crate::history::Overdue;
@@ -15,6 +16,8 @@ pub struct Client {
     pub number: u32,
     /// Decides.
     pub rng: SimRng,
+    /// The bug that this life has.
+    pub plant: Option<Plant>,
     /// Nodes that there are.
     pub nodes: usize,
     /// Keys that there are.
@@ -59,6 +62,7 @@ impl Client {
             let mut ctx = Ctx {
                 client: self.number,
                 rng: &self.rng,
+                plant: self.plant,
                 shared,
                 keys: self.keys,
                 node,

@@ -5,6 +5,7 @@ use futures::future::LocalBoxFuture;
 use tonic::Status;
 
 use super::super::client::{bounded, ending_of};
+use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
 use crate::history::Ending;
@@ -29,6 +30,17 @@ impl Op for Batch {
             for i in 0..count {
                 let value = ctx.value();
                 pairs.push((format!("key-{}", (first + i) % ctx.keys).into_bytes(), value));
+            }
+            if ctx.has(Plant::TornBatch) {
+                for (key, value) in &pairs {
+                    ctx.session.set(key, value).await?;
+                }
+                let values = pairs.iter().map(|(_, value)| value.clone()).collect();
+                ctx.shared.borrow_mut().history.batches.push(values);
+                for (key, value) in pairs {
+                    ctx.wrote(key, value, invoked, Ending::Unknown);
+                }
+                return Ok(());
             }
             let operation = |(key, value): &(Vec<u8>, Vec<u8>)| {
                 let kv = schema::KeyValue { key: key.clone().into(), value: value.clone().into(), metadata: None };

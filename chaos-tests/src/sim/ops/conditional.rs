@@ -8,6 +8,7 @@ use futures::future::LocalBoxFuture;
 use tonic::{Code, Status};
 
 use super::super::client::{bounded, ending_of, set_request};
+use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
 use crate::history::{Condition, ConditionalWrite, Ending};
@@ -45,7 +46,9 @@ impl Op for Conditional {
                 _ if floor > 0 => Condition::UnchangedSince(key.clone(), floor - ctx.rng.below(floor.min(20))),
                 _ => Condition::Absent(key.clone()),
             };
-            let request = ctx.session.request(set_request(&key, &value, vec![wire(&condition)]));
+            let ignored = ctx.has(Plant::IgnoreConditions);
+            let conditions = if ignored { vec![] } else { vec![wire(&condition)] };
+            let request = ctx.session.request(set_request(&key, &value, conditions));
             let answer = bounded(ctx.session.api.set(request)).await;
             let unmet = answer
                 .as_ref()

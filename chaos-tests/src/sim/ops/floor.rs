@@ -5,6 +5,7 @@ use futures::future::LocalBoxFuture;
 use tonic::Status;
 
 use super::super::client::{bounded, found};
+use super::super::plant::Plant;
 use super::{Ctx, Op};
 use crate::history::FloorRead;
 
@@ -23,7 +24,8 @@ impl Op for AtFloor {
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
         Box::pin(async move {
             let (key, floor) = (ctx.key(), ctx.memory.newest);
-            let request = schema::KeyRequest { key: key.clone().into(), since_tx: floor, ..Default::default() };
+            let since_tx = if ctx.has(Plant::IgnoreFloor) { 0 } else { floor };
+            let request = schema::KeyRequest { key: key.clone().into(), since_tx, ..Default::default() };
             let request = ctx.session.local(request);
             let value = found(bounded(ctx.session.api.get(request)).await)?.map(|entry| entry.value.to_vec());
             let read = FloorRead { node: ctx.node as u32, key, floor, value };

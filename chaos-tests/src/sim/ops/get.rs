@@ -1,8 +1,11 @@
 //! Reads one key at the default level.
 
+use alhambra_proto::schema;
 use futures::future::LocalBoxFuture;
 use tonic::Status;
 
+use super::super::client::{bounded, found};
+use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
 use crate::history::Read;
@@ -26,7 +29,10 @@ impl Op for Get {
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
         Box::pin(async move {
             let (key, invoked) = (ctx.key(), now());
-            let value = ctx.session.get(&key).await?;
+            let message = schema::KeyRequest { key: key.clone().into(), ..Default::default() };
+            let stale = ctx.has(Plant::SkipBarrier);
+            let request = if stale { ctx.session.local(message) } else { ctx.session.request(message) };
+            let value = found(bounded(ctx.session.api.get(request)).await)?.map(|entry| entry.value.to_vec());
             let read = Read { client: ctx.client, node: ctx.node as u32, key, value, invoked, ended: now() };
             let mut shared = ctx.shared.borrow_mut();
             shared.trace.add(format!("{read:?}").as_bytes());

@@ -4,6 +4,7 @@ use futures::future::LocalBoxFuture;
 use tonic::Status;
 
 use super::super::client::ending_of;
+use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
 use crate::history::Ending;
@@ -28,6 +29,10 @@ impl Op for Set {
         Box::pin(async move {
             let (key, value, invoked) = (ctx.key(), ctx.value(), now());
             let answer = ctx.session.set(&key, &value).await;
+            if ctx.has(Plant::ApplyTwice) && ctx.rng.below(20) == 0 {
+                // Nobody remembers that it was applied.
+                ctx.session.set(&key, &value).await?;
+            }
             let ending = answer.as_ref().map_or_else(ending_of, |tx| Ending::Acknowledged(*tx));
             ctx.wrote(key, value, invoked, ending);
             answer.map(|_| ())

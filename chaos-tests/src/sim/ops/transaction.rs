@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::super::client::DATABASE;
+use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
 use crate::history::{Ending, Transaction};
@@ -25,7 +26,14 @@ fn stored(prefix: u8, bytes: &[u8]) -> bytes::Bytes {
     [&[prefix], bytes].concat().into()
 }
 
-async fn commit(node: &NodeHandle, reads: Vec<Vec<u8>>, key: &[u8], value: &[u8], think: Duration) -> Option<Done> {
+async fn commit(
+    node: &NodeHandle,
+    reads: Vec<Vec<u8>>,
+    key: &[u8],
+    value: &[u8],
+    think: Duration,
+    checked: bool,
+) -> Option<Done> {
     let group = node.groups().group_by_name(DATABASE)?;
     let deadline = Instant::now() + Duration::from_secs(3);
     group.barrier(Level::Linearizable, deadline).await.ok()?;
@@ -39,7 +47,11 @@ async fn commit(node: &NodeHandle, reads: Vec<Vec<u8>>, key: &[u8], value: &[u8]
     // Others write meanwhile.
     tokio::time::sleep(think).await;
     transaction.set(stored(0, key), stored(0, value)).ok()?;
-    let ending = match group.propose(transaction.into_proposal(), deadline).await {
+    let mut proposal = transaction.into_proposal();
+    if !checked {
+        proposal.read_set = None;
+    }
+    let ending = match group.propose(proposal, deadline).await {
         Ok(Outcome::Committed { tx, .. }) => Ending::Acknowledged(tx.0),
         Ok(_) => Ending::Refused,
         Err(_) => Ending::Unknown,
@@ -64,11 +76,12 @@ impl Op for ReadWrite {
             let Some(jobs) = ctx.shared.borrow().running.get(&ctx.node).map(|node| node.jobs.clone()) else {
                 return Err(Status::unavailable("the node is down"));
             };
+            let checked = !ctx.has(Plant::IgnoreReadSets);
             let (send, receive) = tokio::sync::oneshot::channel();
             let (own_key, own_value) = (key.clone(), value.clone());
             let sent = jobs.send(Box::new(move |node| {
                 Box::pin(async move {
-                    let done = commit(&node, reads, &own_key, &own_value, think).await;
+                    let done = commit(&node, reads, &own_key, &own_value, think, checked).await;
                     // The client is gone when the simulation ends.
                     let _ = send.send(done);
                 })

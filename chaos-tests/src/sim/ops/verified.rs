@@ -7,11 +7,12 @@ use prost::Message;
 use tonic::Status;
 
 use super::super::client::{bounded, dual, ending_of, found, header, set_request, to_hash};
+use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
 use crate::history::{Ending, Trusted};
 use crate::model::chain::{Entry, Hash, hash};
-use crate::model::proof;
+use crate::model::proof::{self, Dual, Header};
 
 /// Writes and verifies.
 pub struct Set;
@@ -22,47 +23,80 @@ fn stored(prefix: u8, bytes: &[u8]) -> Vec<u8> {
     [&[prefix], bytes].concat()
 }
 
-/// Verifies that the transaction belongs to what is trusted; answers the state that is trusted from then on.
-fn advance(trusted: Option<(u64, Hash)>, tx: &schema::VerifiableTx) -> Result<(u64, Hash), String> {
-    let text = |status: Status| status.message().to_owned();
-    let shown = header(tx.tx.as_ref().and_then(|tx| tx.header.as_ref())).map_err(text)?;
-    let dual = dual(tx.dual_proof.as_ref()).map_err(text)?;
-    let (id, alh) = (shown.tx.id, shown.alh());
-    let Some((known, known_alh)) = trusted else {
-        // The first contact believes what it is shown, as every SDK does.
-        proof::verify(&dual, dual.source.tx.id, dual.target.tx.id, &dual.source.alh(), &dual.target.alh())?;
-        return Ok((id, alh));
-    };
-    let (source, target) = if known <= id { ((known, known_alh), (id, alh)) } else { ((id, alh), (known, known_alh)) };
-    proof::verify(&dual, source.0, target.0, &source.1, &target.1)?;
-    Ok(target)
+/// The state that a client trusts.
+type State = (u64, Hash);
+
+fn text(status: Status) -> String {
+    status.message().to_owned()
 }
 
-/// Verifies an entry and its transaction.
-fn check_entry(
-    trusted: Option<(u64, Hash)>,
-    key: &[u8],
-    answer: &schema::VerifiableEntry,
-) -> Result<((u64, Hash), Vec<u8>), String> {
-    let entry = answer.entry.as_ref().ok_or("no entry")?;
-    let tx = answer.verifiable_tx.as_ref().ok_or("no transaction")?;
-    let inclusion = answer.inclusion_proof.as_ref().ok_or("no inclusion proof")?;
-    let text = |status: Status| status.message().to_owned();
-    let shown = header(tx.tx.as_ref().and_then(|tx| tx.header.as_ref())).map_err(text)?;
-    if entry.key != key || entry.tx != shown.tx.id || entry.metadata.is_some() {
-        return Err("another entry".into());
+/// The steps that a client takes.
+#[derive(Clone, Copy)]
+struct Verifier {
+    /// What is trusted; the first contact believes what it is shown, as every SDK does.
+    trusted: Option<State>,
+    /// The planted bug.
+    lax: bool,
+}
+
+/// What a verifier has looked at: when any of it changes, the answer must be refused.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    header: Header,
+    dual: Dual,
+    entry: Option<(Vec<u8>, Vec<u8>, u64, Vec<Hash>)>,
+}
+
+impl Verifier {
+    fn dual(self, proof: &Dual, source: State, target: State) -> Result<(), String> {
+        match proof::verify(proof, source.0, target.0, &source.1, &target.1) {
+            Err("consistency") if self.lax => Ok(()),
+            verdict => verdict.map_err(str::to_owned),
+        }
     }
-    let terms: Result<Vec<Hash>, Status> = inclusion.terms.iter().map(|term| to_hash(term)).collect();
-    let value_hash = hash(&[&stored(0, &entry.value)]);
-    let stood = Entry { key: stored(0, key), metadata: vec![], value_hash };
-    let place = (u64::try_from(inclusion.leaf), u64::try_from(inclusion.width));
-    let (Ok(at), Ok(width)) = place else { return Err("place".into()) };
-    if width != u64::from(shown.entries)
-        || !proof::entry_included(&stood, at, width, &terms.map_err(text)?, &shown.tx.eh)
-    {
-        return Err("inclusion in the transaction".into());
+
+    /// Verifies that a transaction belongs to what is trusted; answers the state that is trusted from then on.
+    fn transaction(self, tx: &schema::VerifiableTx) -> Result<(State, Seen), String> {
+        let header = header(tx.tx.as_ref().and_then(|tx| tx.header.as_ref())).map_err(text)?;
+        let dual = dual(tx.dual_proof.as_ref()).map_err(text)?;
+        let shown = (header.tx.id, header.alh());
+        let target = match self.trusted {
+            None => {
+                let end = |header: &Header| (header.tx.id, header.alh());
+                self.dual(&dual, end(&dual.source), end(&dual.target))?;
+                shown
+            }
+            Some(known) => {
+                let (source, target) = if known.0 <= shown.0 { (known, shown) } else { (shown, known) };
+                self.dual(&dual, source, target)?;
+                target
+            }
+        };
+        Ok((target, Seen { header, dual, entry: None }))
     }
-    Ok((advance(trusted, tx)?, entry.value.to_vec()))
+
+    /// Verifies an entry and its transaction.
+    fn entry(self, key: &[u8], answer: &schema::VerifiableEntry) -> Result<(State, Seen), String> {
+        let entry = answer.entry.as_ref().ok_or("no entry")?;
+        let tx = answer.verifiable_tx.as_ref().ok_or("no transaction")?;
+        let inclusion = answer.inclusion_proof.as_ref().ok_or("no inclusion proof")?;
+        let (state, mut seen) = self.transaction(tx)?;
+        if entry.key != key || entry.tx != seen.header.tx.id || entry.metadata.is_some() {
+            return Err("another entry".into());
+        }
+        let terms = inclusion.terms.iter().map(|term| to_hash(term)).collect::<Result<Vec<_>, _>>().map_err(text)?;
+        let value_hash = hash(&[&stored(0, &entry.value)]);
+        let stood = Entry { key: stored(0, key), metadata: vec![], value_hash };
+        let (Ok(at), Ok(width)) = (u64::try_from(inclusion.leaf), u64::try_from(inclusion.width)) else {
+            return Err("place".into());
+        };
+        let entries = u64::from(seen.header.entries);
+        if width != entries || !proof::entry_included(&stood, at, width, &terms, &seen.header.tx.eh) {
+            return Err("inclusion in the transaction".into());
+        }
+        seen.entry = Some((entry.key.to_vec(), entry.value.to_vec(), at, terms));
+        Ok((state, seen))
+    }
 }
 
 /// The same message with one bit changed, where that is still a message of the kind and another one.
@@ -73,8 +107,42 @@ fn bent<M: Message + Default + PartialEq>(ctx: &Ctx<'_>, message: &M) -> Option<
     M::decode(bytes.as_slice()).ok().filter(|bent| bent != message)
 }
 
-fn trust(ctx: &mut Ctx<'_>, state: (u64, Hash)) {
-    ctx.memory.trusted = Some(state);
+/// The verifier of this client, as it is now.
+fn verifier(ctx: &Ctx<'_>) -> Verifier {
+    Verifier { trusted: ctx.memory.trusted, lax: ctx.has(Plant::AcceptAnyConsistency) }
+}
+
+/// Takes an answer for what it is worth: one that verifies is trusted, and a changed copy of it must not verify.
+fn judge<M: Message + Default + PartialEq + std::fmt::Debug>(
+    ctx: &mut Ctx<'_>,
+    answer: &M,
+    verify: impl Fn(Verifier, &M) -> Result<(State, Seen), String>,
+) {
+    let verifier = verifier(ctx);
+    match verify(verifier, answer) {
+        Ok((state, seen)) => {
+            // On the first contact there is nothing yet that a changed answer would have to fit.
+            if verifier.trusted.is_some()
+                && let Some(bent) = bent(ctx, answer)
+                && let Ok((_, other)) = verify(verifier, &bent)
+                && other != seen
+            {
+                ctx.wrong(format!("P1: a changed answer verifies: {bent:?}"));
+            }
+            trust(ctx, state);
+        }
+        Err(step) => {
+            let (node, since) = (ctx.node, verifier.trusted);
+            ctx.wrong(format!("P1: an answer of node {node} does not verify since {since:?}: {step}: {answer:?}"));
+        }
+    }
+}
+
+fn trust(ctx: &mut Ctx<'_>, state: State) {
+    // With the bug, the first state stays, and the next proof starts from it.
+    if ctx.memory.trusted.is_none() || !ctx.has(Plant::ForgetTrust) {
+        ctx.memory.trusted = Some(state);
+    }
     ctx.saw(state.0);
     let trusted = Trusted { client: ctx.client, tx: state.0, alh: state.1.to_vec() };
     ctx.shared.borrow_mut().history.trusted.push(trusted);
@@ -95,7 +163,7 @@ impl Op for Set {
 
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
         Box::pin(async move {
-            let (key, value, invoked, before) = (ctx.key(), ctx.value(), now(), ctx.memory.trusted);
+            let (key, value, invoked) = (ctx.key(), ctx.value(), now());
             let set_request = Some(set_request(&key, &value, vec![]));
             let request = ctx.session.request(schema::VerifiableSetRequest { set_request, prove_since_tx: since(ctx) });
             let answer = bounded(ctx.session.api.verifiable_set(request)).await;
@@ -103,21 +171,7 @@ impl Op for Set {
             let ending = answer.as_ref().map_or_else(ending_of, |tx| Ending::Acknowledged(id(tx)));
             ctx.wrote(key, value.clone(), invoked, ending);
             let tx = answer?;
-            match advance(before, &tx) {
-                Ok(state) => {
-                    if before.is_some()
-                        && let Some(bent) = bent(ctx, &tx)
-                        && let Ok(other) = advance(before, &bent)
-                        && other != state
-                    {
-                        ctx.wrong(format!("P1: a changed proof verifies: {bent:?}"));
-                    }
-                    trust(ctx, state);
-                }
-                Err(step) => {
-                    ctx.wrong(format!("P1: node {}: proof of a write since {before:?}: {step}: {tx:?}", ctx.node))
-                }
-            }
+            judge(ctx, &tx, |verifier, tx| verifier.transaction(tx));
             Ok(())
         })
     }
@@ -134,25 +188,11 @@ impl Op for Get {
 
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
         Box::pin(async move {
-            let (key, before) = (ctx.key(), ctx.memory.trusted);
+            let key = ctx.key();
             let key_request = Some(schema::KeyRequest { key: key.clone().into(), ..Default::default() });
             let request = ctx.session.request(schema::VerifiableGetRequest { key_request, prove_since_tx: since(ctx) });
             let Some(answer) = found(bounded(ctx.session.api.verifiable_get(request)).await)? else { return Ok(()) };
-            match check_entry(before, &key, &answer) {
-                Ok((state, value)) => {
-                    if before.is_some()
-                        && let Some(bent) = bent(ctx, &answer)
-                        && let Ok(other) = check_entry(before, &key, &bent)
-                        && other != (state, value)
-                    {
-                        ctx.wrong(format!("P1: a changed answer verifies: {bent:?}"));
-                    }
-                    trust(ctx, state);
-                }
-                Err(step) => {
-                    ctx.wrong(format!("P1: node {}: proof of {key:?} since {before:?}: {step}: {answer:?}", ctx.node))
-                }
-            }
+            judge(ctx, &answer, |verifier, answer| verifier.entry(&key, answer));
             Ok(())
         })
     }
