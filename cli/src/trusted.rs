@@ -99,6 +99,9 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::NoEndpoint | Error::BadEndpoint { .. } => {
             Failure::new(Kind::Usage, what, "write each endpoint as HOST:PORT")
         }
+        Error::NoSuchVersion { .. } => {
+            Failure::new(Kind::Usage, what, "name the transaction to bind to, or leave it out")
+        }
         Error::BadTls { .. } => {
             Failure::new(Kind::Usage, what, "check the files of --cacert, --certificate and --pkey: they must be PEM")
         }

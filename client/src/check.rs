@@ -219,6 +219,7 @@ fn dual(tx: &VerifiableTx, trusted: &TrustedState, key: Option<&VerifyingKey>) -
 /// Checks the answer to a verified write of exactly these entries and gives the header of the new transaction and the state
 /// to trust.
 pub(crate) fn written(
+    tx: Option<TxId>,
     wanted: &[Wanted],
     reply: &schema::VerifiableTx,
     trusted: &TrustedState,
@@ -229,6 +230,9 @@ pub(crate) fn written(
     let count = |found| Check::EntryCount { expected: wanted.len(), found };
     require(entries.len() == wanted.len(), count(entries.len()))?;
     require(usize::try_from(header.nentries) == Ok(wanted.len()), count(header.nentries as usize))?;
+    // What was asked for may depend on the id that was told before.
+    let told = tx.unwrap_or(header.id);
+    require(header.id == told, Check::Transaction { expected: told, found: header.id })?;
     require(header.id > trusted.tx, Check::Transaction { expected: TxId(trusted.tx.get() + 1), found: header.id })?;
     for (wanted, entry) in wanted.iter().zip(entries) {
         require(entry.key == wanted.key, Check::Key)?;

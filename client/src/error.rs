@@ -68,6 +68,12 @@ pub enum Error {
         #[source]
         source: Option<Box<Status>>,
     },
+    /// A reference or member was to be bound to transaction 0, which never exists; nothing was sent.
+    #[error("{call}: transaction 0 has no versions to bind to")]
+    NoSuchVersion {
+        /// The call.
+        call: &'static str,
+    },
     /// The server refused the call; see [`Self::code`] and [`Error::details`].
     #[error("{call}: {}", status.message())]
     Refused {
@@ -127,6 +133,7 @@ impl Error {
             | Self::Untrusted { .. }
             | Self::BadPublicKey { .. }
             | Self::BadSessionId
+            | Self::NoSuchVersion { .. }
             | Self::OtherServer { .. }
             | Self::Malformed { .. }
             | Self::Tampered { .. }

@@ -77,6 +77,14 @@ impl Operation {
         schema::Op { operation: Some(operation) }
     }
 
+    /// Whether it points at transaction 0, which never exists; on the wire that would be the transaction that is being made.
+    fn is_bound_to_nothing(&self) -> bool {
+        match self {
+            Self::Set(_) => false,
+            Self::Reference { version, .. } | Self::Member { version, .. } => *version == Version::At(TxId(0)),
+        }
+    }
+
     /// The entry that it makes in transaction `own`.
     fn wanted(&self, own: TxId) -> Wanted {
         match self {
@@ -110,11 +118,15 @@ impl Client {
         operations: &[Operation],
         deadline: tokio::time::Instant,
     ) -> Result<TxHeader, Error> {
+        if operations.iter().any(Operation::is_bound_to_nothing) {
+            return Err(Error::NoSuchVersion { call });
+        }
         let operations = operations.iter().map(Operation::request).collect();
         let request = schema::ExecAllRequest { operations, ..Default::default() };
         let connection = &self.inner.connection;
         let reply = connection.call(call, Kind::Write, deadline, request, async |mut c, r| c.exec_all(r).await).await?;
-        header(call, &reply)
+        // It has been written, whatever else is wrong with the answer.
+        header(call, &reply).map_err(|_| Error::OutcomeUnknown { call, source: None })
     }
 
     /// Carries all operations out as one transaction, in this order, and verifies that a transaction of exactly these entries is in the
@@ -129,9 +141,11 @@ impl Client {
         let written = self.exec(VERIFIED_CALL, operations, round.deadline()).await?;
         let wanted: Vec<_> = operations.iter().map(|operation| operation.wanted(written.id)).collect();
         self.proven(round, written.id, &wanted).await.map_err(|error| match error {
-            Error::Unavailable { call, last } => Error::OutcomeUnknown { call, source: last },
-            Error::Refused { call, status } => Error::OutcomeUnknown { call, source: Some(status) },
-            error => error,
+            error @ (Error::Tampered { .. } | Error::State(_)) => error,
+            Error::Unavailable { last, .. } => Error::OutcomeUnknown { call: VERIFIED_CALL, source: last },
+            Error::Refused { status, .. } => Error::OutcomeUnknown { call: VERIFIED_CALL, source: Some(status) },
+            // Whatever came in between: what was sent may stand.
+            _ => Error::OutcomeUnknown { call: VERIFIED_CALL, source: None },
         })
     }
 }

@@ -79,7 +79,7 @@ impl Client {
             .connection
             .call(round.call, Kind::Write, round.deadline, request.clone(), async |mut c, r| c.verifiable_set(r).await)
             .await;
-        self.written(round, &request, answer, &pairs.iter().map(Wanted::value).collect::<Vec<_>>()).await
+        self.written(round, &request, answer, None, &pairs.iter().map(Wanted::value).collect::<Vec<_>>()).await
     }
 
     /// Writes a reference to `target` under `key` and verifies that it is in the history. It leads to the newest value of the
@@ -103,7 +103,7 @@ impl Client {
                 c.verifiable_set_reference(r).await
             })
             .await;
-        self.written(round, &request, answer, &[wanted]).await
+        self.written(round, &request, answer, None, &[wanted]).await
     }
 
     /// Adds `key` with a score to a sorted set and verifies that it is in the history. The member leads to the newest value of
@@ -128,7 +128,7 @@ impl Client {
                 c.verifiable_z_add(r).await
             })
             .await;
-        self.written(round, &request, answer, &[wanted]).await
+        self.written(round, &request, answer, None, &[wanted]).await
     }
 
     /// Judges the answer to a write of these entries.
@@ -137,10 +137,11 @@ impl Client {
         round: Round,
         request: &Req,
         answer: Result<schema::VerifiableTx, Error>,
+        tx: Option<TxId>,
         wanted: &[Wanted],
     ) -> Result<Verified<()>, Error> {
         let reply = self.answered(&round, request, answer).await?;
-        let checked = check::written(wanted, &reply, &round.trusted, self.inner.server_key.as_ref());
+        let checked = check::written(tx, wanted, &reply, &round.trusted, self.inner.server_key.as_ref());
         let (header, next) = self.judged(&round, request, &reply, checked)?;
         let state = self.store(round, next).await?;
         Ok(Verified { value: (), header, state })
@@ -155,7 +156,7 @@ impl Client {
             .connection
             .call(round.call, Kind::Read, round.deadline, request, async |mut c, r| c.verifiable_tx_by_id(r).await)
             .await;
-        self.written(round, &request, answer, wanted).await
+        self.written(round, &request, answer, Some(tx), wanted).await
     }
 
     /// The newest value of a key, verified to be in the history. That it is the newest is not proven.

@@ -11,6 +11,7 @@
 //! take: an anonymous token is none where authentication is on, whoever has signed it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use alhambra_proto::code::text;
 use alhambra_raft::meta::{DEFAULT_DATABASE, User};
@@ -53,6 +54,8 @@ pub struct Access {
     /// Who calls without a login.
     nobody: Option<Arc<User>>,
     others: watch::Sender<Others>,
+    /// What `systemdb` says here was confirmed by a quorum since this node started.
+    confirmed: AtomicBool,
 }
 
 impl Access {
@@ -80,7 +83,13 @@ impl Access {
                 created_at_ms: 0,
             })
         });
-        Self { mode, remote: config.devmode, nobody, others: watch::Sender::new(Others::Unknown) }
+        Self {
+            mode,
+            remote: config.devmode,
+            nobody,
+            others: watch::Sender::new(Others::Unknown),
+            confirmed: AtomicBool::new(false),
+        }
     }
 
     /// Says in the log what whoever runs this node should know.
@@ -101,7 +110,12 @@ impl Access {
 
     /// Refuses callers who are not served at all.
     pub fn serves(&self, source: Source) -> Result<()> {
-        if self.mode == Mode::On || self.remote || source.is_local() { Ok(()) } else { Err(text::LOCAL_ONLY.into()) }
+        if !self.is_local_only() || source.is_local() { Ok(()) } else { Err(text::LOCAL_ONLY.into()) }
+    }
+
+    /// Whether only programs of this machine are served.
+    pub fn is_local_only(&self) -> bool {
+        self.mode != Mode::On && !self.remote
     }
 
     /// Refuses calls that need authentication, or are not made in maintenance mode.
@@ -174,6 +188,16 @@ impl Access {
     /// Whether it matters here what other databases and users there are.
     pub fn minds_others(&self) -> bool {
         self.mode == Mode::Off
+    }
+
+    /// `systemdb` has here, from now on, at least what it had anywhere when this node started.
+    pub fn confirm(&self) {
+        self.confirmed.store(true, Ordering::Release);
+    }
+
+    /// Whether that is so. Before it, nobody knows what there is: another node may have made it while this one was down.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire)
     }
 
     /// Takes note of whether there are other databases or users. The first time decides whether the node goes on.

@@ -201,6 +201,9 @@ impl Node {
         }
         others.push(spawn(peers::publish_key(app.clone())));
         others.push(spawn(peers::keep_ends(app.clone())));
+        if app.access().minds_others() {
+            others.push(spawn(confirm_others(groups.clone(), app.clone())));
+        }
         others.push(spawn(follow_users(groups.clone(), app.clone(), admin)));
         let rest = serve_rest(app.clone(), web_port, stops.clone());
         let grpc = serve_clients(app, config.grpc_reflection, client_port, stops);
@@ -387,6 +390,16 @@ impl FirstAdmin {
             println!("The password of user {ADMIN_USER} is {password} (shown only this once)");
         }
     }
+}
+
+/// Without authentication: what there is to protect is known only when a quorum has told, because another node may have made it
+/// while this one was down.
+async fn confirm_others(groups: Arc<Groups>, app: Arc<App>) {
+    while groups.meta().barrier(Instant::now() + SETTINGS_WAIT).await.is_err() {
+        tokio::time::sleep(FOLLOW_AGAIN).await;
+    }
+    app.access().confirm();
+    app.note_others();
 }
 
 /// Takes over what `systemdb` says about users and sessions, whoever wrote it.

@@ -29,7 +29,7 @@ use alhambra_proto::code::text;
 use alhambra_raft::env::Env;
 use alhambra_raft::group::Level;
 use alhambra_raft::groups::Groups;
-use alhambra_raft::meta::{ADMIN_USER, SYSTEM_DATABASE};
+use alhambra_raft::meta::SYSTEM_DATABASE;
 use alhambra_storage::read::ReadSnapshot;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -200,7 +200,7 @@ impl App {
 
     /// Looks whether there is by now more than what every cluster has, if that decides who is served.
     pub(crate) fn note_others(&self) {
-        if self.access().minds_others() && self.groups.meta().user_epochs(ADMIN_USER).is_some() {
+        if self.access().minds_others() && self.access().is_confirmed() {
             self.access().note_others(self.has_others());
         }
     }

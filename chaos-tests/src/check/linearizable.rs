@@ -27,6 +27,28 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
             known.entry(&read.key).or_default().push((read.ended, *tx));
         }
     }
+    // A write that begins when a transaction is known stands behind it, whatever key either of them has.
+    let mut all: Vec<(Duration, u64)> = known.values().flatten().copied().collect();
+    all.sort_unstable();
+    let mut newest = 0;
+    let newest: Vec<(Duration, u64)> = (all.into_iter())
+        .map(|(when, tx)| {
+            newest = newest.max(tx);
+            (when, newest)
+        })
+        .collect();
+    for write in &history.writes {
+        let before = newest[..newest.partition_point(|(when, _)| *when < write.invoked)].last();
+        if let (Some(tx), Some((_, before))) = (order.get(write.value.as_slice()), before)
+            && tx <= before
+        {
+            let value: String = String::from_utf8_lossy(&write.value).chars().take(32).collect();
+            return Err(format!(
+                "{value:?} was sent at {:?}, when {before} was known, and stands at {tx}",
+                write.invoked
+            ));
+        }
+    }
     for read in &history.reads {
         let who = || {
             let key = String::from_utf8_lossy(&read.key);

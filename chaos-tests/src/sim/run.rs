@@ -83,6 +83,9 @@ pub fn run(options: &Options) -> Result<Report, String> {
         _ => options.faults.clone(),
     };
     let setup = Setup::draw(&rng, &only);
+    if !options.faults.is_empty() && setup.faults.is_empty() {
+        return Err(format!("{} nodes cannot have these faults: take another seed", setup.nodes));
+    }
     let sim = Builder::new()
         .rng_seed(rng.next())
         .simulation_duration(options.load + PATIENCE * 2 + Duration::from_secs(60))
@@ -138,8 +141,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
             Ok(())
         });
     }
-    let faults =
-        Driver { options, story: options.story, faults: 0, heals: BinaryHeap::new(), order: 0 }.drive(&mut world)?;
+    let faults = Driver { options, faults: 0, heals: BinaryHeap::new(), order: 0 }.drive(&mut world)?;
     let simulated = world.sim.elapsed();
     judge(&world, faults, simulated, options.story)
 }
@@ -160,7 +162,7 @@ fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
     if plant == Some(Plant::NoDeadline) {
         config.request_timeout = Duration::from_secs(30);
     }
-    let host = Host { disk: disk.clone(), clock: clock.clone(), executor: executor.clone(), up: true, held: false };
+    let host = Host { disk: disk.clone(), clock: clock.clone(), executor: executor.clone(), up: true };
     world.sim.host(NAMES[node], move || {
         let (shared, config, disk) = (shared.clone(), config.clone(), disk.clone());
         let (clock, executor) = (clock.clone(), executor.clone());
@@ -236,7 +238,6 @@ impl PartialOrd for Due {
 
 struct Driver<'a> {
     options: &'a Options,
-    story: bool,
     faults: usize,
     heals: BinaryHeap<Due>,
     order: u64,
@@ -247,7 +248,7 @@ impl Driver<'_> {
         let mut shared = world.shared.borrow_mut();
         shared.trace.add(&at.as_nanos().to_be_bytes());
         shared.trace.add(what.as_bytes());
-        if self.story {
+        if self.options.story {
             println!("{:>10.3} s  {what}", at.as_secs_f64());
         }
     }
@@ -342,6 +343,7 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
         .map(|write| write.ended)
         .collect();
     times.sort();
+    let all = format!("{history:?}{:?}", shared.sightings);
     let report = Report {
         nodes: world.setup.nodes,
         acknowledged: times.len(),
@@ -356,6 +358,7 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
         simulated,
         trace: String::new(),
     };
+    shared.trace.add(all.as_bytes());
     for alh in &replicas[0].alhs {
         shared.trace.add(alh);
     }

@@ -26,17 +26,39 @@ pub struct Watch {
     steady: Option<Steady>,
 }
 
-fn leader_with_term(world: &World<'_>) -> Option<(usize, u64)> {
+pub(super) fn leader_with_term(world: &World<'_>) -> Option<(usize, u64)> {
     let shared = world.shared.borrow();
-    shared.running.iter().find_map(|(i, node)| {
+    // One that was cut off may still believe that it leads; the newest term counts.
+    let leaders = shared.running.iter().filter_map(|(i, node)| {
         let group = node.handle.groups().group_by_name(super::client::DATABASE)?;
         group.is_leader().then(|| (*i, group.status().term))
-    })
+    });
+    leaders.max_by_key(|(_, term)| *term)
+}
+
+/// Notes who leads in which term.
+fn look_for_leaders(world: &World<'_>) {
+    let mut shared = world.shared.borrow_mut();
+    let super::shared::State { running, sightings, .. } = &mut *shared;
+    for (i, node) in running.iter() {
+        let (name, groups) = (NAMES[*i], node.handle.groups());
+        for database in [super::client::DATABASE, "systemdb"] {
+            if let Some(group) = groups.group_by_name(database)
+                && group.is_leader()
+            {
+                let nodes = sightings.leaders.entry((database.to_string(), group.status().term)).or_default();
+                if !nodes.iter().any(|there| there == name) {
+                    nodes.push(name.to_string());
+                }
+            }
+        }
+    }
 }
 
 impl Watch {
     /// One step of the world has passed.
     pub fn look(&mut self, world: &World<'_>, now: Duration) {
+        look_for_leaders(world);
         if now < self.last + LOOK {
             return;
         }
@@ -60,16 +82,6 @@ impl Watch {
                 let nodes = sightings.clusters.entry(identity.cluster).or_default();
                 if !nodes.iter().any(|there| there == name) {
                     nodes.push(name.to_string());
-                }
-            }
-            for database in [super::client::DATABASE, "systemdb"] {
-                if let Some(group) = groups.group_by_name(database)
-                    && group.is_leader()
-                {
-                    let nodes = sightings.leaders.entry((database.to_string(), group.status().term)).or_default();
-                    if !nodes.iter().any(|there| there == name) {
-                        nodes.push(name.to_string());
-                    }
                 }
             }
             let memory = groups.memory();

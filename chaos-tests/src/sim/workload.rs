@@ -9,6 +9,7 @@ use super::plant::Plant;
 use super::setup::NAMES;
 use super::shared::{Shared, now};
 use crate::history::Overdue;
+use tonic::Code;
 
 /// What a client is told.
 pub struct Client {
@@ -77,6 +78,13 @@ impl Client {
                 if done.is_ok() { counts.0 += 1 } else { counts.1 += 1 }
             }
             if let Err(status) = done {
+                if let Code::Unimplemented | Code::InvalidArgument | Code::Unauthenticated = status.code()
+                    && !status.message().contains("session")
+                {
+                    // No fault is a reason for these.
+                    let what = format!("{} on node {node} at {invoked:?}: {status:?}", op.name());
+                    shared.borrow_mut().sightings.wrong.push(what);
+                }
                 note_overdue(shared, &status, op.name(), node, life, invoked);
                 session = None;
                 tokio::time::sleep(Duration::from_millis(20 + self.rng.below(80))).await;

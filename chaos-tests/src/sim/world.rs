@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alhambra_node::node::NodeHandle;
 use turmoil::Sim;
 
-use super::client;
 use super::disk::SimDisk;
 use super::env::{SimClock, SimExecutor, SimRng};
 use super::setup::{NAMES, Setup};
@@ -22,8 +20,6 @@ pub struct Host {
     pub executor: Arc<SimExecutor>,
     /// Whether it runs.
     pub up: bool,
-    /// Whether a fault holds it: nobody else may touch it.
-    pub held: bool,
 }
 
 /// See the module.
@@ -46,7 +42,7 @@ impl World<'_> {
         Duration::from_millis(from_ms + self.rng.below(to_ms - from_ms))
     }
 
-    /// A random machine that runs and that no other fault holds.
+    /// A random machine that runs.
     pub fn any(&self) -> Option<usize> {
         self.pick(&|_| true)
     }
@@ -56,17 +52,17 @@ impl World<'_> {
         self.pick(&|i| self.setup.victims.contains(&i))
     }
 
-    /// A random machine that runs, that no other fault holds and that fits.
+    /// A random machine that runs and that fits.
     pub fn pick(&self, fits: &dyn Fn(usize) -> bool) -> Option<usize> {
         let outside = &self.shared.borrow().outside;
-        let free = |i: &usize| self.hosts[*i].up && !self.hosts[*i].held && !outside.contains(i) && fits(*i);
+        let free = |i: &usize| self.hosts[*i].up && !outside.contains(i) && fits(*i);
         let free: Vec<usize> = (0..self.hosts.len()).filter(free).collect();
         if free.is_empty() { None } else { Some(free[self.rng.below(free.len() as u64) as usize]) }
     }
 
     /// The machine that leads the database that clients write to.
     pub fn leader(&self) -> Option<usize> {
-        self.shared.borrow().running.iter().find(|(_, node)| leads(&node.handle)).map(|(i, _)| *i)
+        super::watch::leader_with_term(self).map(|(node, _)| node)
     }
 
     /// Every other machine.
@@ -114,9 +110,4 @@ impl World<'_> {
     pub fn release_link(&mut self, a: usize, b: usize) {
         self.sim.release(NAMES[a], NAMES[b]);
     }
-}
-
-/// Whether this node leads the database that clients write to.
-pub fn leads(handle: &NodeHandle) -> bool {
-    handle.groups().group_by_name(client::DATABASE).is_some_and(|group| group.is_leader())
 }

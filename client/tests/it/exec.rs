@@ -81,6 +81,8 @@ async fn a_transaction_of_something_else_is_found_out() {
         (Box::new(move |reply| header(reply, |h| h.e_h = vec![7; 32].into())), Check::Proof(Step::Entries)),
         (Box::new(move |reply| header(reply, |h| h.ts += 1)), Check::Proof(Step::TargetAlh)),
         (Box::new(move |reply| header(reply, |h| h.id = 3)), Check::Transaction { expected: TxId(5), found: TxId(3) }),
+        // What is bound to its own transaction follows from the id that was told, so that is the one to be proven.
+        (Box::new(move |reply| header(reply, |h| h.id = 9)), Check::Transaction { expected: TxId(5), found: TxId(9) }),
     ];
     for (index, (lie, expected)) in lies.into_iter().enumerate() {
         *cluster.on_tx.lock().unwrap() = Some(lie);
@@ -125,6 +127,11 @@ async fn without_a_proof_the_outcome_is_unknown() {
     assert!(matches!(failed, Error::OutcomeUnknown { .. }), "{failed:?}");
     assert_eq!((cluster.state().tx, fake.count("exec_all")), (TxId(6), 2), "it was sent once");
     assert_eq!(client.trusted_state().await.unwrap(), before);
+    // Transaction 0 never exists; on the wire it would mean the transaction that is being made.
+    let nothing = Operation::Reference { key: "r".into(), target: "a".into(), version: Version::At(TxId(0)) };
+    let refused = client.verified_exec_all(&[nothing]).await.unwrap_err();
+    assert!(matches!(refused, Error::NoSuchVersion { .. }), "{refused:?}");
+    assert_eq!(fake.count("exec_all"), 2, "it was not sent");
     // A refusal of the write itself is one.
     fake.refuse(Code::InvalidArgument.status("empty set"));
     let refused = client.exec_all(&[]).await.unwrap_err();

@@ -41,6 +41,7 @@ pub struct Gateway {
     message_bytes_max: usize,
     request_timeout: Duration,
     uploads: Arc<Uploads>,
+    local_only: bool,
 }
 
 impl Gateway {
@@ -51,6 +52,7 @@ impl Gateway {
             message_bytes_max: app.message_bytes_max(),
             request_timeout: app.request_timeout(),
             uploads: app.uploads().clone(),
+            local_only: app.access().is_local_only(),
         }
     }
 
@@ -71,6 +73,8 @@ impl Gateway {
             Err(status) => return failure(&status),
         };
         let source = parts.extensions.get::<ConnectInfo<Source>>().map(|ConnectInfo(source)| *source);
+        // A browser on this machine calls for whoever wrote the page that it shows.
+        let source = source.filter(|_| !self.local_only || is_of_this_machine(&parts.headers));
         match self.forward(binding, &parts.headers, source.unwrap_or_default(), message).await {
             Ok(reply) => {
                 let (metadata, bytes, _) = reply.into_parts();
@@ -135,6 +139,21 @@ impl Gateway {
             None => status,
         })
     }
+}
+
+/// Whether a request was sent to this machine by its own name, and by no page of elsewhere: a page may send requests to any address
+/// without being asked, and a name of its own may lead here.
+fn is_of_this_machine(headers: &HeaderMap) -> bool {
+    let is_local = |authority: &str| {
+        let host = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let host = host.map_or(authority, |(host, _)| host);
+        host.eq_ignore_ascii_case("localhost") || Source::of(&format!("{host}:0")).is_local()
+    };
+    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let page = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| is_local(authority));
+    text(header::HOST).is_some_and(is_local)
+        && text(header::ORIGIN).is_none_or(page)
+        && text(HeaderName::from_static("sec-fetch-site")).is_none_or(|site| site != "cross-site")
 }
 
 /// The refusal of the node's own that ended a body.
@@ -278,5 +297,30 @@ impl Decoder for AsItIs {
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
         let len = from.remaining();
         Ok(Some(from.copy_to_bytes(len)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_elsewhere_are_not_of_this_machine() {
+        let is_local = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            is_of_this_machine(&pairs.collect::<Vec<(HeaderName, HeaderValue)>>().into_iter().collect())
+        };
+        for host in ["localhost:8080", "LocalHost", "127.0.0.1:8080", "127.0.0.1", "[::1]:8080", "[::1]"] {
+            assert!(is_local(&[("host", host)]), "{host}");
+            assert!(is_local(&[("host", host), ("origin", "http://localhost:3000")]), "{host}");
+            assert!(!is_local(&[("host", host), ("origin", "https://evil.example")]), "{host}");
+            assert!(!is_local(&[("host", host), ("origin", "null")]), "{host}");
+            assert!(!is_local(&[("host", host), ("sec-fetch-site", "cross-site")]), "{host}");
+            assert!(is_local(&[("host", host), ("sec-fetch-site", "none")]), "{host}");
+        }
+        for host in ["evil.example:8080", "localhost.evil.example", "10.0.0.1:8080", "", "127.0.0.1.evil.example"] {
+            assert!(!is_local(&[("host", host)]), "{host}: a name that was made to lead here");
+        }
+        assert!(!is_local(&[]));
     }
 }

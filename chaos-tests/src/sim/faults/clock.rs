@@ -36,7 +36,7 @@ impl Fault for Drift {
         world.hosts[node].clock.drift(now, drift);
         let after = world.between(2_000, 20_000);
         Some(Incident::until(format!("clock of {} drifts by {drift} of 1000", NAMES[node]), after, move |world| {
-            world.hosts[node].clock.drift(now + after, 0);
+            world.hosts[node].clock.drift(world.sim.elapsed(), 0);
             format!("clock of {} drifts no more", NAMES[node])
         }))
     }

@@ -60,8 +60,7 @@ impl Fault for PowerLoss {
     }
 
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
-        let nodes: Vec<usize> =
-            (0..world.hosts.len()).filter(|i| world.hosts[*i].up && !world.hosts[*i].held).collect();
+        let nodes: Vec<usize> = (0..world.hosts.len()).filter(|i| world.hosts[*i].up).collect();
         let after: Vec<Duration> = nodes.iter().map(|_| world.between(100, 1_100)).collect();
         Some(down(world, &nodes, "power loss on all machines".into(), &after))
     }

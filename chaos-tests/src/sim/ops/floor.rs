@@ -27,7 +27,11 @@ impl Op for AtFloor {
             let since_tx = if ctx.has(Plant::IgnoreFloor) { 0 } else { floor };
             let request = schema::KeyRequest { key: key.clone().into(), since_tx, ..Default::default() };
             let request = ctx.session.local(request);
-            let value = found(bounded(ctx.session.api.get(request)).await)?.map(|entry| entry.value.to_vec());
+            let value = found(bounded(ctx.session.api.get(request)).await)?;
+            let value = value.map(|entry| {
+                ctx.saw(entry.tx);
+                entry.value.to_vec()
+            });
             let read = FloorRead { node: ctx.node as u32, key, floor, value };
             let mut shared = ctx.shared.borrow_mut();
             shared.trace.add(format!("{read:?}").as_bytes());

@@ -32,7 +32,11 @@ impl Op for Get {
             let message = schema::KeyRequest { key: key.clone().into(), ..Default::default() };
             let stale = ctx.has(Plant::SkipBarrier);
             let request = if stale { ctx.session.local(message) } else { ctx.session.request(message) };
-            let value = found(bounded(ctx.session.api.get(request)).await)?.map(|entry| entry.value.to_vec());
+            let value = found(bounded(ctx.session.api.get(request)).await)?;
+            let value = value.map(|entry| {
+                ctx.saw(entry.tx);
+                entry.value.to_vec()
+            });
             let read = Read { client: ctx.client, node: ctx.node as u32, key, value, invoked, ended: now() };
             let mut shared = ctx.shared.borrow_mut();
             shared.trace.add(format!("{read:?}").as_bytes());

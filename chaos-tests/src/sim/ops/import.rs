@@ -51,10 +51,14 @@ impl Op for Copy {
                 let export = schema::ExportTxRequest { tx, ..Default::default() };
                 let request = ctx.session.request(export);
                 let mut stream = bounded(ctx.session.api.export_tx(request)).await?;
-                let mut chunks = Vec::new();
-                while let Some(chunk) = stream.message().await? {
-                    chunks.push(chunk);
-                }
+                let all = async {
+                    let mut chunks = Vec::new();
+                    while let Some(chunk) = stream.message().await? {
+                        chunks.push(chunk);
+                    }
+                    Ok(tonic::Response::new(chunks))
+                };
+                let chunks = bounded(all).await?;
                 let request = copy.request(futures::stream::iter(chunks));
                 let there = bounded(copy.api.replicate_tx(request)).await?;
                 let request = ctx.session.request(schema::TxRequest { tx, ..Default::default() });

@@ -10,7 +10,7 @@ use futures::future::LocalBoxFuture;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::super::client::DATABASE;
+use super::super::client::{DATABASE, bounded};
 use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Op};
@@ -87,7 +87,13 @@ impl Op for ReadWrite {
                 })
             }));
             let done = match sent {
-                Ok(()) => receive.await.ok(),
+                Ok(()) => match bounded(async { Ok(tonic::Response::new(receive.await.ok())) }).await {
+                    Ok(done) => done,
+                    Err(overdue) => {
+                        ctx.wrote(key, value, invoked, Ending::Unknown);
+                        return Err(overdue);
+                    }
+                },
                 Err(_) => None,
             };
             match done {

@@ -44,7 +44,16 @@ struct Verifier {
 struct Seen {
     header: Header,
     dual: Dual,
-    entry: Option<(Vec<u8>, Vec<u8>, u64, Vec<Hash>)>,
+    entry: Option<SeenEntry>,
+}
+
+#[derive(Debug, PartialEq)]
+struct SeenEntry {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    /// Its place in the transaction.
+    at: u64,
+    terms: Vec<Hash>,
 }
 
 impl Verifier {
@@ -94,7 +103,7 @@ impl Verifier {
         if width != entries || !proof::entry_included(&stood, at, width, &terms, &seen.header.tx.eh) {
             return Err("inclusion in the transaction".into());
         }
-        seen.entry = Some((entry.key.to_vec(), entry.value.to_vec(), at, terms));
+        seen.entry = Some(SeenEntry { key: entry.key.to_vec(), value: entry.value.to_vec(), at, terms });
         Ok((state, seen))
     }
 }
@@ -169,9 +178,15 @@ impl Op for Set {
             let answer = bounded(ctx.session.api.verifiable_set(request)).await;
             let id = |tx: &schema::VerifiableTx| tx.tx.as_ref().and_then(|tx| tx.header.as_ref()).map_or(0, |h| h.id);
             let ending = answer.as_ref().map_or_else(ending_of, |tx| Ending::Acknowledged(id(tx)));
-            ctx.wrote(key, value.clone(), invoked, ending);
+            ctx.wrote(key.clone(), value.clone(), invoked, ending);
             let tx = answer?;
-            judge(ctx, &tx, |verifier, tx| verifier.transaction(tx));
+            judge(ctx, &tx, |verifier, tx| {
+                let (state, seen) = verifier.transaction(tx)?;
+                let stood = Entry { key: stored(0, &key), metadata: vec![], value_hash: hash(&[&stored(0, &value)]) };
+                // One entry: its leaf is the root.
+                let is_ours = seen.header.entries == 1 && proof::entry_included(&stood, 0, 1, &[], &seen.header.tx.eh);
+                if is_ours { Ok((state, seen)) } else { Err("the entry".into()) }
+            });
             Ok(())
         })
     }
