@@ -2,7 +2,7 @@
 //!
 //! | layer | what |
 //! |---|---|
-//! | [`Faults`] | full, failing, read-only and slow, as [`Disk`](super::control::Disk) says |
+//! | [`Faults`] | full, failing, read-only and slow, as [`Disk`] says |
 //! | [`volatile::Volatile`] | keeps what is written in this process until it is synced, so that SIGKILL loses what a power failure would |
 
 pub mod volatile;
