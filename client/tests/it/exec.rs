@@ -80,9 +80,10 @@ async fn a_transaction_of_something_else_is_found_out() {
         (Box::new(|reply| reply.tx.as_mut().unwrap().entries.swap(0, 1)), Check::Key),
         (Box::new(move |reply| header(reply, |h| h.e_h = vec![7; 32].into())), Check::Proof(Step::Entries)),
         (Box::new(move |reply| header(reply, |h| h.ts += 1)), Check::Proof(Step::TargetAlh)),
-        (Box::new(move |reply| header(reply, |h| h.id = 3)), Check::Transaction { expected: TxId(5), found: TxId(3) }),
+        // Each of these calls writes a transaction, the first one transaction 5.
+        (Box::new(move |reply| header(reply, |h| h.id = 3)), Check::Transaction { expected: TxId(15), found: TxId(3) }),
         // What is bound to its own transaction follows from the id that was told, so that is the one to be proven.
-        (Box::new(move |reply| header(reply, |h| h.id = 9)), Check::Transaction { expected: TxId(5), found: TxId(9) }),
+        (Box::new(move |reply| header(reply, |h| h.id = 9)), Check::Transaction { expected: TxId(16), found: TxId(9) }),
     ];
     for (index, (lie, expected)) in lies.into_iter().enumerate() {
         *cluster.on_tx.lock().unwrap() = Some(lie);
