@@ -215,6 +215,14 @@ impl Access {
         });
     }
 
+    /// Ends when it is known whether there is anything to protect, where that matters.
+    pub async fn known(&self) {
+        if self.minds_others() {
+            // The sender lives as long as `self`.
+            _ = self.others.subscribe().wait_for(|others| *others != Others::Unknown).await;
+        }
+    }
+
     /// Ends when the node must not go on without authentication.
     pub async fn found_others(&self) {
         // The sender lives as long as `self`.

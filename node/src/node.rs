@@ -249,9 +249,10 @@ impl NodeHandle {
         self.groups.clone()
     }
 
-    /// Waits until every database of this node has a leader and is caught up; false at the deadline.
+    /// Waits until every database of this node has a leader and is caught up, and until it is known who is served; false at
+    /// the deadline.
     pub async fn wait_ready(&self, deadline: Instant) -> bool {
-        self.groups.wait_ready(deadline).await
+        self.groups.wait_ready(deadline).await && tokio::time::timeout_at(deadline, self.access.known()).await.is_ok()
     }
 
     /// Waits until the node has stopped: `Ok` after [`Self::shutdown`], the reason when it stopped by itself.
