@@ -8,12 +8,23 @@ use std::path::PathBuf;
 use alhambra_client::Tls;
 
 use crate::failure::{Failure, Kind, OrFail};
+use crate::output::Output;
 
 /// The three nodes of a demo; whichever answers first serves.
 const DEFAULT_ENDPOINTS: &str = "127.0.0.1:3322,127.0.0.1:3332,127.0.0.1:3342";
 const DEFAULT_USERNAME: &str = "immudb";
 const DEFAULT_PASSWORD: &str = "immudb";
 const DEFAULT_DATABASE: &str = "defaultdb";
+
+/// Where to connect, and how to show the answer.
+#[derive(Debug, clap::Args)]
+pub struct Common {
+    #[command(flatten)]
+    pub connect: Connect,
+    /// Form of the answer.
+    #[arg(long, value_enum, default_value_t)]
+    pub output: Output,
+}
 
 /// Where to connect and as whom.
 #[derive(Clone, Debug, clap::Args)]

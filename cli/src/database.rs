@@ -8,7 +8,7 @@ use alhambra_proto::code::text;
 use alhambra_proto::schema;
 use serde_json::{Value, json};
 
-use crate::connect::{Connect, Target};
+use crate::connect::{Common, Target};
 use crate::failure::{Failure, Kind, OrFail};
 use crate::kv::yes;
 use crate::output::{Output, Table, print_json, print_raw};
@@ -41,15 +41,6 @@ enum Command {
     Compact(NameArgs),
     /// Delete an unloaded database on all nodes, for good
     Delete(DeleteArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct Common {
-    #[command(flatten)]
-    connect: Connect,
-    /// Form of the answer.
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
 }
 
 #[derive(Debug, clap::Args)]

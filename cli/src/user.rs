@@ -4,7 +4,7 @@ use alhambra_client::{Client, Error, Permission};
 use alhambra_proto::schema;
 use serde_json::{Value, json};
 
-use crate::connect::Connect;
+use crate::connect::Common;
 use crate::failure::{Failure, Kind};
 use crate::kv::yes;
 use crate::output::{Output, Table, print_json, print_raw};
@@ -33,15 +33,6 @@ enum Command {
     Deactivate(NameArgs),
     /// Grant and revoke permissions on databases
     Permission(PermissionArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct Common {
-    #[command(flatten)]
-    connect: Connect,
-    /// Form of the answer.
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
 }
 
 #[derive(Debug, clap::Args)]

@@ -65,6 +65,13 @@ impl World<'_> {
         super::watch::leader_with_term(self).map(|(node, _)| node)
     }
 
+    /// A random machine that runs, and any other one.
+    pub fn link(&self) -> Option<(usize, usize)> {
+        let node = self.any()?;
+        let others = self.others(node);
+        Some((node, others[self.rng.below(others.len() as u64) as usize]))
+    }
+
     /// Every other machine.
     pub fn others(&self, node: usize) -> Vec<usize> {
         (0..self.hosts.len()).filter(|other| *other != node).collect()

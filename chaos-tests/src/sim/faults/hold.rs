@@ -19,9 +19,7 @@ impl Fault for Hold {
     }
 
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
-        let node = world.any()?;
-        let others = world.others(node);
-        let other = others[world.rng.below(others.len() as u64) as usize];
+        let (node, other) = world.link()?;
         world.hold_link(node, other);
         let what = format!("messages between {} and {} are held back", NAMES[node], NAMES[other]);
         let after = world.between(200, 4_000);

@@ -54,9 +54,7 @@ impl Fault for OneLink {
     }
 
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
-        let node = world.any()?;
-        let others = world.others(node);
-        let other = others[world.rng.below(others.len() as u64) as usize];
+        let (node, other) = world.link()?;
         Some(apart(world, vec![(node, other)], format!("link {} - {} cut", NAMES[node], NAMES[other])))
     }
 }
