@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
 use alhambra_raft::env::Clock;
@@ -12,12 +13,16 @@ use alhambra_raft::groups::Groups;
 use alhambra_raft::meta::SYSTEM_DATABASE;
 use alhambra_storage::Database;
 use parking_lot::RwLock;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use alhambra_proto::code::text;
 
 /// What DatabaseHealth says of a database that no call was made on: the zero time of the compatible server.
 const NEVER_MS: i64 = -62_135_596_800_000;
+
+/// How long a call waits for a database that is being opened on this node. Longer, and another node would be the better choice.
+const OPENING_WAIT: Duration = Duration::from_secs(2);
 
 /// Calls on one database through this node.
 #[derive(Debug)]
@@ -112,14 +117,17 @@ impl Router {
         Self { groups, clock, loads: RwLock::default() }
     }
 
-    /// The database of this name. Fails when there is none, when it is unloaded, or when it is not open here yet.
-    pub fn locate(&self, name: &str) -> Result<Replica> {
-        let Some(group) = self.groups.group_by_name(name) else {
-            self.must_exist(name)?;
-            return Err(match self.groups.meta().is_loaded(name) {
-                Some(false) => text::ALREADY_CLOSED.into(),
-                _ => Error::Starting { what: "the database" },
-            });
+    /// The database of this name. Fails when there is none, when it is unloaded, or when it is not open here and will not be soon:
+    /// a new one is opened in a moment, one that is brought up to date after a crash is not.
+    pub async fn locate(&self, name: &str, deadline: Instant) -> Result<Replica> {
+        let mut found = self.groups.group_by_name(name);
+        if found.is_none() {
+            self.must_be_loaded(name)?;
+            found = self.groups.wait_open(name, deadline.min(Instant::now() + OPENING_WAIT)).await;
+        }
+        let Some(group) = found else {
+            self.must_be_loaded(name)?;
+            return Err(Error::Starting { what: "the database" });
         };
         let counted = self.count(name, group.id());
         Ok(Replica { group, counted })
@@ -143,6 +151,14 @@ impl Router {
         self.must_exist(name)?;
         let group = self.groups.meta().group_of(name).unwrap_or(GroupId(0));
         Ok(self.count(name, group))
+    }
+
+    fn must_be_loaded(&self, name: &str) -> Result<()> {
+        self.must_exist(name)?;
+        match self.groups.meta().is_loaded(name) {
+            Some(false) => Err(text::ALREADY_CLOSED.into()),
+            _ => Ok(()),
+        }
     }
 
     fn must_exist(&self, name: &str) -> Result<()> {

@@ -245,9 +245,9 @@ impl App {
     }
 
     /// Lets a call on the selected database in, when its caller may make it.
-    pub fn enter(&self, call: &Call, method: &Method) -> Result<Context> {
+    pub async fn enter(&self, call: &Call, method: &Method) -> Result<Context> {
         let (caller, database) = self.selected(call)?;
-        let replica = self.router.locate(&database)?;
+        let replica = self.router.locate(&database, call.deadline).await?;
         must_be_granted(&caller, &database, method)?;
         Ok(Context { replica, deadline: call.deadline, level: call.level })
     }

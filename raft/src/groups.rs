@@ -302,6 +302,11 @@ impl Groups {
         self.hosting.by_name(name)
     }
 
+    /// As [`Self::group_by_name`], and waits for one that is being opened; None at the deadline, and at once when it has trouble.
+    pub async fn wait_open(&self, name: &str, deadline: Instant) -> Option<Arc<Group>> {
+        self.hosting.wait_found(name, deadline).await
+    }
+
     /// Whether this node may be sent traffic, and what is missing.
     pub fn ready(&self) -> Readiness {
         let life = *self.phase.borrow();

@@ -136,9 +136,35 @@ impl Hosting {
         self.groups.read().get(&id)?.found()
     }
 
-    /// The newest of this name: an older one is a deleted database's.
     pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Group>> {
-        self.groups.read().values().rev().find(|hosted| hosted.name == name)?.found()
+        self.newest(name, |hosted| hosted?.found())
+    }
+
+    /// Looks at the newest of this name: an older one is a deleted database's.
+    fn newest<T>(&self, name: &str, look: impl FnOnce(Option<&Hosted>) -> T) -> T {
+        look(self.groups.read().values().rev().find(|hosted| hosted.name == name))
+    }
+
+    /// Waits until the newest group of this name is open. None at the deadline, and when it has trouble or is being closed.
+    pub(crate) async fn wait_found(&self, name: &str, deadline: Instant) -> Option<Arc<Group>> {
+        let mut changes = self.changes.subscribe();
+        let found = async {
+            loop {
+                changes.mark_unchanged();
+                let (found, is_hopeless) = self.newest(name, |hosted| {
+                    (
+                        hosted.and_then(Hosted::found),
+                        hosted.is_some_and(|hosted| hosted.trouble.is_some() || hosted.is_unwanted()),
+                    )
+                });
+                if found.is_some() || is_hopeless {
+                    return found;
+                }
+                // The sender lives as long as `self`.
+                let _ = changes.changed().await;
+            }
+        };
+        timeout_at(deadline, found).await.ok().flatten()
     }
 
     /// Waits until nobody finds this group any more; false at the deadline.

@@ -280,14 +280,14 @@ pub(super) async fn flush_index(
     request: Request<schema::FlushIndexRequest>,
 ) -> Reply<schema::FlushIndexResponse> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::FLUSH_INDEX)?;
+    let cx = app.enter(&call, &method::FLUSH_INDEX).await?;
     app.flush_index(&cx, request.cleanup_percentage).await?;
     Ok(Response::new(schema::FlushIndexResponse { database: cx.replica.name().to_string() }))
 }
 
 pub(super) async fn compact_index(app: &App, request: Request<()>) -> Reply<()> {
     let (call, ()) = open(request)?;
-    let cx = app.enter(&call, &method::COMPACT_INDEX)?;
+    let cx = app.enter(&call, &method::COMPACT_INDEX).await?;
     app.compact_index(&cx).await?;
     Ok(Response::new(()))
 }

@@ -36,7 +36,7 @@ fn operation(op: schema::Op) -> Option<Operation> {
 
 pub(super) async fn exec_all(app: &App, request: Request<schema::ExecAllRequest>) -> Reply<schema::TxHeader> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::EXEC_ALL)?;
+    let cx = app.enter(&call, &method::EXEC_ALL).await?;
     let operations = request.operations.into_iter().map(operation).collect();
     let written = exec::exec_all(app, &cx, operations, preconditions(request.preconditions), request.no_wait).await?;
     Ok(header(&written))
@@ -44,7 +44,7 @@ pub(super) async fn exec_all(app: &App, request: Request<schema::ExecAllRequest>
 
 pub(super) async fn set_reference(app: &App, request: Request<schema::ReferenceRequest>) -> Reply<schema::TxHeader> {
     let (call, mut request) = open(request)?;
-    let cx = app.enter(&call, &method::SET_REFERENCE)?;
+    let cx = app.enter(&call, &method::SET_REFERENCE).await?;
     let conditions = preconditions(std::mem::take(&mut request.preconditions));
     let written = exec::set_reference(app, &cx, new_reference(request), conditions).await?;
     Ok(header(&written))
@@ -55,7 +55,7 @@ pub(super) async fn verifiable_set_reference(
     request: Request<schema::VerifiableReferenceRequest>,
 ) -> Reply<schema::VerifiableTx> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::VERIFIABLE_SET_REFERENCE)?;
+    let cx = app.enter(&call, &method::VERIFIABLE_SET_REFERENCE).await?;
     let mut reference = request.reference_request.ok_or(Error::from(text::ILLEGAL_ARGUMENTS))?;
     let conditions = preconditions(std::mem::take(&mut reference.preconditions));
     let trusted = TxId(request.prove_since_tx);
@@ -65,7 +65,7 @@ pub(super) async fn verifiable_set_reference(
 
 pub(super) async fn z_add(app: &App, request: Request<schema::ZAddRequest>) -> Reply<schema::TxHeader> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::ZADD)?;
+    let cx = app.enter(&call, &method::ZADD).await?;
     Ok(header(&exec::add_member(app, &cx, new_member(request)).await?))
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn verifiable_z_add(
     request: Request<schema::VerifiableZAddRequest>,
 ) -> Reply<schema::VerifiableTx> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::VERIFIABLE_ZADD)?;
+    let cx = app.enter(&call, &method::VERIFIABLE_ZADD).await?;
     let member = request.z_add_request.ok_or(Error::from(text::ILLEGAL_ARGUMENTS))?;
     let written = verified::add_member(app, &cx, new_member(member), TxId(request.prove_since_tx)).await?;
     Ok(Response::new(verifiable(written)))
@@ -99,7 +99,7 @@ pub(super) fn z_scan_of(request: schema::ZScanRequest) -> ZScan {
 
 pub(super) async fn z_scan(app: &App, request: Request<schema::ZScanRequest>) -> Reply<schema::ZEntries> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::ZSCAN)?;
+    let cx = app.enter(&call, &method::ZSCAN).await?;
     let found = zset::scan(app, &cx, z_scan_of(request)).await?;
     Ok(read_reply(cx.level, schema::ZEntries { entries: found.into_iter().map(z_entry).collect() }))
 }

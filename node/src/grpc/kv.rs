@@ -134,63 +134,63 @@ pub(super) fn header(header: &TxHeader) -> Response<schema::TxHeader> {
 
 pub(super) async fn set(app: &App, request: Request<schema::SetRequest>) -> Reply<schema::TxHeader> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::SET)?;
+    let cx = app.enter(&call, &method::SET).await?;
     let written = kv::set(&cx, new_values(request.k_vs), preconditions(request.preconditions)).await?;
     Ok(header(&written))
 }
 
 pub(super) async fn delete(app: &App, request: Request<schema::DeleteKeysRequest>) -> Reply<schema::TxHeader> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::DELETE)?;
+    let cx = app.enter(&call, &method::DELETE).await?;
     let written = kv::delete(app, &cx, request.keys, TxId(request.since_tx)).await?;
     Ok(header(&written))
 }
 
 pub(super) async fn get(app: &App, request: Request<schema::KeyRequest>) -> Reply<schema::Entry> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::GET)?;
+    let cx = app.enter(&call, &method::GET).await?;
     let found = kv::get(app, &cx, get_of(request)).await?;
     Ok(read_reply(cx.level, entry(found)))
 }
 
 pub(super) async fn get_all(app: &App, request: Request<schema::KeyListRequest>) -> Reply<schema::Entries> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::GET_ALL)?;
+    let cx = app.enter(&call, &method::GET_ALL).await?;
     let found = kv::get_all(app, &cx, request.keys, TxId(request.since_tx)).await?;
     Ok(read_reply(cx.level, entries(found)))
 }
 
 pub(super) async fn scan(app: &App, request: Request<schema::ScanRequest>) -> Reply<schema::Entries> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::SCAN)?;
+    let cx = app.enter(&call, &method::SCAN).await?;
     let found = kv::scan(app, &cx, scan_of(request)).await?;
     Ok(read_reply(cx.level, entries(found)))
 }
 
 pub(super) async fn history(app: &App, request: Request<schema::HistoryRequest>) -> Reply<schema::Entries> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::HISTORY)?;
+    let cx = app.enter(&call, &method::HISTORY).await?;
     let found = kv::history(app, &cx, history_of(request)).await?;
     Ok(read_reply(cx.level, entries(found)))
 }
 
 pub(super) async fn count(app: &App, request: Request<schema::KeyPrefix>) -> Reply<schema::EntryCount> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::COUNT)?;
+    let cx = app.enter(&call, &method::COUNT).await?;
     let count = kv::count(&cx, &request.prefix).await?;
     Ok(read_reply(cx.level, schema::EntryCount { count }))
 }
 
 pub(super) async fn count_all(app: &App, request: Request<()>) -> Reply<schema::EntryCount> {
     let (call, ()) = open(request)?;
-    let cx = app.enter(&call, &method::COUNT_ALL)?;
+    let cx = app.enter(&call, &method::COUNT_ALL).await?;
     let count = kv::count(&cx, &[]).await?;
     Ok(read_reply(cx.level, schema::EntryCount { count }))
 }
 
 pub(super) async fn tx_by_id(app: &App, request: Request<schema::TxRequest>) -> Reply<schema::Tx> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::TX_BY_ID)?;
+    let cx = app.enter(&call, &method::TX_BY_ID).await?;
     let request = TxById {
         tx: TxId(request.tx),
         spec: entries_spec(request.entries_spec),
@@ -203,7 +203,7 @@ pub(super) async fn tx_by_id(app: &App, request: Request<schema::TxRequest>) -> 
 
 pub(super) async fn tx_scan(app: &App, request: Request<schema::TxScanRequest>) -> Reply<schema::TxList> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::TX_SCAN)?;
+    let cx = app.enter(&call, &method::TX_SCAN).await?;
     let request = TxScan {
         initial: TxId(request.initial_tx),
         limit: request.limit.into(),

@@ -49,14 +49,14 @@ async fn pair(out: &Outlet, entry: kv::Entry) -> Result<(), Ended> {
 
 pub(super) async fn get(app: &Arc<App>, request: Request<schema::KeyRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_GET)?;
+    let cx = app.enter(&call, &method::STREAM_GET).await?;
     let entry = kv::get(app, &cx, get_of(request)).await?;
     Ok(respond(app, &call, app.closing(&cx), |out| async move { pair(&out, entry).await }))
 }
 
 pub(super) async fn scan(app: &Arc<App>, request: Request<schema::ScanRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_SCAN)?;
+    let cx = app.enter(&call, &method::STREAM_SCAN).await?;
     let mut walk = ScanWalk::begin(app, &cx, &scan_of(request)).await?;
     Ok(respond(app, &call, app.closing(&cx), |out| async move {
         while let Some(entry) = walk.next(&cx).await? {
@@ -68,7 +68,7 @@ pub(super) async fn scan(app: &Arc<App>, request: Request<schema::ScanRequest>) 
 
 pub(super) async fn z_scan(app: &Arc<App>, request: Request<schema::ZScanRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_ZSCAN)?;
+    let cx = app.enter(&call, &method::STREAM_ZSCAN).await?;
     let mut walk = ZScanWalk::begin(app, &cx, z_scan_of(request)).await?;
     Ok(respond(app, &call, app.closing(&cx), |out| async move {
         while let Some(member) = walk.next(&cx).await? {
@@ -84,7 +84,7 @@ pub(super) async fn z_scan(app: &Arc<App>, request: Request<schema::ZScanRequest
 
 pub(super) async fn history(app: &Arc<App>, request: Request<schema::HistoryRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_HISTORY)?;
+    let cx = app.enter(&call, &method::STREAM_HISTORY).await?;
     let mut walk = HistoryWalk::begin(app, &cx, history_of(request)).await?;
     Ok(respond(app, &call, app.closing(&cx), |out| async move {
         while let Some(entry) = walk.next(&cx).await? {
@@ -96,7 +96,7 @@ pub(super) async fn history(app: &Arc<App>, request: Request<schema::HistoryRequ
 
 pub(super) async fn verifiable_get(app: &Arc<App>, request: Request<schema::VerifiableGetRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_VERIFIABLE_GET)?;
+    let cx = app.enter(&call, &method::STREAM_VERIFIABLE_GET).await?;
     let key = request.key_request.ok_or(Error::from(text::EMPTY_REQUEST))?;
     let found = verified::get(app, &cx, get_of(key), TxId(request.prove_since_tx)).await?;
     let value = found.entry.value;
@@ -128,8 +128,8 @@ fn refusal(error: Error, wrapped: fn(&str) -> Status) -> Status {
 
 pub(super) async fn set(app: &App, request: Incomes) -> Reply<schema::TxHeader> {
     let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_SET)?;
-    let settings = kv::settings(&cx)?;
+    let cx = app.enter(&call, &method::STREAM_SET).await?;
+    let settings = kv::settings(&cx).await?;
     let mut incoming = Incoming::new(chunks, cx.deadline, app.closing(&cx));
     let values = incoming.values(&settings, text::stream_set).await?;
     let written = kv::set(&cx, values, Vec::new()).await.map_err(|error| refusal(error, text::stream_set))?;
@@ -138,8 +138,8 @@ pub(super) async fn set(app: &App, request: Incomes) -> Reply<schema::TxHeader> 
 
 pub(super) async fn verifiable_set(app: &App, request: Incomes) -> Reply<schema::VerifiableTx> {
     let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_VERIFIABLE_SET)?;
-    let settings = kv::settings(&cx)?;
+    let cx = app.enter(&call, &method::STREAM_VERIFIABLE_SET).await?;
+    let settings = kv::settings(&cx).await?;
     let mut incoming = Incoming::new(chunks, cx.deadline, app.closing(&cx));
     let trusted = trusted(&mut incoming).await?;
     let wrapped = text::stream_verifiable_set;

@@ -19,14 +19,14 @@ pub(super) fn verifiable(found: Verifiable) -> schema::VerifiableTx {
 
 pub(super) async fn current_state(app: &App, request: Request<()>) -> Reply<schema::ImmutableState> {
     let (call, ()) = open(request)?;
-    let cx = app.enter(&call, &method::CURRENT_STATE)?;
+    let cx = app.enter(&call, &method::CURRENT_STATE).await?;
     let (state, signature) = verified::current_state(app, &cx).await?;
     Ok(read_reply(cx.level, convert::immutable_state(&state, signature)))
 }
 
 pub(super) async fn set(app: &App, request: Request<schema::VerifiableSetRequest>) -> Reply<schema::VerifiableTx> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::VERIFIABLE_SET)?;
+    let cx = app.enter(&call, &method::VERIFIABLE_SET).await?;
     let set = request.set_request.ok_or(Error::from(text::ILLEGAL_ARGUMENTS))?;
     let trusted = TxId(request.prove_since_tx);
     let written = verified::set(app, &cx, new_values(set.k_vs), preconditions(set.preconditions), trusted).await?;
@@ -35,7 +35,7 @@ pub(super) async fn set(app: &App, request: Request<schema::VerifiableSetRequest
 
 pub(super) async fn get(app: &App, request: Request<schema::VerifiableGetRequest>) -> Reply<schema::VerifiableEntry> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::VERIFIABLE_GET)?;
+    let cx = app.enter(&call, &method::VERIFIABLE_GET).await?;
     let key = request.key_request.ok_or(Error::from(text::EMPTY_REQUEST))?;
     let found = verified::get(app, &cx, get_of(key), TxId(request.prove_since_tx)).await?;
     let reply = schema::VerifiableEntry {
@@ -48,7 +48,7 @@ pub(super) async fn get(app: &App, request: Request<schema::VerifiableGetRequest
 
 pub(super) async fn tx_by_id(app: &App, request: Request<schema::VerifiableTxRequest>) -> Reply<schema::VerifiableTx> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::VERIFIABLE_TX_BY_ID)?;
+    let cx = app.enter(&call, &method::VERIFIABLE_TX_BY_ID).await?;
     let by_id = TxById {
         tx: TxId(request.tx),
         spec: entries_spec(request.entries_spec),

@@ -174,7 +174,7 @@ pub async fn set_reference(
     preconditions: Vec<Precondition>,
 ) -> Result<TxHeader> {
     let operation = Checked::new(Operation::Reference(reference), false)?;
-    let conditions = conditions(&settings(cx)?, preconditions, Words::Set)?;
+    let conditions = conditions(&settings(cx).await?, preconditions, Words::Set)?;
     carry_out(app, cx, &Plan { operations: vec![operation], conditions }).await
 }
 
@@ -204,7 +204,7 @@ pub async fn exec_all(
     if self_contained {
         check_self_contained(&operations)?;
     }
-    let conditions = conditions(&settings(cx)?, preconditions, Words::ExecAll)?;
+    let conditions = conditions(&settings(cx).await?, preconditions, Words::ExecAll)?;
     carry_out(app, cx, &Plan { operations, conditions }).await
 }
 
@@ -251,7 +251,7 @@ fn check_self_contained(operations: &[Checked]) -> Result<()> {
 
 /// Makes the transaction until it meets no other one, or too often.
 async fn carry_out(app: &App, cx: &Context, plan: &Plan) -> Result<TxHeader> {
-    let settings = settings(cx)?;
+    let settings = settings(cx).await?;
     let entries: Vec<_> = plan.operations.iter().map(|operation| operation.entry(TxId(0))).collect();
     check_limits(&settings, &entries)?;
     if plan.operations.iter().any(|operation| operation.points().is_some()) {

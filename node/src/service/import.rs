@@ -45,7 +45,7 @@ fn read(bytes: &[u8]) -> Result<ExportedTx> {
 /// Takes over a transaction; its header is the answer. One whose predecessors are missing waits for them, to the deadline of the
 /// call. Those behind it need not wait for its end: see `alhambra_raft::turns`.
 pub async fn replicate(cx: &Context, bytes: &[u8]) -> Result<TxHeader> {
-    let limits = kv::settings(cx)?;
+    let limits = kv::settings(cx).await?;
     // Before the entries, of which a few bytes each may make millions.
     let header = export::decode_header(bytes).map_err(|_| text::ILLEGAL_ARGUMENTS)?;
     if header.nentries > limits.tx_entries_max {

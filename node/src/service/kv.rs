@@ -16,6 +16,7 @@ use alhambra_storage::command::{Precondition as Condition, ProposalEntry, Settin
 use alhambra_storage::index::{ScanSpec, Version};
 use alhambra_storage::read::ReadSnapshot;
 use bytes::{BufMut, Bytes, BytesMut};
+use tokio::time::timeout_at;
 
 use super::walk::{HistoryWalk, ScanWalk};
 use super::{App, ENTRIES_PER_TURN, import};
@@ -321,7 +322,7 @@ fn stored_entries(values: &[NewValue]) -> Vec<ProposalEntry> {
 
 /// Writes values; their order stays.
 pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precondition>) -> Result<TxHeader> {
-    let settings = settings(cx)?;
+    let settings = settings(cx).await?;
     let mut seen = HashSet::with_capacity(if values.len() > 1 { values.len() } else { 0 });
     for value in &values {
         if value.key.is_empty() {
@@ -351,7 +352,7 @@ pub async fn set(cx: &Context, values: Vec<NewValue>, preconditions: Vec<Precond
 
 /// Deletes keys, each of which must have a value.
 pub async fn delete(app: &App, cx: &Context, keys: Vec<Bytes>, since_tx: TxId) -> Result<TxHeader> {
-    let settings = settings(cx)?;
+    let settings = settings(cx).await?;
     if since_tx.get() > 0 {
         cx.view_of(since_tx).await?;
     }
@@ -466,7 +467,7 @@ pub async fn history(app: &App, cx: &Context, history: History) -> Result<Vec<En
 
 /// Counts keys that begin with `prefix`, also those without a value now.
 pub async fn count(cx: &Context, prefix: &[u8]) -> Result<u64> {
-    if over(prefix.len() + 1, settings(cx)?.key_len_max) {
+    if over(prefix.len() + 1, settings(cx).await?.key_len_max) {
         return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
     }
     let view = cx.view(TxId(0)).await?;
@@ -488,9 +489,15 @@ pub(crate) async fn take_turns(n: usize) {
     }
 }
 
-/// Settings in force. A database without them has no leader yet.
-pub(crate) fn settings(cx: &Context) -> Result<Settings> {
-    cx.replica.database().settings().ok_or(Error::Starting { what: "the database" })
+/// Settings in force. A new database has none here until its first command is applied, for which the call waits to its deadline.
+pub(crate) async fn settings(cx: &Context) -> Result<Settings> {
+    let database = cx.replica.database();
+    if let Some(settings) = database.settings() {
+        return Ok(settings);
+    }
+    let mut applied = cx.replica.watch_applied();
+    let _ = timeout_at(cx.deadline, applied.wait_for(|_| database.settings().is_some())).await;
+    database.settings().ok_or(Error::Starting { what: "the database" })
 }
 
 pub(crate) fn over(len: usize, max: u32) -> bool {

@@ -35,7 +35,7 @@ impl App {
             if retention_ms != 0 && retention_ms < DAY_MS {
                 return Err(Error::RetentionPeriod { name: name.to_owned() });
             }
-            let replica = self.router.locate(name)?;
+            let replica = self.router.locate(name, call.deadline).await?;
             if replica.database().settings().is_some_and(|settings| settings.replica) {
                 return Err(text::IS_REPLICA.into());
             }

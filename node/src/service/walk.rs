@@ -76,7 +76,7 @@ impl ScanWalk {
     /// Checks the request and takes the view.
     pub async fn begin(app: &App, cx: &Context, scan: &Scan) -> Result<Self> {
         let limit = result_limit(scan.limit)?;
-        let key_len_max = settings(cx)?.key_len_max;
+        let key_len_max = settings(cx).await?.key_len_max;
         if over(scan.seek_key.len() + 1, key_len_max) || over(scan.prefix.len() + 1, key_len_max) {
             return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
         }

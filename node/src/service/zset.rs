@@ -80,7 +80,7 @@ impl ZScanWalk {
             return Err(text::ILLEGAL_ARGUMENTS.into());
         }
         let limit = result_limit(scan.limit)?;
-        let key_len_max = settings(cx)?.key_len_max;
+        let key_len_max = settings(cx).await?.key_len_max;
         let range = scan.range();
         let too_long = |start: &Bytes| over(start.len(), key_len_max);
         if over(range.prefix.len(), key_len_max) || range.start.as_ref().is_some_and(too_long) {

@@ -123,18 +123,14 @@ async fn any_node_answers_any_call() {
     }
     assert_eq!(uuids.len(), 1, "one cluster, one UUID");
 
-    // A database that one node creates can be used through every node.
-    let name = schema::Database { database_name: "fresh".into() };
-    clients[0].inner.clone().create_database(clients[0].request(name)).await.unwrap();
-    for n in 0..3 {
-        eventually("the database on every node", || async {
-            let mut client = Client::anonymous(cluster.node(n)).await;
-            match client.open("immudb", PASSWORD, "fresh").await {
-                Ok(opened) => client.with("sessionid", opened.session_id).set(&format!("n{n}"), "v").await.is_ok(),
-                Err(_) => false,
-            }
-        })
-        .await;
+    // A database that one node creates can be used through every node, also before its first command is applied there.
+    for round in 0..8 {
+        let name = format!("fresh{round}");
+        let database = schema::Database { database_name: name.clone() };
+        clients[0].inner.clone().create_database(clients[0].request(database)).await.unwrap();
+        for n in 0..3 {
+            Client::on(cluster.node(n), &name).await.set(&format!("n{n}"), "v").await.unwrap();
+        }
     }
     // All replicas have the same history.
     let states = async || {

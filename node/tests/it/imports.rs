@@ -195,9 +195,10 @@ async fn transactions_come_in_any_order_to_any_node_and_users_follow_after_the_c
         let client = clients[n % 3].clone();
         async move { client.replicate(cut(bytes, &[n + 1])).await.map(|header| header.id) }
     });
-    let ids = futures::future::join_all(sent).await;
-    let ids: Vec<u64> = ids.into_iter().map(|id| id.unwrap()).collect();
-    assert_eq!(ids, (1..=txs.len() as u64).rev().collect::<Vec<_>>());
+    let ids: Vec<Result<u64, _>> = futures::future::join_all(sent).await.into_iter().rev().collect();
+    let expected: Vec<u64> = (1..=txs.len() as u64).collect();
+    let ids: Vec<u64> = ids.iter().map(|id| *id.as_ref().unwrap_or_else(|_| panic!("{ids:#?}"))).collect();
+    assert_eq!(ids, expected);
     for client in &clients {
         let state = client.state().await.unwrap();
         assert_eq!((state.tx_id, hex(&state.tx_hash)), (31, txs[30].1.clone()));

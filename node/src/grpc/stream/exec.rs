@@ -29,8 +29,8 @@ const MEMBER_BYTES: u64 = 256;
 
 pub(in crate::grpc) async fn all(app: &App, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
     let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_EXEC_ALL)?;
-    let settings = kv::settings(&cx)?;
+    let cx = app.enter(&call, &method::STREAM_EXEC_ALL).await?;
+    let settings = kv::settings(&cx).await?;
     let operations = operations(&mut Incoming::new(chunks, cx.deadline, app.closing(&cx)), &settings).await?;
     let written = exec::exec_all(app, &cx, operations, Vec::new(), false).await?;
     Ok(header(&written))

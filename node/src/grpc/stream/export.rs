@@ -34,7 +34,7 @@ async fn send(out: &Outlet, exported: Exported) -> Result<(), Ended> {
 
 pub(in crate::grpc) async fn one(app: &Arc<App>, request: Request<schema::ExportTxRequest>) -> Reply<Chunks> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::EXPORT_TX)?;
+    let cx = app.enter(&call, &method::EXPORT_TX).await?;
     let exported = export::export(&cx, export_of(request)).await?;
     Ok(respond(app, &call, app.closing(&cx), |out| async move { send(&out, exported).await }))
 }
@@ -46,7 +46,7 @@ pub(in crate::grpc) async fn many(
     request: Request<Streaming<schema::ExportTxRequest>>,
 ) -> Reply<Chunks> {
     let (call, mut requests) = open(request)?;
-    let mut cx = app.enter(&call, &method::STREAM_EXPORT_TX)?;
+    let mut cx = app.enter(&call, &method::STREAM_EXPORT_TX).await?;
     let pace = Pace::of(app, &call);
     Ok(respond(app, &call, app.closing(&cx), |out| async move {
         loop {

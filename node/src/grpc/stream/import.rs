@@ -31,7 +31,7 @@ fn check_headers(headers: &MetadataMap) -> Result<(), Status> {
 pub(in crate::grpc) async fn one(app: &App, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
     let headers = check_headers(request.metadata());
     let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::REPLICATE_TX)?;
+    let cx = app.enter(&call, &method::REPLICATE_TX).await?;
     headers?;
     let fits = |len_bytes| {
         let len_bytes_max = PROPOSAL_BYTES_MAX as u64;
