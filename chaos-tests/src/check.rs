@@ -24,7 +24,7 @@ use self::versions::Versions;
 use crate::history::History;
 
 /// What was seen of the nodes from outside while they ran.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct Sightings {
     /// Clusters that nodes said they belong to, with the nodes that said so.
     pub clusters: BTreeMap<String, Vec<String>>,

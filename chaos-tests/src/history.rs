@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// How a write ended, as its client knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
     /// Acknowledged with this transaction id.
     Acknowledged(u64),
@@ -14,7 +14,7 @@ pub enum Ending {
 }
 
 /// One write of one value to one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Write {
     /// Client number.
     pub client: u32,
@@ -31,7 +31,7 @@ pub struct Write {
 }
 
 /// One linearizable read of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Read {
     /// Client number.
     pub client: u32,
@@ -48,7 +48,7 @@ pub struct Read {
 }
 
 /// One read of several keys that must come from one state, whichever it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SnapshotRead {
     /// What was called, for messages.
     pub call: &'static str,
@@ -61,7 +61,7 @@ pub struct SnapshotRead {
 }
 
 /// A read at whatever a node has applied, with a transaction that the client has seen as its floor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FloorRead {
     /// Node that answered.
     pub node: u32,
@@ -74,7 +74,7 @@ pub struct FloorRead {
 }
 
 /// A read of the past of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PastRead {
     /// All versions, oldest first, as (transaction, value).
     History {
@@ -112,7 +112,7 @@ pub enum PastRead {
 }
 
 /// What a conditional write demanded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {
     /// The key has a value.
     Exists(Vec<u8>),
@@ -123,7 +123,7 @@ pub enum Condition {
 }
 
 /// A write under a condition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConditionalWrite {
     /// Its value, which names the [`Write`].
     pub value: Vec<u8>,
@@ -136,7 +136,7 @@ pub struct ConditionalWrite {
 }
 
 /// A transaction: what it read, and the value that names the [`Write`] it ended in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Transaction {
     /// Keys and the values they had.
     pub reads: Vec<(Vec<u8>, Option<Vec<u8>>)>,
@@ -145,7 +145,7 @@ pub struct Transaction {
 }
 
 /// A state that a client has verified and trusts from then on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Trusted {
     /// Client number.
     pub client: u32,
@@ -156,7 +156,7 @@ pub struct Trusted {
 }
 
 /// A call that a living node did not answer by its deadline.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Overdue {
     /// What was called.
     pub call: &'static str,
@@ -169,7 +169,7 @@ pub struct Overdue {
 }
 
 /// All that happened, in the order in which the calls ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct History {
     /// Writes.
     pub writes: Vec<Write>,

@@ -95,7 +95,7 @@ impl Ctx<'_> {
         }
         let write = Write { client: self.client, key, value, invoked, ended: now(), ending };
         let mut shared = self.shared.borrow_mut();
-        shared.trace.add(format!("{write:?}").as_bytes());
+        shared.trace.add(&write);
         shared.history.writes.push(write);
     }
 

@@ -17,7 +17,7 @@ use super::env::{self, SimClock, SimExecutor, SimRng};
 use super::faults::Heal;
 use super::plant::Plant;
 use super::setup::{NAMES, Setup};
-use super::shared::{HostJob, Running, Shared};
+use super::shared::{HostJob, Running, Shared, State};
 use super::watch::Watch;
 use super::workload::Client;
 use super::world::{Host, World};
@@ -192,12 +192,12 @@ fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
                         shared.borrow_mut().running.remove(&node);
                         handle.shutdown().await;
                         if let Err(e) = ended {
-                            shared.borrow_mut().trace.add(e.to_string().as_bytes());
+                            shared.borrow_mut().trace.add(&e.to_string());
                             tracing::error!(node = NAMES[node], error = %e, "stopped by itself");
                         }
                     }
                     Err(e) => {
-                        shared.borrow_mut().trace.add(e.to_string().as_bytes());
+                        shared.borrow_mut().trace.add(&e.to_string());
                         tracing::error!(node = NAMES[node], error = %e, "did not start");
                     }
                 }
@@ -246,8 +246,7 @@ struct Driver<'a> {
 impl Driver<'_> {
     fn tell(&self, world: &World<'_>, at: Duration, what: &str) {
         let mut shared = world.shared.borrow_mut();
-        shared.trace.add(&at.as_nanos().to_be_bytes());
-        shared.trace.add(what.as_bytes());
+        shared.trace.add(&(at, what));
         if self.options.story {
             println!("{:>10.3} s  {what}", at.as_secs_f64());
         }
@@ -343,7 +342,6 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
         .map(|write| write.ended)
         .collect();
     times.sort();
-    let all = format!("{history:?}{:?}", shared.sightings);
     let report = Report {
         nodes: world.setup.nodes,
         acknowledged: times.len(),
@@ -358,10 +356,8 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
         simulated,
         trace: String::new(),
     };
-    shared.trace.add(all.as_bytes());
-    for alh in &replicas[0].alhs {
-        shared.trace.add(alh);
-    }
+    let State { trace, history, sightings, .. } = &mut *shared;
+    trace.add(&(history, sightings, &replicas[0].alhs));
     if report.acknowledged == 0 {
         return Err("nothing was acknowledged: the simulation shows nothing".to_string());
     }

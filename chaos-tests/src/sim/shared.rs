@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,26 +53,19 @@ pub struct State {
 /// The state, for everybody.
 pub type Shared = Rc<RefCell<State>>;
 
-/// FNV-1a over everything that happens; two equal runs have equal traces.
-pub struct Trace(u64);
-
-impl Default for Trace {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
+/// A hash over everything that happens; two equal runs of one build have equal traces.
+#[derive(Default)]
+pub struct Trace(DefaultHasher);
 
 impl Trace {
     /// Something has happened.
-    pub fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+    pub fn add(&mut self, what: &(impl Hash + ?Sized)) {
+        what.hash(&mut self.0);
     }
 
     /// Hash over all of it.
     pub fn digest(&self) -> String {
-        format!("{:016x}", self.0)
+        format!("{:016x}", self.0.finish())
     }
 }
 

@@ -34,7 +34,7 @@ impl Op for AtFloor {
             });
             let read = FloorRead { node: ctx.node as u32, key, floor, value };
             let mut shared = ctx.shared.borrow_mut();
-            shared.trace.add(format!("{read:?}").as_bytes());
+            shared.trace.add(&read);
             shared.history.floors.push(read);
             Ok(())
         })

@@ -39,7 +39,7 @@ impl Op for Get {
             });
             let read = Read { client: ctx.client, node: ctx.node as u32, key, value, invoked, ended: now() };
             let mut shared = ctx.shared.borrow_mut();
-            shared.trace.add(format!("{read:?}").as_bytes());
+            shared.trace.add(&read);
             shared.history.reads.push(read);
             Ok(())
         })

@@ -33,7 +33,7 @@ fn note(
         .collect();
     let read = SnapshotRead { call, node: ctx.node as u32, pairs, invoked };
     let mut shared = ctx.shared.borrow_mut();
-    shared.trace.add(format!("{read:?}").as_bytes());
+    shared.trace.add(&read);
     shared.history.snapshots.push(read);
 }
 

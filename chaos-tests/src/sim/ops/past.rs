@@ -21,7 +21,7 @@ pub struct AtRevision;
 
 fn note(ctx: &Ctx<'_>, read: PastRead) {
     let mut shared = ctx.shared.borrow_mut();
-    shared.trace.add(format!("{read:?}").as_bytes());
+    shared.trace.add(&read);
     shared.history.pasts.push(read);
 }
 
