@@ -377,6 +377,9 @@ impl Group {
             StorageError::Corrupted { segment: Some(segment), .. } => {
                 GroupError::Rotten { dir: spec.dir.clone(), segment, source: e.into() }
             }
+            StorageError::SegmentMissing { number: segment, .. } => {
+                GroupError::Rotten { dir: spec.dir.clone(), segment, source: e.into() }
+            }
             other => storage_error(other.into()),
         })?;
         let database = Arc::new(database);

@@ -2,7 +2,8 @@
 //! a restart. The segment is fetched from the other members, by the rules of [`crate::scrub`], and the database is opened again.
 //!
 //! Whose bytes count is decided as in a replica that is open. What is remembered here of the segment (its sidecar) and what was
-//! sealed are two witnesses; where they differ, or one is missing, more than half of the voters have to remember the same. Nothing
+//! sealed are two witnesses; where they differ, or one is missing, more than half of the voters have to remember the same. A
+//! replica that has lost the sidecar as well, or the whole file, is no witness and takes what more than half of the voters say. Nothing
 //! takes the segment's place that does not hash to that. Nothing else of the replica is touched: it keeps its vote, its promises
 //! and every log entry that it has acknowledged, and it answers nobody before it is open.
 //!
@@ -23,7 +24,7 @@ use crate::codec;
 use crate::env::Env;
 use crate::forward::{Forward, SegmentPart};
 use crate::group::GroupSpec;
-use crate::scrub::{PART_WAIT, Sender, agreed, ask};
+use crate::scrub::{PART_WAIT, Sender, agreed, ask, majority};
 use crate::strand::{Chain, Strands};
 
 /// Bytes of a log that are asked for at once: most often the first entry will do.
@@ -63,6 +64,14 @@ pub async fn mend(
 /// The executor has stopped.
 struct Stopped;
 
+/// What this replica itself says of the segment.
+enum Own {
+    /// Its memory, and what was sealed of that generation.
+    Remembered { vote: SegmentVote, sealed: Option<alhambra_ledger::Digest> },
+    /// Nothing but where it begins and ends, and how often it has lost values.
+    Forgotten { generation: u32 },
+}
+
 struct Attempt<'a> {
     spec: &'a GroupSpec,
     segment: u64,
@@ -88,18 +97,22 @@ impl Attempt<'_> {
         }
         let (looked, segment) = (unopened.clone(), self.segment);
         let look = move || {
+            if let Some(generation) = looked.forgotten(segment) {
+                return Ok(Some(Own::Forgotten { generation }));
+            }
             let vote = looked.segment_vote(segment)?;
-            Ok(vote.map(|vote| (vote, looked.sealed_digest(segment, vote.version.generation))))
+            Ok(vote
+                .map(|vote| Own::Remembered { vote, sealed: looked.sealed_digest(segment, vote.version.generation) }))
         };
         let looked: alhambra_storage::Result<_> = self.on_strand(look).await?;
-        let (own, sealed) = match looked {
-            Ok(Some(looked)) => looked,
+        let own = match looked {
+            Ok(Some(own)) => own,
             Ok(None) => {
                 return Ok(Mending::Hopeless(self.cannot("it is the newest one, of which nothing is agreed on yet")));
             }
             Err(error) => return Ok(self.waits(&Chain(&error).to_string())),
         };
-        self.replace(&unopened, own, sealed, &members).await
+        self.replace(&unopened, own, &members).await
     }
 
     /// All that may vote: those whom the last checkpoint knows, and those whom the caller does. Who is counted in vain only makes
@@ -113,28 +126,32 @@ impl Attempt<'_> {
         voters
     }
 
-    async fn replace(
-        &self,
-        unopened: &Arc<Unopened>,
-        own: SegmentVote,
-        sealed: Option<alhambra_ledger::Digest>,
-        voters: &BTreeSet<u64>,
-    ) -> Result<Mending, Stopped> {
+    async fn replace(&self, unopened: &Arc<Unopened>, own: Own, voters: &BTreeSet<u64>) -> Result<Mending, Stopped> {
         let (group, segment, me) = (self.spec.group, self.segment, self.spec.node_id);
         let others = voters.iter().copied().filter(|node| *node != me);
         let mut votes = ask(self.forward, group, segment, others).await;
         let heard = votes.len();
-        votes.insert(me, own);
-        let Some(agreed) = agreed(&own, sealed, false, voters, &votes) else {
+        let (agreed, generation, unhurt) = match own {
+            Own::Remembered { vote, sealed } => {
+                votes.insert(me, vote);
+                let agreed = agreed(&vote, sealed, false, voters, &votes);
+                (agreed, vote.version.generation, agreed == Some(vote.version) && vote.whole)
+            }
+            Own::Forgotten { generation } => {
+                let agreed = majority(voters, &votes).filter(|agreed| agreed.generation >= generation);
+                (agreed, generation, false)
+            }
+        };
+        let Some(agreed) = agreed else {
             return Ok(self.waits(&format!(
                 "{heard} of {} other members answer, and no whole copy is agreed on",
                 voters.len() - 1
             )));
         };
-        if own.whole && own.version == agreed {
+        if unhurt {
             return Ok(Mending::Hopeless(self.cannot("the others have the same bytes")));
         }
-        if agreed.generation > own.version.generation && !unopened.takes_later_generation(segment) {
+        if agreed.generation > generation && !unopened.takes_later_generation(segment) {
             return Ok(self.waits("the others have forgotten values of it that are still to be applied here"));
         }
         for (node, vote) in votes.iter().filter(|(node, vote)| **node != me && vote.whole && vote.version == agreed) {
@@ -181,8 +198,13 @@ impl Attempt<'_> {
     async fn mend_log(&self, env: &Env, refused: &StorageError) -> Result<Mending, Stopped> {
         let (vfs, dir) = (env.vfs.clone(), self.spec.dir.clone());
         let spec = DatabaseSpec { id: self.spec.database, segment_bytes: self.spec.segment_bytes };
+        // A closed segment may be damaged as well: then the newest comes first.
+        let newest = match refused {
+            StorageError::Corrupted { segment: Some(segment), .. } => *segment,
+            _ => self.segment,
+        };
         let log = match self.on_strand(move || DamagedLog::find(&vfs, &dir, spec)).await? {
-            Ok(Some(log)) if log.segment() == self.segment => Arc::new(log),
+            Ok(Some(log)) if log.segment() == newest => Arc::new(log),
             Ok(_) | Err(StorageError::Corrupted { .. } | StorageError::SegmentMissing { .. }) => {
                 return Ok(Mending::Hopeless(self.cannot(&Chain(refused).to_string())));
             }
@@ -198,7 +220,7 @@ impl Attempt<'_> {
                 *pieces.entry(piece).or_default() += 1;
             }
         }
-        let (group, segment, offset) = (self.spec.group, self.segment, log.offset());
+        let (group, segment, offset) = (self.spec.group, newest, log.offset());
         let heard: usize = pieces.values().sum();
         for (piece, holders) in pieces {
             let (log, voters) = (log.clone(), voters.len());
@@ -227,7 +249,7 @@ impl Attempt<'_> {
         let mut bytes = BytesMut::new();
         while (bytes.len() as u64) < most {
             let offset = log.offset() + bytes.len() as u64;
-            let part = SegmentPart { segment: self.segment, generation: 0, offset, len: TAIL_PART_BYTES };
+            let part = SegmentPart { segment: log.segment(), generation: 0, offset, len: TAIL_PART_BYTES };
             let deadline = Instant::now() + PART_WAIT;
             let came = self.forward.segment_part(self.spec.group, node, part, deadline).await;
             let Some(came) = came.filter(|came| !came.is_empty() && came.len() <= TAIL_PART_BYTES as usize) else {
@@ -240,7 +262,7 @@ impl Attempt<'_> {
                 Ok((TailPiece::Fits(len), seen)) => return Ok(Some(seen.slice(..len))),
                 Ok((TailPiece::Short, _)) => {}
                 Ok((TailPiece::Unfit, _)) => {
-                    tracing::warn!(group = %self.spec.group, segment = self.segment, offset, node,
+                    tracing::warn!(group = %self.spec.group, segment = log.segment(), offset, node,
                         "what a member holds in the place of rotten log entries is not of this log");
                     return Ok(None);
                 }

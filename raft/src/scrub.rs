@@ -122,7 +122,7 @@ impl Scrub {
 /// The version that more than half of the voters remember, at least two of them: a replica alone is no witness against its
 /// own seal. Who does not answer counts against everybody; so does who has lost more values of it, or fewer, until all have
 /// lost the same.
-fn majority(voters: &BTreeSet<u64>, votes: &BTreeMap<u64, SegmentVote>) -> Option<SegmentVersion> {
+pub(crate) fn majority(voters: &BTreeSet<u64>, votes: &BTreeMap<u64, SegmentVote>) -> Option<SegmentVersion> {
     let mut counts: BTreeMap<SegmentVersion, usize> = BTreeMap::new();
     for (_, vote) in votes.iter().filter(|(node, _)| voters.contains(node)) {
         *counts.entry(vote.version).or_default() += 1;

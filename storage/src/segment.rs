@@ -162,9 +162,24 @@ struct Layout {
     spec: LedgerSpec,
     /// Segments in which damage was met; they are looked at by whoever repairs.
     suspects: Mutex<BTreeSet<u64>>,
+    /// Closed segments of which no digest is known any more, when such a one is let through, to be mended; else it is an error.
+    forgotten: Option<Mutex<BTreeSet<u64>>>,
 }
 
 impl Layout {
+    fn new(vfs: Arc<dyn Vfs>, dir: &Path, spec: LedgerSpec) -> Self {
+        Self { vfs, dir: dir.to_path_buf(), spec, suspects: Mutex::default(), forgotten: None }
+    }
+
+    /// One that lets closed segments through that cannot be read, as far as their neighbours say where they begin and end.
+    fn to_mend(vfs: Arc<dyn Vfs>, dir: &Path, spec: LedgerSpec) -> Self {
+        Self { forgotten: Some(Mutex::default()), ..Self::new(vfs, dir, spec) }
+    }
+
+    fn is_forgotten(&self, number: u64) -> bool {
+        self.forgotten.as_ref().is_some_and(|forgotten| forgotten.lock().contains(&number))
+    }
+
     fn path(&self, number: u64, suffix: &str) -> PathBuf {
         self.dir.join(file_name(number, suffix))
     }
@@ -265,8 +280,23 @@ impl Ledger {
         floor: RecoveryFloor,
         options: LedgerOptions,
     ) -> Result<(Self, LedgerReport)> {
+        Self::open_layout(Layout::new(vfs, dir, spec), floor, options)
+    }
+
+    /// The same when closed segments are missing or damaged and no digest of them is known: they are forgotten, and are to be
+    /// put in place by [`Ledger::replace`]. Nothing may be read of this ledger.
+    pub(crate) fn open_to_mend(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        spec: LedgerSpec,
+        floor: RecoveryFloor,
+    ) -> Result<(Self, LedgerReport)> {
+        Self::open_layout(Layout::to_mend(vfs, dir, spec), floor, LedgerOptions::default())
+    }
+
+    fn open_layout(layout: Layout, floor: RecoveryFloor, options: LedgerOptions) -> Result<(Self, LedgerReport)> {
+        let spec = layout.spec;
         recover::check_segment_bytes(spec.segment_bytes)?;
-        let layout = Layout { vfs, dir: dir.to_path_buf(), spec, suspects: Mutex::default() };
         let recovered = recover::recover(&layout, floor)?;
         let state = State::new(spec.segment_bytes, options.tail_cache_bytes, recovered.segments);
         let ledger = Self {
@@ -283,7 +313,7 @@ impl Ledger {
     /// A ledger without frames that never touches the files in `dir`: for who reads them by other means, and stages none.
     pub(crate) fn detached(vfs: Arc<dyn Vfs>, dir: &Path, spec: LedgerSpec) -> Self {
         Self {
-            layout: Layout { vfs, dir: dir.to_path_buf(), spec, suspects: Mutex::default() },
+            layout: Layout::new(vfs, dir, spec),
             state: Mutex::new(State::new(spec.segment_bytes, 0, Vec::new())),
             writer: Mutex::new(None),
             readers: Readers::new(),

@@ -24,7 +24,7 @@ use crate::repair::{self, SegmentVote};
 use crate::seal::{SealLog, SegmentVersion};
 use crate::segment::tail::DamagedTail;
 use crate::segment::upkeep::Staged;
-use crate::segment::{Ledger, LedgerOptions, LedgerSpec, TailPiece};
+use crate::segment::{Ledger, LedgerSpec, TailPiece};
 use crate::vfs::{LockGuard, Vfs};
 
 /// See the module. Its folder is locked for as long as this lives.
@@ -48,8 +48,7 @@ impl Unopened {
         let (lock, marks) = recover::enter(&vfs, dir, spec)?;
         let (checkpoint, floor) = recover::floor(&vfs, dir, spec, &marks)?;
         let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
-        let (ledger, _) =
-            Ledger::open(Arc::clone(&vfs), &dir.join("ledger"), ledger_spec, floor, LedgerOptions::default())?;
+        let (ledger, _) = Ledger::open_to_mend(Arc::clone(&vfs), &dir.join("ledger"), ledger_spec, floor)?;
         let seals = checkpoint.as_ref().map_or_else(BTreeMap::new, |checkpoint| seals(&vfs, dir, spec, checkpoint));
         let state = checkpoint.map(|checkpoint| checkpoint.state);
         let applied = state.as_ref().and_then(|state| state.applied);
@@ -63,12 +62,19 @@ impl Unopened {
     }
 
     /// What is remembered here of a closed segment, and whether its bytes, which are read for it, are that; `None` when it is
-    /// not closed.
+    /// not closed, or [forgotten](Self::forgotten).
     ///
     /// # Errors
     /// IO.
     pub fn segment_vote(&self, segment: u64) -> Result<Option<SegmentVote>> {
         repair::vote_of(&*self.vfs, &self.ledger, segment)
+    }
+
+    /// The generation of a closed segment of which nothing else is remembered here: it is missing or damaged, and so is its
+    /// sidecar. Then this replica is no witness.
+    pub fn forgotten(&self, segment: u64) -> Option<u32> {
+        let view = self.ledger.view(segment).filter(|_| self.ledger.is_forgotten(segment));
+        view.map(|view| view.info.generation)
     }
 
     /// The digest that was sealed of a segment in this generation, as far as that is known at the last checkpoint.
@@ -78,8 +84,9 @@ impl Unopened {
 
     /// Whether the segment may be replaced by one that has lost values: nothing is to be applied from it any more.
     pub fn takes_later_generation(&self, segment: u64) -> bool {
-        let last = self.ledger.view(segment).map(|view| view.info.last_log_id);
-        last.is_some() && last <= self.applied
+        // What is applied is committed, so that the index says it all; the term of a forgotten segment's last entry is not known.
+        let last = self.ledger.view(segment).map(|view| view.info.last_log_id.index);
+        last.is_some() && last <= self.applied.map(|applied| applied.index)
     }
 
     /// A file for what stands behind the header of a segment, of the version on which replicas have agreed.

@@ -22,6 +22,10 @@ fn file(segment: u64) -> String {
     format!("ledger/{segment:010}.seg")
 }
 
+fn sidecar(segment: u64) -> String {
+    format!("ledger/{segment:010}.idx")
+}
+
 /// A cluster of which one node is down after a crash and has everything to apply again, and its files.
 async fn crashed(voters: u64) -> (Cluster, u64, BTreeMap<PathBuf, Vec<u8>>) {
     let mut cluster = Cluster::formed(voters, SEGMENT_BYTES, false).await;
@@ -95,6 +99,52 @@ fn several_segments_are_mended_one_after_the_other() {
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
         cluster.start(down).await;
         cluster.assert_equal().await;
+    });
+}
+
+#[test]
+fn a_segment_without_its_sidecar_is_what_more_than_half_of_the_voters_say() {
+    run(async {
+        let (mut cluster, down, files) = crashed(3).await;
+        let promised = vote(&cluster, down);
+        // The sidecar never reached the disk, as nobody syncs it: nothing is remembered here of what has rotted.
+        cluster.remove_file(down, &sidecar(1));
+        cluster.flip(down, &file(1), 700);
+        assert_eq!(rotten_segment(&mut cluster, down).await, 1);
+        let rotten: BTreeMap<_, _> = cluster.ledger_files(down).into_iter().collect();
+        // One of both is not more than half of three.
+        let other = cluster.up()[0];
+        cluster.isolate(other, true);
+        let mending = cluster.mend(down, 1).await;
+        assert!(waits(&mending).contains("1 of 2 other members answer, and no whole copy is agreed on"), "{mending:?}");
+        assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), rotten);
+        cluster.isolate(other, false);
+        // Other bytes come from both.
+        cluster.switch.0.lock().spoil_parts = 2;
+        let mending = cluster.mend(down, 1).await;
+        assert!(waits(&mending).ends_with("no member could send it whole"), "{mending:?}");
+        assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0));
+        assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
+        assert_eq!(vote(&cluster, down), promised);
+        cluster.start(down).await;
+        cluster.assert_equal().await;
+    });
+}
+
+#[test]
+fn a_segment_that_is_gone_is_fetched_when_its_sidecar_is_left() {
+    run(async {
+        let (mut cluster, down, files) = crashed(3).await;
+        cluster.remove_file(down, &file(1));
+        assert_eq!(rotten_segment(&mut cluster, down).await, 1);
+        assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0));
+        assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
+        // With it all is gone that says where the segment begins.
+        cluster.remove_file(down, &file(1));
+        cluster.remove_file(down, &sidecar(1));
+        assert_eq!(rotten_segment(&mut cluster, down).await, 1);
+        let Mending::Hopeless(why) = cluster.mend(down, 1).await else { panic!("nothing is left") };
+        assert!(why.contains("segment 1 of defaultdb has rotted and cannot be fetched"), "{why}");
     });
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Only the newest segment can have a torn tail, because a segment is durable before the next one has a name. Older ones
 //! are taken at the word of their sidecars; a sidecar that is missing or does not fit is made again from the segment,
-//! where every frame is then checked.
+//! where every frame is then checked. Where that fails too, a ledger that is opened to be mended goes on without the segment
+//! ([`Ledger::open_to_mend`](super::Ledger::open_to_mend)): its neighbours say where it begins and ends.
 
 use std::path::Path;
 
@@ -72,7 +73,9 @@ pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered
         None => None,
         Some(header) => open_newest(layout, header, segments.last(), floor, &mut report)?,
     };
-    if let (None, Some(header)) = (&open, headers.last()) {
+    // A forgotten segment must not take frames again: all that could be read of it would be cut.
+    let resumes = segments.last().is_none_or(|last| !layout.is_forgotten(last.number));
+    if let (None, Some(header), true) = (&open, headers.last(), resumes) {
         // The newest segment never got a frame, so the log id in its header means nothing. The one before it takes over.
         remove_segment(layout, header.number)?;
         if let Some(last) = segments.pop() {
@@ -113,14 +116,28 @@ fn sort_folder(layout: &Layout) -> Result<u64> {
     }
     numbers.sort_unstable();
     match (0..).zip(&numbers).find(|(expected, number)| expected != *number) {
-        Some((number, _)) => Err(Error::SegmentMissing { dir: layout.dir.clone(), number }),
-        None => Ok(numbers.len() as u64),
+        Some((number, _)) if layout.forgotten.is_none() => {
+            Err(Error::SegmentMissing { dir: layout.dir.clone(), number })
+        }
+        _ => Ok(numbers.last().map_or(0, |last| last + 1)),
+    }
+}
+
+/// The file of a segment that is not the newest. `None` when it is not there and the ledger is to be mended.
+fn open_file(layout: &Layout, number: u64) -> Result<Option<Box<dyn File>>> {
+    let path = layout.segment_path(number);
+    match layout.vfs.open(&path, OpenMode::Read) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && layout.forgotten.is_some() => Ok(None),
+        Err(e) => Err(Error::io(FileOp::Open, &path, e)),
     }
 }
 
 fn read_header(layout: &Layout, number: u64) -> Result<SegmentHeader> {
     let path = layout.segment_path(number);
-    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
+    let Some(file) = open_file(layout, number)? else {
+        return Err(layout.corrupted(number, 0, Damage::Missing));
+    };
     let header = pruned::read_header(&*file, number, &path)?;
     if header.database != layout.spec.database {
         return Err(Error::ForeignDatabase { path, expected: layout.spec.database, found: header.database });
@@ -137,17 +154,21 @@ fn read_header(layout: &Layout, number: u64) -> Result<SegmentHeader> {
 /// is looked at as of any other. The file stays as it is until it is mended, and is suspected until then.
 fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, damage: Damage) -> Result<SegmentHeader> {
     let path = layout.segment_path(number);
-    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
-    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    let file = open_file(layout, number)?;
+    let len = match &file {
+        Some(file) => file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?,
+        None => 0,
+    };
     let stored_bytes = len.saturating_sub(SEGMENT_HEADER_BYTES);
+    let file = file.filter(|_| stored_bytes > 0);
     let sidecar = read_sidecar_header(layout, &layout.sidecar_path(number))?.map(|(_, sidecar)| sidecar);
     let sidecar = sidecar.filter(|sidecar| sidecar.database == layout.spec.database && sidecar.number == number);
-    let (first_offset, first_log_id, frame_bytes, generation) = match sidecar {
-        Some(SidecarHeader { first_offset, first_log_id, frame_bytes, generation, .. }) => {
+    let (first_offset, first_log_id, frame_bytes, generation) = match (sidecar, &file) {
+        (Some(SidecarHeader { first_offset, first_log_id, frame_bytes, generation, .. }), _) => {
             (first_offset, first_log_id, frame_bytes, generation)
         }
-        None if stored_bytes == 0 => return Err(layout.corrupted(number, 0, damage)),
-        None => match first_frame(&*file, &path, stored_bytes)? {
+        (None, None) => return Err(layout.corrupted(number, 0, damage)),
+        (None, Some(file)) => match first_frame(&**file, &path, stored_bytes)? {
             Ok(log_id) => (end_of(layout, before)?, log_id, stored_bytes, 0),
             Err(_) => return Err(layout.corrupted(number, 0, damage)),
         },
@@ -164,12 +185,10 @@ fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, da
         stored_bytes,
         hole_count: 0,
     };
-    let header = if generation == 0 {
-        layout.header_at_first(&info)
-    } else if stored_bytes == 0 {
-        return Err(layout.corrupted(number, 0, damage));
-    } else {
-        pruned::header_of_body(layout, &*file, stored_bytes, &info, generation, &path)?
+    let header = match &file {
+        _ if generation == 0 => layout.header_at_first(&info),
+        None => return Err(layout.corrupted(number, 0, damage)),
+        Some(file) => pruned::header_of_body(layout, &**file, stored_bytes, &info, generation, &path)?,
     };
     layout.suspects.lock().insert(number);
     tracing::warn!(
@@ -223,20 +242,9 @@ pub(super) fn check_chain(layout: &Layout, before: Option<&Segment>, header: &Se
     Err(layout.corrupted(number, 0, Damage::Chain))
 }
 
-/// A segment that has a successor: from its sidecar if that fits both, else from its frames.
-fn closed_segment(
-    layout: &Layout,
-    header: &SegmentHeader,
-    next: &SegmentHeader,
-    report: &mut LedgerReport,
-) -> Result<Segment> {
-    let number = header.number;
-    let path = layout.segment_path(number);
-    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
-    let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
-    let pruned = header.generation > 0;
-    let of_frames = |frame_bytes: u64| Segment {
-        number,
+fn of_frames(header: &SegmentHeader, frame_bytes: u64) -> Segment {
+    Segment {
+        number: header.number,
         first_offset: header.first_offset,
         first_log_id: header.first_log_id,
         last_log_id: header.first_log_id,
@@ -245,9 +253,55 @@ fn closed_segment(
         offsets: None,
         digest: None,
         generation: header.generation,
-        pruned_bytes: if pruned { header.stored_bytes(frame_bytes) } else { 0 },
+        pruned_bytes: if header.generation > 0 { header.stored_bytes(frame_bytes) } else { 0 },
         hole_count: header.hole_count,
+    }
+}
+
+/// A segment that has a successor: from its sidecar if that fits both, else from its frames. Where neither can be read it is
+/// forgotten, if the ledger is to be mended.
+fn closed_segment(
+    layout: &Layout,
+    header: &SegmentHeader,
+    next: &SegmentHeader,
+    report: &mut LedgerReport,
+) -> Result<Segment> {
+    let error = match believed_or_scanned(layout, header, next, report) {
+        Err(error @ Error::Corrupted { .. }) => error,
+        Err(error) if error.is_unreadable() => error,
+        segment => return segment,
     };
+    let frame_bytes = next.first_offset.checked_sub(header.first_offset).filter(|bytes| *bytes > 0);
+    let last_index = next.first_log_id.index.0.checked_sub(1).filter(|last| *last >= header.first_log_id.index.0);
+    let (Some(forgotten), Some(frame_bytes), Some(last_index)) = (&layout.forgotten, frame_bytes, last_index) else {
+        return Err(error);
+    };
+    if header.generation > 0 && header.frame_bytes != frame_bytes {
+        return Err(error);
+    }
+    tracing::warn!(segment = header.number, %error, "nothing is remembered of a damaged segment");
+    forgotten.lock().insert(header.number);
+    let mut segment = of_frames(header, frame_bytes);
+    // Of which term it is stands in its last frame.
+    segment.last_log_id.index = LogIndex(last_index);
+    Ok(segment)
+}
+
+fn believed_or_scanned(
+    layout: &Layout,
+    header: &SegmentHeader,
+    next: &SegmentHeader,
+    report: &mut LedgerReport,
+) -> Result<Segment> {
+    let number = header.number;
+    let path = layout.segment_path(number);
+    let file = open_file(layout, number)?;
+    let file_bytes = match &file {
+        Some(file) => file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?,
+        None => 0,
+    };
+    let pruned = header.generation > 0;
+    let of_frames = |frame_bytes: u64| of_frames(header, frame_bytes);
     if let Some((_, sidecar)) = read_sidecar_header(layout, &layout.sidecar_path(number))? {
         let mut segment = of_frames(if pruned { header.frame_bytes } else { sidecar.frame_bytes });
         segment.last_log_id = sidecar.last_log_id;
@@ -264,6 +318,7 @@ fn closed_segment(
             return Ok(segment);
         }
     }
+    let Some(file) = file else { return Err(layout.corrupted(number, 0, Damage::Missing)) };
     let stored_bytes = file_bytes.saturating_sub(SEGMENT_HEADER_BYTES);
     let frame_bytes = if pruned { header.frame_bytes } else { stored_bytes };
     if file_bytes < SEGMENT_HEADER_BYTES || stored_bytes != header.stored_bytes(frame_bytes) {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use alhambra_ledger::ids::LogId;
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::{Layout, LedgerReport, LedgerSpec, RecoveryFloor, recover, scan, upkeep};
 use crate::error::{Damage, Error, FileOp, Result};
@@ -64,7 +63,7 @@ impl DamagedTail {
         floor: RecoveryFloor,
         known: Vec<LogId>,
     ) -> Result<Option<Self>> {
-        let layout = Layout { vfs: Arc::clone(vfs), dir: dir.to_path_buf(), spec, suspects: Mutex::default() };
+        let layout = Layout::to_mend(Arc::clone(vfs), dir, spec);
         let (headers, segments) = recover::chain(&layout, &mut LedgerReport::default())?;
         let Some(header) = headers.last().filter(|header| header.generation == 0) else { return Ok(None) };
         recover::check_chain(&layout, segments.last(), header)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::digest::Digest;
+use alhambra_ledger::ids::LogId;
 use bytes::Bytes;
 
 use super::readers::{read_sidecar, read_sidecar_header};
@@ -192,9 +193,16 @@ impl Ledger {
     /// # Errors
     /// [`Error::NoSuchSegment`] when it is not closed or of a later generation; IO.
     pub(crate) fn begin_repair(&self, number: u64, version: SegmentVersion) -> Result<Staged> {
-        let closed = |view: &View| view.digest.is_some() && view.info.generation <= version.generation;
+        let closed = |view: &View| {
+            (view.digest.is_some() || self.is_forgotten(number)) && view.info.generation <= version.generation
+        };
         let view = self.view(number).filter(closed).ok_or(Error::NoSuchSegment { number })?;
         Staged::create(&self.layout, view.info, version)
+    }
+
+    /// Whether nothing is remembered of a closed segment, and it cannot be read: only in a ledger that is to be mended.
+    pub(crate) fn is_forgotten(&self, number: u64) -> bool {
+        self.layout.is_forgotten(number)
     }
 
     /// Puts a whole file in the place of a closed segment. It must be of the version for which it was begun, and its frames
@@ -218,6 +226,10 @@ impl Ledger {
         self.poison_if_failed(name(&self.layout, &staged.path, number))?;
         {
             let mut state = self.state.lock();
+            // It was known but for its term, if the segment was forgotten.
+            if let Some(segment) = state.segments.get_mut(number as usize) {
+                segment.last_log_id = whole.last_log_id;
+            }
             if version.generation == 0 {
                 // Whoever reads the old file now throws its result away.
                 state.cut_epoch += 1;
@@ -227,6 +239,9 @@ impl Ledger {
             } else {
                 state.set_rewritten(number, &whole.header, staged.len, version.digest);
             }
+        }
+        if let Some(forgotten) = &self.layout.forgotten {
+            forgotten.lock().remove(&number);
         }
         self.forget_file(number);
         self.clear_suspect(number);
@@ -268,6 +283,7 @@ pub(crate) struct Staged {
 /// A staged file that is what was expected.
 struct Whole {
     header: SegmentHeader,
+    last_log_id: LogId,
     offsets: Vec<u32>,
 }
 
@@ -332,15 +348,20 @@ impl Staged {
         }
         let file = pruned::view(file, &header, &self.path)?;
         let scan = scan::scan(&*file, &self.path, info.first_log_id, SEGMENT_HEADER_BYTES + info.frame_bytes)?;
-        if scan.frame_bytes != info.frame_bytes || scan.last_log_id != Some(info.last_log_id) {
+        let known = if layout.is_forgotten(info.number) {
+            scan.last_log_id.filter(|last| last.index == info.last_log_id.index)
+        } else {
+            scan.last_log_id.filter(|last| *last == info.last_log_id)
+        };
+        let Some(last_log_id) = known.filter(|_| scan.frame_bytes == info.frame_bytes) else {
             let at = SEGMENT_HEADER_BYTES + scan.frame_bytes;
             return Err(self.corrupted(at, scan.damage.unwrap_or(Damage::Sequence)));
-        }
+        };
         if generation == 0 && scan.hasher.finish() != digest {
             return Err(self.corrupted(SEGMENT_HEADER_BYTES, Damage::Hash));
         }
         self.file.sync_data().map_err(|e| Error::io(FileOp::Sync, &self.path, e))?;
-        Ok(Whole { header, offsets: scan.offsets })
+        Ok(Whole { header, last_log_id, offsets: scan.offsets })
     }
 }
 

@@ -8,7 +8,7 @@ use alhambra_storage::error::Damage;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs};
-use alhambra_storage::{DamagedLog, Database, Error, Result, TailPiece, Unopened};
+use alhambra_storage::{DamagedLog, Database, Error, Result, SegmentVersion, TailPiece, Unopened};
 use bytes::Bytes;
 
 use crate::replicas::files;
@@ -85,10 +85,22 @@ fn flip(disk: &MemVfs, segment: u64, at: u64) {
     file.sync_data().expect("healthy");
 }
 
+/// What is done to a segment on a disk.
+type Harm = dyn Fn(&MemVfs, u64);
+
+/// Loses a file, durably.
+fn lose(disk: &MemVfs, path: &Path) {
+    disk.remove_file(path).expect("there");
+    disk.sync_dir(path.parent().expect("a folder")).expect("healthy");
+}
+
 fn mend_closed(vfs: &Arc<dyn Vfs>, whole: &Bytes) -> Result<()> {
     let unopened = Unopened::open(Arc::clone(vfs), &dir(), support::spec())?;
-    let vote = unopened.segment_vote(CLOSED)?.expect("closed");
-    let mut fetched = unopened.begin_segment_repair(CLOSED, vote.version)?;
+    // Where it is forgotten the others say what it is to be, which the seal says too.
+    let remembered = unopened.segment_vote(CLOSED)?.map(|vote| vote.version);
+    assert_eq!(remembered.is_none(), unopened.forgotten(CLOSED).is_some());
+    let sealed = || SegmentVersion { generation: 0, digest: unopened.sealed_digest(CLOSED, 0).expect("sealed") };
+    let mut fetched = unopened.begin_segment_repair(CLOSED, remembered.unwrap_or_else(sealed))?;
     for piece in whole[HEADER as usize..].chunks(300) {
         fetched.write(piece)?;
     }
@@ -108,10 +120,22 @@ fn mend_newest(vfs: &Arc<dyn Vfs>, whole: &Bytes) -> Result<()> {
 fn a_mended_segment_is_old_or_new_wherever_the_power_fails() {
     type Mend = fn(&Arc<dyn Vfs>, &Bytes) -> Result<()>;
     let newest = sample().newest;
-    for (segment, mend) in [(CLOSED, mend_closed as Mend), (newest, mend_newest as Mend)] {
+    let rot = |disk: &MemVfs, segment: u64| flip(disk, segment, HEADER + 150);
+    let rot_and_lose_sidecar = |disk: &MemVfs, segment: u64| {
+        flip(disk, segment, HEADER + 150);
+        lose(disk, &path(segment).with_extension("idx"));
+    };
+    let gone = |disk: &MemVfs, segment: u64| lose(disk, &path(segment));
+    let cases: [(u64, &Harm, Mend); 4] = [
+        (CLOSED, &rot, mend_closed),
+        (CLOSED, &rot_and_lose_sidecar, mend_closed),
+        (CLOSED, &gone, mend_closed),
+        (newest, &rot, mend_newest),
+    ];
+    for (case, (segment, harm, mend)) in cases.into_iter().enumerate() {
         let rotten = || {
             let sample = sample();
-            flip(&sample.disk, segment, HEADER + 150);
+            harm(&sample.disk, segment);
             let faulty = Arc::new(FaultyVfs::new(Arc::new(sample.disk.clone())));
             (sample, faulty)
         };
@@ -127,7 +151,7 @@ fn a_mended_segment_is_old_or_new_wherever_the_power_fails() {
                 (Fault::CrashShort, Crash::Process),
                 (Fault::CrashShort, Crash::PowerLossTorn { seed: step }),
             ] {
-                let place = format!("segment {segment}, step {step}, {fault:?}, {crash:?}");
+                let place = format!("case {case}, step {step}, {fault:?}, {crash:?}");
                 let (sample, faulty) = rotten();
                 faulty.fail_after(step, fault);
                 let stopped = mend(&(faulty as Arc<dyn Vfs>), &bytes(&sample, segment));
@@ -223,4 +247,86 @@ fn a_file_of_the_wrong_length_is_taken_for_rotten_when_the_sidecar_says_what_it_
         mend_closed(&sample.vfs, &bytes(&sample, CLOSED)).unwrap_or_else(|e| panic!("{wrong} bytes: {e}"));
         assert!(files(&sample.vfs, &dir().join("ledger")) == sample.files, "{wrong} bytes");
     }
+}
+
+#[test]
+fn a_segment_of_which_nothing_is_remembered_is_mended_whatever_is_left_of_it() {
+    let len = bytes(&sample(), CLOSED).len() as u64;
+    let sidecar = path(CLOSED).with_extension("idx");
+    let mut harms: Vec<Box<Harm>> = Vec::new();
+    for at in [HEADER, HEADER + 5, HEADER + 150, len - 1] {
+        let sidecar = sidecar.clone();
+        harms.push(Box::new(move |disk, _| {
+            flip(disk, CLOSED, at);
+            lose(disk, &sidecar);
+        }));
+    }
+    for wrong in [0, HEADER + 1, len - 1, len + 1] {
+        let sidecar = sidecar.clone();
+        harms.push(Box::new(move |disk, _| {
+            disk.open(&path(CLOSED), OpenMode::ReadWrite).expect("there").set_len(wrong).expect("healthy");
+            // Rotten, not lost.
+            disk.open(&sidecar, OpenMode::ReadWrite).expect("there").write_at(40, &[0xa5; 8]).expect("healthy");
+        }));
+    }
+    for (number, harm) in harms.iter().enumerate() {
+        let sample = sample();
+        harm(&sample.disk, CLOSED);
+        let refused = open(&sample.vfs, &dir()).expect_err("nothing says what it was");
+        assert!(matches!(refused, Error::Corrupted { segment: Some(CLOSED), .. }), "case {number}: {refused}");
+        // An empty file does not even say where it began.
+        let opened = Unopened::open(Arc::clone(&sample.vfs), &dir(), support::spec());
+        if number == 4 {
+            let refused = opened.expect_err("neither header nor sidecar");
+            assert!(matches!(refused, Error::Corrupted { segment: Some(CLOSED), .. }), "{refused}");
+            continue;
+        }
+        let unopened = opened.unwrap_or_else(|e| panic!("case {number}: {e}"));
+        assert_eq!(unopened.forgotten(CLOSED), Some(0), "case {number}");
+        assert_eq!(unopened.forgotten(CLOSED - 1), None, "case {number}");
+        assert_eq!(unopened.segment_vote(CLOSED).expect("readable"), None, "case {number}");
+        assert!(unopened.takes_later_generation(CLOSED), "all of it is below the checkpoint");
+        let sealed = unopened.sealed_digest(CLOSED, 0).expect("sealed");
+        // What is not it does not take its place.
+        let mut fetched =
+            unopened.begin_segment_repair(CLOSED, SegmentVersion { generation: 0, digest: sealed }).expect("closed");
+        let mut wrong = bytes(&sample, CLOSED).to_vec();
+        *wrong.last_mut().expect("frames") ^= 1;
+        fetched.write(&wrong[HEADER as usize..]).expect("not longer");
+        let refused = unopened.finish_segment_repair(&fetched).expect_err("rotten too");
+        assert!(matches!(refused, Error::Corrupted { .. }), "{refused}");
+        drop((fetched, unopened));
+        mend_closed(&sample.vfs, &bytes(&sample, CLOSED)).unwrap_or_else(|e| panic!("case {number}: {e}"));
+        assert!(files(&sample.vfs, &dir().join("ledger")) == sample.files, "case {number}");
+        drop(open(&sample.vfs, &dir()).unwrap_or_else(|e| panic!("case {number}: {e}")));
+    }
+}
+
+#[test]
+fn a_forgotten_segment_before_an_empty_one_is_not_cut() {
+    // The next segment has a name and no frame yet, so the one before has no sidecar yet.
+    let sample = sample();
+    let disk = &sample.disk;
+    let last = sample.newest;
+    lose(disk, &path(last - 1).with_extension("idx"));
+    let whole = bytes(&sample, last - 1);
+    let newest = disk.open(&path(last), OpenMode::ReadWrite).expect("there");
+    let len = newest.len().expect("healthy");
+    newest.write_at(HEADER, &vec![0; (len - HEADER) as usize]).expect("healthy");
+    drop(newest);
+    // Nothing is known to be durable but what stands there.
+    for name in ["marks", "checkpoint"] {
+        if disk.exists(&dir().join(name)).expect("healthy") {
+            lose(disk, &dir().join(name));
+        }
+    }
+    flip(disk, last - 1, HEADER + 150);
+    let rotten = files(&sample.vfs, &dir().join("ledger"));
+    let unopened = Unopened::open(Arc::clone(&sample.vfs), &dir(), support::spec()).expect("to be mended");
+    assert_eq!(unopened.forgotten(last - 1), Some(0));
+    drop(unopened);
+    let found = files(&sample.vfs, &dir().join("ledger"));
+    let name = PathBuf::from(path(last - 1).file_name().expect("named"));
+    assert_eq!(found[&name], rotten[&name]);
+    assert_eq!(found[&name].len(), whole.len());
 }
