@@ -134,9 +134,9 @@ pub enum Error {
         /// What did not happen.
         what: &'static str,
     },
-    /// The write is committed, but this node could not show it before the deadline.
-    #[error("the write is committed as transaction {tx}, but this node has not applied it before the deadline")]
-    CommittedNotApplied {
+    /// The write is committed, but this node cannot show it: it has not applied it by the deadline, stops, or cannot read it.
+    #[error("the write is committed as transaction {tx}, but this node cannot show it")]
+    CommittedNotShown {
         /// The transaction.
         tx: TxId,
     },
@@ -192,9 +192,19 @@ impl Error {
         match self {
             Self::Propose { error } => error.may_be_applied(),
             // Written, but not seen to be applied here.
-            Self::Read(_) | Self::CommittedNotApplied { .. } | Self::Meta(MetaError::NotServing { .. }) => true,
+            Self::Read(_) | Self::CommittedNotShown { .. } | Self::Meta(MetaError::NotServing { .. }) => true,
             _ => false,
         }
+    }
+
+    /// What is answered when this stands in the way after the write was committed. Nothing may then say that it was not applied:
+    /// whoever reads that writes again (R4).
+    #[must_use]
+    pub fn after_commit(self, tx: TxId) -> Self {
+        if !matches!(self, Self::CommittedNotShown { .. }) {
+            tracing::warn!(tx = tx.get(), error = %self, "a committed write cannot be shown");
+        }
+        Self::CommittedNotShown { tx }
     }
 
     /// Whether the node cannot tell for now.
@@ -316,7 +326,7 @@ impl From<Error> for Status {
             Error::TooManyLogins => Code::Overloaded,
             Error::AuthNeeded => Code::Denied,
             Error::StreamIdle { .. } => Code::Canceled,
-            Error::CommittedNotApplied { .. } | Error::GoesOn { .. } => Code::OutcomeUnknown,
+            Error::CommittedNotShown { .. } | Error::GoesOn { .. } => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),
             Error::Read(error) => code_of_read(error),
             Error::Meta(error) => code_of_meta(error),

@@ -8,7 +8,6 @@ use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{Revision, TxId};
 use alhambra_ledger::kv::{self, StoredValue};
 use alhambra_proto::code::{WireError, text};
-use alhambra_raft::error::ReadError;
 use alhambra_raft::forward::Written;
 use alhambra_raft::group::Level;
 use alhambra_storage::apply::Rejection;
@@ -592,8 +591,7 @@ pub(crate) enum Committed {
 pub(crate) async fn until_applied(cx: &Context, tx: TxId) -> Result<()> {
     match cx.replica.barrier(Level::AtLeast(tx), cx.deadline).await {
         Ok(_) => Ok(()),
-        Err(ReadError::Stopped) => Err(Error::Stopping),
-        Err(_) => Err(Error::CommittedNotApplied { tx }),
+        Err(error) => Err(Error::from(error).after_commit(tx)),
     }
 }
 

@@ -64,7 +64,7 @@ impl App {
                     replica
                         .barrier(point, call.deadline)
                         .await
-                        .map_err(|_| Error::CommittedNotApplied { tx: marker.id })?;
+                        .map_err(|_| Error::CommittedNotShown { tx: marker.id })?;
                     tracing::info!(name, %before, marker = %marker.id, order = %citation.tx, "the database is truncated");
                     Ok(())
                 }

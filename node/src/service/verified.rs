@@ -110,8 +110,8 @@ async fn must_exist(cx: &Context, trusted: TxId, refusal: WireError) -> Result<(
 /// The proof of a transaction that was just committed, made from what is applied here.
 async fn prove_new(app: &App, cx: &Context, tx: TxId, trusted: TxId) -> Result<Verifiable> {
     kv::until_applied(cx, tx).await?;
-    let tx = transaction::raw(cx.replica.database().tx(tx)?);
-    prove(app, cx, tx, trusted)
+    let proven = || prove(app, cx, transaction::raw(cx.replica.database().tx(tx)?), trusted);
+    proven().map_err(|error| error.after_commit(tx))
 }
 
 /// Transactions of up to so many entries are told whole with a value that is read and proven.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_node::Node;
-use alhambra_proto::code::Code as Outcome;
+use alhambra_proto::code::{Applied, Code as Outcome};
 use alhambra_proto::schema;
 use alhambra_storage::vfs::mem::MemVfs;
 use tokio::time::Instant;
@@ -40,6 +40,13 @@ impl Client {
         let request = self.request(schema::DatabaseListRequestV2 {});
         let list = self.inner.clone().database_list_v2(request).await.unwrap().into_inner().databases;
         list.into_iter().find(|info| info.name == database)
+    }
+
+    async fn verified_set(&self, key: &str, value: &str) -> Result<schema::TxHeader, Status> {
+        let set_request = Some(schema::SetRequest { k_vs: vec![kv(key, value)], ..Default::default() });
+        let request = schema::VerifiableSetRequest { set_request, prove_since_tx: 0 };
+        let written = self.inner.clone().verifiable_set(self.request(request)).await?.into_inner();
+        Ok(written.tx.and_then(|tx| tx.header).expect("a transaction has a header"))
     }
 
     async fn database_health(&self) -> Result<schema::DatabaseHealthResponse, Status> {
@@ -185,6 +192,9 @@ async fn unloading_lasts_over_restarts() {
     node.shutdown().await;
 }
 
+/// How often the database is closed under its writers.
+const ROUNDS: u64 = 6;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unloading_under_writers_loses_nothing_and_keeps_nobody_waiting() {
     let cluster = Cluster::start(Duration::from_secs(10)).await;
@@ -200,31 +210,37 @@ async fn unloading_under_writers_loses_nothing_and_keeps_nobody_waiting() {
         let client = Client::on(cluster.node(n % 3), DATABASE).await;
         let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
         writers.push(tokio::spawn(async move {
-            let mut kept = Vec::new();
+            let (mut kept, mut denied) = (Vec::new(), Vec::new());
             for i in 0.. {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 let began = Instant::now();
-                let result = client.set(&format!("{n}-{i}"), "v").await;
+                let key = format!("{n}-{i}");
+                // A verified write has more to do when it is committed already.
+                let result =
+                    if n % 2 == 0 { client.set(&key, "v").await } else { client.verified_set(&key, "v").await };
                 assert!(began.elapsed() < Duration::from_secs(15), "a write hung: {result:?}");
                 match result {
                     Ok(header) => {
                         acknowledged.fetch_add(1, Ordering::Relaxed);
-                        kept.push((format!("{n}-{i}"), header.id));
+                        kept.push((key, header.id));
                     }
                     // It was under way, or the database is closed.
                     Err(status) => {
-                        let typed = status.message() == "already closed" || Outcome::of(&status).is_some();
-                        assert!(typed, "{status:?}");
+                        let outcome = Outcome::of(&status);
+                        assert!(status.message() == "already closed" || outcome.is_some(), "{status:?}");
+                        if outcome.is_none_or(|outcome| outcome.applied() == Applied::No) {
+                            denied.push((key, status));
+                        }
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                 }
             }
-            kept
+            (kept, denied)
         }));
     }
-    for round in 0..3u64 {
+    for round in 0..ROUNDS {
         let before = acknowledged.load(Ordering::Relaxed);
         eventually("writers get on", async || acknowledged.load(Ordering::Relaxed) > before + 50).await;
         // Any node may close it and any other open it; when one has answered, all have followed.
@@ -240,15 +256,20 @@ async fn unloading_under_writers_loses_nothing_and_keeps_nobody_waiting() {
         }
     }
     stop.store(true, Ordering::Relaxed);
-    let mut kept = Vec::new();
+    let (mut kept, mut denied) = (Vec::new(), Vec::new());
     for writer in writers {
-        kept.extend(writer.await.unwrap());
+        let (of_writer, denied_to_it) = writer.await.unwrap();
+        kept.extend(of_writer);
+        denied.extend(denied_to_it);
     }
     assert!(kept.len() > 150, "{}", kept.len());
     for n in 0..3 {
         let client = Client::on(cluster.node(n), DATABASE).await;
         for (key, tx) in &kept {
             assert_eq!(client.get(key).await.unwrap().tx, *tx, "{key} was acknowledged");
+        }
+        for (key, status) in &denied {
+            assert!(client.get(key).await.is_err(), "{key} is there, and its client was told: {status:?}");
         }
     }
 }
