@@ -38,6 +38,9 @@ pub struct Connect {
     /// Password; better in the environment than on the command line, which others can see [default: immudb]
     #[arg(long, value_name = "TEXT", env = "ALHAMBRA_PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    /// Do not log in: the server runs with authentication off, or in maintenance mode
+    #[arg(long, env = "ALHAMBRA_NO_LOGIN")]
+    no_login: bool,
     /// Database [default: defaultdb]
     #[arg(long, value_name = "NAME", env = "ALHAMBRA_DATABASE")]
     database: Option<String>,
@@ -63,6 +66,8 @@ pub struct Connect {
 pub struct Target {
     /// `host:port` of each node, at least one.
     pub endpoints: Vec<String>,
+    /// Whether to log in.
+    pub login: bool,
     /// User.
     pub username: String,
     /// Password.
@@ -77,6 +82,18 @@ impl Connect {
     /// Resolves flags and environment; endpoints that are not `host:port` are refused.
     pub fn target(&self) -> Result<Target, Failure> {
         self.resolve(|name| std::env::var_os(name))
+    }
+
+    /// As [`Self::target`], for what is asked in the name of a user only.
+    pub fn user_target(&self) -> Result<Target, Failure> {
+        if self.no_login {
+            return Err(Failure::new(
+                Kind::Usage,
+                "this command needs a login, so --no-login does not go with it",
+                "give --username and --password, or take another command: `alhambra info --no-login` shows the server",
+            ));
+        }
+        self.target()
     }
 
     fn resolve(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Target, Failure> {
@@ -99,6 +116,7 @@ impl Connect {
         }
         Ok(Target {
             endpoints,
+            login: !self.no_login,
             username: pick(&self.username, "USERNAME", DEFAULT_USERNAME),
             password: pick(&self.password, "PASSWORD", DEFAULT_PASSWORD),
             database: pick(&self.database, "DATABASE", DEFAULT_DATABASE),
@@ -188,6 +206,7 @@ mod tests {
             endpoint: None,
             username: None,
             password: None,
+            no_login: false,
             database: None,
             tls: false,
             cacert: None,

@@ -93,6 +93,7 @@ impl Args {
         let is_encrypted = self.from_tls || authorities.is_some();
         Ok(connect::Target {
             endpoints: vec![self.from.clone()],
+            login: true,
             username: self.from_username.clone(),
             password: self.from_password.clone(),
             database: self.from_database.clone().unwrap_or_else(|| target.database.clone()),
@@ -117,7 +118,7 @@ struct Report {
 
 /// Runs the command. The sessions that it has opened are closed however it ends.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let connect = args.connect.target()?;
+    let connect = args.connect.user_target()?;
     let mut source = Source::open(args.source(&connect)?).await?;
     let outcome = into_target(&args, connect, &mut source).await;
     source.close().await;

@@ -1,16 +1,11 @@
 //! Secrets are asked for at a terminal, where nobody sees them, or read from a file; they are never words of the command line, which
 //! every user of the machine can see.
 
-use std::borrow::Cow;
-use std::io::{self, BufRead, IsTerminal as _};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal as _, Write as _};
 use std::path::Path;
 
-use rustyline::completion::Completer;
-use rustyline::highlight::{CmdKind, Highlighter};
-use rustyline::hint::Hinter;
-use rustyline::history::FileHistory;
-use rustyline::validate::Validator;
-use rustyline::{Behavior, Config, Editor, Helper};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::failure::{Failure, Kind, OrFail};
 
@@ -18,6 +13,8 @@ use crate::failure::{Failure, Kind, OrFail};
 const LENGTH_MIN: usize = 8;
 /// Name of a file that stands for standard input.
 const STANDARD_INPUT: &str = "-";
+/// The terminal of whoever started the command.
+const TERMINAL: &str = "/dev/tty";
 
 /// Where a new password comes from, and how good it has to be.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,8 +31,8 @@ impl NewPassword {
     /// Reads it, or asks for it twice.
     pub fn get(&self, name: &str) -> Result<String, Failure> {
         let password = match &self.new_password_file {
-            Some(file) => first_line(file)?,
-            None => ask_twice(name)?,
+            Some(file) if file != Path::new(STANDARD_INPUT) || !io::stdin().is_terminal() => first_line(file)?,
+            Some(_) | None => ask_twice(name)?,
         };
         if password.is_empty() {
             return Err(Failure::new(Kind::Usage, "the new password is empty", "give at least one character"));
@@ -66,7 +63,7 @@ fn first_line(file: &Path) -> Result<String, Failure> {
     let line = if file == Path::new(STANDARD_INPUT) {
         line_of(&mut io::stdin().lock())
     } else {
-        std::fs::File::open(file).and_then(|file| line_of(&mut io::BufReader::new(file)))
+        File::open(file).and_then(|file| line_of(&mut BufReader::new(file)))
     };
     line.or_fail(format_args!("reading the new password from {}", file.display()), "name a file of one line of text")
 }
@@ -92,44 +89,43 @@ fn ask_twice(name: &str) -> Result<String, Failure> {
     Err(Failure::failed("nothing was done: these were two passwords", "give the same one twice"))
 }
 
-/// Asks at the terminal, also when the answer of the command goes elsewhere.
-fn ask(prompt: &str) -> Result<String, Failure> {
-    let advice = "give the command again at a terminal";
-    let config = Config::builder().behavior(Behavior::PreferTerm).build();
-    let mut editor: Editor<Hidden, FileHistory> =
-        Editor::with_config(config).or_fail("opening the terminal", advice)?;
-    editor.set_helper(Some(Hidden));
-    editor.readline(prompt).or_fail("reading the password", advice)
+/// Asks at the terminal, also when the answer of the command goes elsewhere. Whatever kind of terminal it is, it shows nothing of
+/// what is entered, from before the question on.
+pub fn ask(prompt: &str) -> Result<String, Failure> {
+    let asked = || {
+        let terminal = File::options().read(true).write(true).open(TERMINAL)?;
+        let quiet = Quiet::on(&terminal)?;
+        (&terminal).write_all(prompt.as_bytes())?;
+        let line = line_of(&mut BufReader::new(&terminal));
+        drop(quiet);
+        line
+    };
+    asked().or_fail("reading the password", "give the command again at a terminal")
 }
 
-/// A line that is shown as stars.
-pub fn stars(line: &str) -> Cow<'_, str> {
-    "*".repeat(line.chars().count()).into()
+/// A terminal that does not show what is entered, but that a line has ended.
+struct Quiet<'t> {
+    terminal: &'t File,
+    before: Termios,
 }
 
-struct Hidden;
-
-impl Highlighter for Hidden {
-    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        stars(line)
+impl<'t> Quiet<'t> {
+    fn on(terminal: &'t File) -> io::Result<Self> {
+        let before = termios::tcgetattr(terminal)?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        quiet.local_modes.insert(LocalModes::ECHONL | LocalModes::ICANON);
+        termios::tcsetattr(terminal, OptionalActions::Flush, &quiet)?;
+        Ok(Self { terminal, before })
     }
+}
 
-    fn highlight_char(&self, _: &str, _: usize, _: CmdKind) -> bool {
-        true
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        // A terminal that has gone shows nothing.
+        let _ = termios::tcsetattr(self.terminal, OptionalActions::Flush, &self.before);
     }
 }
-
-impl Completer for Hidden {
-    type Candidate = String;
-}
-
-impl Hinter for Hidden {
-    type Hint = String;
-}
-
-impl Validator for Hidden {}
-
-impl Helper for Hidden {}
 
 #[cfg(test)]
 mod tests {

@@ -67,7 +67,7 @@ struct DatabaseState {
 
 /// Asks all nodes at once and prints what they say; fails when one is not ready.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let target = args.connect.target()?;
+    let target = args.connect.user_target()?;
     let metrics_endpoints = metrics_endpoints(&target, &args.metrics_endpoint)?;
     let asked: Vec<_> = target
         .endpoints
@@ -238,6 +238,7 @@ mod tests {
     fn metrics_ports_follow_the_default_layout_or_are_given() {
         let target = |endpoints: &[&str]| Target {
             endpoints: endpoints.iter().map(|text| (*text).to_owned()).collect(),
+            login: true,
             username: String::new(),
             password: String::new(),
             database: String::new(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use alhambra_client::{Client, Entry, Error, Options, TxId};
 use alhambra_ledger::digest::sha256;
 use alhambra_ledger::kv;
+use alhambra_proto::code::text as wire;
 use alhambra_proto::convert::Tx;
 
 use crate::connect::{Connect, StateDir, Target};
@@ -33,6 +34,7 @@ impl Trusted {
 
     async fn open(target: Target, states: Option<&StateDir>) -> Result<Trusted, Failure> {
         let options = Options {
+            login: target.login,
             user: target.username.clone(),
             password: target.password.clone(),
             database: target.database.clone(),
@@ -122,6 +124,12 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::Refused { .. } if error.is_key_not_found() => {
             Failure::new(Kind::NotFound, format!("there is no key {key}"), "see `alhambra scan` for the keys there are")
         }
+        Error::Refused { status, .. } if wire::AUTH_DISABLED.is(status) => {
+            Failure::failed(what, "nobody logs in at this server: say --no-login")
+        }
+        Error::Refused { status, .. } if !target.login && wire::NOT_LOGGED_IN.is(status) => {
+            Failure::failed(what, "this server wants a login: leave --no-login out")
+        }
         Error::Refused { .. } if error.is_login_refused() => Failure::failed(
             format!("user {:?}: {what}", target.username),
             "check --username and --password, or ALHAMBRA_USERNAME and ALHAMBRA_PASSWORD",
@@ -163,6 +171,7 @@ mod tests {
     fn a_full_server_is_not_the_fault_of_the_call() {
         let target = Target {
             endpoints: vec!["a:1".into()],
+            login: true,
             username: "u".into(),
             password: "p".into(),
             database: "d".into(),

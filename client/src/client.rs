@@ -24,6 +24,8 @@ use crate::tls::Tls;
 /// How a client connects and what it trusts.
 #[derive(Clone)]
 pub struct Options {
+    /// Whether to log in. Without, the server must run with authentication off or in maintenance mode. Default true.
+    pub login: bool,
     /// User name. Default `immudb`.
     pub user: String,
     /// Password. Default `immudb`.
@@ -45,6 +47,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            login: true,
             user: "immudb".into(),
             password: "immudb".into(),
             database: "defaultdb".into(),
@@ -208,6 +211,7 @@ impl Client {
             (None, None) => Arc::new(MemoryStateStore::new()),
         };
         let credentials = Credentials { user: options.user, password: options.password };
+        let credentials = options.login.then_some(credentials);
         let connection = Connection::new(channels, credentials, options.database, options.request_timeout)?;
         let client = Self { inner: Arc::new(Inner { connection, store, server_key, verifying: Mutex::new(()) }) };
         // Logs in, so that wrong credentials are told now.
@@ -239,9 +243,13 @@ impl Client {
         self.connection().close().await;
     }
 
-    /// Tells the server that the session is still in use. Not needed for correctness: a lost session is made anew.
+    /// Tells the server that the session is still in use. Not needed for correctness: a lost session is made anew. Where nobody
+    /// logs in, looks whether the server answers.
     pub async fn keep_alive(&self) -> Result<(), Error> {
         let connection = self.connection();
+        if !connection.logs_in() {
+            return self.health().await.map(drop);
+        }
         let deadline = connection.deadline();
         connection.call("keep_alive", Kind::Read, deadline, (), async |mut c, r| c.keep_alive(r).await).await
     }
@@ -471,6 +479,9 @@ impl Client {
         let connection = self.connection();
         // No verified call may see the database change under it.
         let _verifying = self.inner.verifying.lock().await;
+        if !connection.logs_in() {
+            return connection.reselect(name).await;
+        }
         let request = schema::Database { database_name: name.to_owned() };
         connection
             .call("use_database", Kind::Read, connection.deadline(), request, async |mut c, r| c.use_database(r).await)

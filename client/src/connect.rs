@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use alhambra_proto::code::text;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
-use alhambra_proto::schema::{OpenSessionRequest, OpenSessionResponse};
+use alhambra_proto::schema::{Database, OpenSessionRequest};
 use tokio::sync::{Mutex, RwLock};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -32,6 +33,12 @@ const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Request metadata key of the session.
 const SESSION_KEY: &str = "sessionid";
+/// Request metadata key of a token, which maintenance mode gives to whoever asks.
+const TOKEN_KEY: &str = "authorization";
+/// Reply metadata key of the server's identity.
+const UUID_KEY: &str = "immudb-uuid";
+/// The database that is served when authentication is off.
+const DEFAULT_DATABASE: &str = "defaultdb";
 
 pub(crate) type Service = ImmuServiceClient<Channel>;
 
@@ -48,17 +55,35 @@ struct Target {
     service: Service,
 }
 
-/// A login at one endpoint.
+/// Key and value of the metadata that lets a call in.
+type Pass = (&'static str, MetadataValue<Ascii>);
+
+/// A login at one endpoint, or what stands for it where nobody logs in.
 pub(crate) struct Session {
     target: usize,
     service: Service,
-    id: MetadataValue<Ascii>,
+    /// What each call shows; nothing when authentication is off.
+    pass: Option<Pass>,
+}
+
+impl Session {
+    /// Whether the server holds it.
+    fn is_of_user(&self) -> bool {
+        self.pass.as_ref().is_some_and(|(key, _)| *key == SESSION_KEY)
+    }
+
+    fn admit<T>(&self, request: &mut Request<T>) {
+        if let Some((key, value)) = &self.pass {
+            request.metadata_mut().insert(*key, value.clone());
+        }
+    }
 }
 
 /// Endpoints, credentials and the current session.
 pub(crate) struct Connection {
     targets: Vec<Target>,
-    credentials: Credentials,
+    /// Nobody logs in without.
+    credentials: Option<Credentials>,
     request_timeout: Duration,
     /// Database to select when logging in.
     database: RwLock<String>,
@@ -97,7 +122,7 @@ pub fn endpoint(text: &str, tls: Option<&Tls>) -> Result<Endpoint, Error> {
 impl Connection {
     pub(crate) fn new(
         channels: Vec<(String, Channel)>,
-        credentials: Credentials,
+        credentials: Option<Credentials>,
         database: String,
         request_timeout: Duration,
     ) -> Result<Self, Error> {
@@ -129,6 +154,24 @@ impl Connection {
 
     pub(crate) async fn database(&self) -> String {
         self.database.read().await.clone()
+    }
+
+    /// Selects another database where nobody logs in; when that one is not served, the selection stays.
+    pub(crate) async fn reselect(&self, name: &str) -> Result<(), Error> {
+        let before = self.database().await;
+        self.select(name.to_owned()).await;
+        let health = async |mut service: Service, request| service.health(request).await;
+        let selected = self.call("use_database", Kind::Read, self.deadline(), (), health).await;
+        if selected.is_err() {
+            self.select(before).await;
+        }
+        selected.map(drop)
+    }
+
+    async fn select(&self, name: String) {
+        let mut sessions = self.sessions.lock().await;
+        *self.database.write().await = name;
+        sessions.fill(None);
     }
 
     /// Logins from now on select `name`; sessions elsewhere, which have another one selected, are forgotten.
@@ -181,7 +224,7 @@ impl Connection {
                 // A write that ends without an answer has an unknown outcome, so its one attempt may take all the time.
                 let attempt_end = if kind == Kind::Write { deadline } else { share(deadline, left) };
                 let mut message = Request::new(request.clone());
-                message.metadata_mut().insert(SESSION_KEY, session.id.clone());
+                session.admit(&mut message);
                 message.set_timeout(attempt_end.saturating_duration_since(Instant::now()));
                 let status = match timeout_at(attempt_end, send(session.service.clone(), message)).await {
                     Ok(Ok(reply)) => return Ok(reply.into_inner()),
@@ -246,35 +289,17 @@ impl Connection {
         Ok(session)
     }
 
+    /// Whether calls are made in the name of a user.
+    pub(crate) const fn logs_in(&self) -> bool {
+        self.credentials.is_some()
+    }
+
     async fn log_in(&self, index: usize, deadline: Instant) -> Result<Session, LoginFailure> {
         let target = &self.targets[index];
-        let mut request = Request::new(OpenSessionRequest {
-            username: self.credentials.user.clone().into(),
-            password: self.credentials.password.clone().into(),
-            database_name: self.database().await,
-        });
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        let mut service = target.service.clone();
-        let OpenSessionResponse { session_id, server_uuid } =
-            match timeout_at(deadline, service.open_session(request)).await {
-                Err(_) => return Err(LoginFailure::Elsewhere(None)),
-                Ok(Err(status)) => {
-                    if let Some(source) = distrust(&status) {
-                        let endpoint = target.name.clone();
-                        return Err(LoginFailure::Final(Error::Untrusted { endpoint, source }));
-                    }
-                    return Err(match judge(Kind::Read, &status) {
-                        Verdict::Answer => {
-                            LoginFailure::Final(Error::Refused { call: "open_session", status: Box::new(status) })
-                        }
-                        Verdict::LogInAgain | Verdict::Elsewhere | Verdict::Later | Verdict::Unknown => {
-                            LoginFailure::Elsewhere(Some(Box::new(status)))
-                        }
-                    });
-                }
-                Ok(Ok(reply)) => reply.into_inner(),
-            };
-        let id = session_id.parse().map_err(|_| LoginFailure::Final(Error::BadSessionId))?;
+        let (server_uuid, pass) = match &self.credentials {
+            Some(credentials) => self.open_session(target, credentials, deadline).await?,
+            None => self.look_around(target, deadline).await?,
+        };
         let mut known = self.server_uuid.write().await;
         match &*known {
             Some(expected) if *expected != server_uuid => {
@@ -287,7 +312,49 @@ impl Connection {
             Some(_) => {}
             None => *known = Some(server_uuid),
         }
-        Ok(Session { target: index, service, id })
+        Ok(Session { target: index, service: target.service.clone(), pass })
+    }
+
+    async fn open_session(
+        &self,
+        target: &Target,
+        credentials: &Credentials,
+        deadline: Instant,
+    ) -> Result<(String, Option<Pass>), LoginFailure> {
+        let request = OpenSessionRequest {
+            username: credentials.user.clone().into(),
+            password: credentials.password.clone().into(),
+            database_name: self.database().await,
+        };
+        let mut service = target.service.clone();
+        let opened = async |request| service.open_session(request).await;
+        let opened = attempt(target, "open_session", request, deadline, opened).await?.into_inner();
+        let id = opened.session_id.parse().map_err(|_| LoginFailure::Final(Error::BadSessionId))?;
+        Ok((opened.server_uuid, Some((SESSION_KEY, id))))
+    }
+
+    /// Finds out which server it is, and how its database is reached where nobody logs in: without anything when authentication
+    /// is off, with a token in maintenance mode.
+    async fn look_around(&self, target: &Target, deadline: Instant) -> Result<(String, Option<Pass>), LoginFailure> {
+        let mut service = target.service.clone();
+        let health = async |request| service.health(request).await;
+        let reply = attempt(target, "health", (), deadline, health).await?;
+        let uuid = reply.metadata().get(UUID_KEY).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default().to_owned();
+        let database = Database { database_name: self.database().await };
+        let mut service = target.service.clone();
+        let select = async |request| service.use_database(request).await;
+        match attempt(target, "use_database", database.clone(), deadline, select).await {
+            Ok(reply) => {
+                let token = reply.into_inner().token.parse();
+                Ok((uuid, Some((TOKEN_KEY, token.map_err(|_| LoginFailure::Final(Error::BadSessionId))?))))
+            }
+            Err(LoginFailure::Final(Error::Refused { status, .. }))
+                if database.database_name == DEFAULT_DATABASE && text::ONLY_WITH_AUTH.is(&status) =>
+            {
+                Ok((uuid, None))
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The session is not known to the server any more.
@@ -309,11 +376,38 @@ impl Connection {
     pub(crate) async fn close(&self) {
         let end = (Instant::now() + CONNECT_TIMEOUT).min(self.deadline());
         let sessions: Vec<_> = self.sessions.lock().await.iter_mut().filter_map(Option::take).collect();
-        for session in sessions {
+        for session in sessions.into_iter().filter(|session| session.is_of_user()) {
             let mut request = Request::new(());
-            request.metadata_mut().insert(SESSION_KEY, session.id.clone());
+            session.admit(&mut request);
             let _ = timeout_at(end, session.service.clone().close_session(request)).await;
         }
+    }
+}
+
+/// One call of a login.
+async fn attempt<Req, Res>(
+    target: &Target,
+    call: &'static str,
+    request: Req,
+    deadline: Instant,
+    send: impl AsyncFnOnce(Request<Req>) -> Result<Response<Res>, Status>,
+) -> Result<Response<Res>, LoginFailure> {
+    let mut request = Request::new(request);
+    request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+    match timeout_at(deadline, send(request)).await {
+        Err(_) => Err(LoginFailure::Elsewhere(None)),
+        Ok(Err(status)) => {
+            if let Some(source) = distrust(&status) {
+                return Err(LoginFailure::Final(Error::Untrusted { endpoint: target.name.clone(), source }));
+            }
+            Err(match judge(Kind::Read, &status) {
+                Verdict::Answer => LoginFailure::Final(Error::Refused { call, status: Box::new(status) }),
+                Verdict::LogInAgain | Verdict::Elsewhere | Verdict::Later | Verdict::Unknown => {
+                    LoginFailure::Elsewhere(Some(Box::new(status)))
+                }
+            })
+        }
+        Ok(Ok(reply)) => Ok(reply),
     }
 }
 

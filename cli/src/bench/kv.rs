@@ -61,7 +61,7 @@ struct Report {
 
 /// Measures every combination and prints the report.
 pub async fn run(args: Args) -> Result<(), Failure> {
-    let target = args.connect.target()?;
+    let target = args.connect.user_target()?;
     let batches = if args.mode == Mode::Get { vec![1] } else { args.batch.clone() };
     if args.verified && batches.iter().any(|&batch| batch != 1) {
         return Err(Failure::new(

@@ -78,6 +78,7 @@ impl Line {
             return open(target, endpoint).await.map(|session| Line::Plain(Box::new(session)));
         }
         let options = Options {
+            login: target.login,
             user: target.username.clone(),
             password: target.password.clone(),
             database: target.database.clone(),

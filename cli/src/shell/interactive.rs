@@ -4,14 +4,13 @@
 //! `shell` and is added to every line that does not say otherwise; `use` and `login` change it. Lines that come from a pipe
 //! are not echoed, and the first one that fails ends the shell with its exit code.
 
-use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
-use rustyline::highlight::{CmdKind, Highlighter};
+use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::Validator;
@@ -20,7 +19,7 @@ use rustyline::{Config, Context, Editor, Helper};
 use crate::connect::{Connect, Target};
 use crate::failure::{Failure, Kind, OrFail};
 use crate::output::print_raw;
-use crate::secret::stars;
+use crate::secret::ask;
 use crate::trusted::Trusted;
 use crate::{Cli, Command, block_on};
 
@@ -129,8 +128,8 @@ fn act(
             *target = next;
         }
         ["login", username] => {
-            let password = editor.readline_secret(&format!("password of {username}: "))?;
-            let next = Target { username: (*username).to_owned(), password, ..target.clone() };
+            let password = read_secret(editor, &format!("password of {username}: "))?;
+            let next = Target { username: (*username).to_owned(), password, login: true, ..target.clone() };
             enter(&next)?;
             *target = next;
         }
@@ -200,6 +199,9 @@ fn arguments(words: Vec<String>, target: &Target, tls: &[String]) -> Vec<String>
         })
         .map(|(flag, value)| format!("--{flag}={value}"))
         .collect();
+    if !target.login && takes("no-login") {
+        added.push("--no-login".to_owned());
+    }
     if takes("tls") {
         added.extend(tls.iter().cloned());
     }
@@ -226,33 +228,22 @@ fn help() -> String {
     table.render()
 }
 
-/// Reads a secret without showing it.
-trait Secret {
-    fn readline_secret(&mut self, prompt: &str) -> Result<String, Failure>;
-}
-
-impl Secret for Editor<Words, FileHistory> {
-    fn readline_secret(&mut self, prompt: &str) -> Result<String, Failure> {
-        if let Some(words) = self.helper_mut() {
-            words.hidden = true;
-        }
-        let line = self.readline(prompt);
-        if let Some(words) = self.helper_mut() {
-            words.hidden = false;
-        }
-        line.or_fail("reading the password", "give the login again")
+/// Reads a secret: at a terminal without showing it, otherwise the next line.
+fn read_secret(editor: &mut Editor<Words, FileHistory>, prompt: &str) -> Result<String, Failure> {
+    if std::io::stdin().is_terminal() {
+        return ask(prompt);
     }
+    editor.readline(prompt).or_fail("reading the password", "give the login again")
 }
 
-/// Completes commands, their subcommands and flags; hides secrets.
+/// Completes commands, their subcommands and flags.
 struct Words {
-    hidden: bool,
     commands: clap::Command,
 }
 
 impl Words {
     fn new() -> Self {
-        Self { hidden: false, commands: Cli::command() }
+        Self { commands: Cli::command() }
     }
 
     /// What the last word of `before` can become.
@@ -294,15 +285,7 @@ impl Completer for Words {
     }
 }
 
-impl Highlighter for Words {
-    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        if self.hidden { stars(line) } else { line.into() }
-    }
-
-    fn highlight_char(&self, _: &str, _: usize, _: CmdKind) -> bool {
-        self.hidden
-    }
-}
+impl Highlighter for Words {}
 
 impl Hinter for Words {
     type Hint = String;
@@ -319,6 +302,7 @@ mod tests {
     fn target() -> Target {
         Target {
             endpoints: vec!["a:1".into(), "b:2".into()],
+            login: true,
             username: "ada".into(),
             password: "-secret x".into(),
             database: "d".into(),
@@ -337,6 +321,8 @@ mod tests {
         let given = line("get k --database other --username=bob");
         assert_eq!(given, ["alhambra", "get", "k", "--database", "other", "--username=bob", all[0], all[2]]);
         assert_eq!(line("get -- -k"), [&["alhambra", "get"][..], &all, &["--", "-k"]].concat());
+        let nobody = Target { login: false, ..target() };
+        assert!(arguments(split("get k").unwrap(), &nobody, &[]).contains(&"--no-login".to_owned()));
         assert_eq!(line("version"), ["alhambra", "version"], "it has no such flags");
         assert!(Cli::try_parse_from(line("set k v")).is_ok());
         assert!(split("set k \"open").is_err());

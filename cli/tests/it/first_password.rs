@@ -14,14 +14,14 @@ use crate::support::{alhambra, free_base_port, send_signal, wait_for, wait_until
 const PREFIX: &str = "The password of user immudb is ";
 
 /// A node of its own; killed when dropped.
-struct Serve {
+pub struct Serve {
     child: Child,
     lines: Receiver<String>,
     port: u16,
 }
 
 impl Serve {
-    fn start(dir: &std::path::Path, port: u16, more: &[&str]) -> Self {
+    pub fn start(dir: &std::path::Path, port: u16, more: &[&str]) -> Self {
         let (text, peers) = (port.to_string(), (port + 1).to_string());
         let arguments = ["serve", "--dir", dir.to_str().unwrap(), "--address", "127.0.0.1", "--port", &text];
         let mut child = alhambra(&arguments)
@@ -58,12 +58,12 @@ impl Serve {
     }
 
     /// Waits until a login succeeds.
-    async fn serves(&self, password: &str) {
+    pub async fn serves(&self, password: &str) {
         wait_for("a login", || async { self.open(password).await.ok() }).await;
     }
 
     /// Stops it in order; answers what it had printed and nobody had read.
-    fn stop(mut self) -> Vec<String> {
+    pub fn stop(mut self) -> Vec<String> {
         send_signal("TERM", self.child.id());
         wait_until("the end of the node", || self.child.try_wait().unwrap());
         self.lines.iter().collect()

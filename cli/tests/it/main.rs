@@ -10,6 +10,7 @@ mod exec_all;
 mod first_password;
 mod import;
 mod import_source;
+mod no_login;
 mod no_quorum;
 mod shell;
 mod support;

@@ -297,11 +297,6 @@ async fn altered_and_forged_claims_are_refused_by_owner_and_others_alike() {
     let text = token.headers[0].1.strip_prefix("Bearer ").unwrap().to_owned();
     let (by_session, by_token) =
         (everywhere(&cluster, &[0, 1], &session).await, everywhere(&cluster, &[0, 1], &token).await);
-    let altered = |text: &str, at: usize| {
-        let mut other = text.as_bytes().to_vec();
-        other[at] = if other[at] == b'A' { b'B' } else { b'A' };
-        String::from_utf8(other).unwrap()
-    };
     for client in &by_session {
         for at in 0..id.len() {
             no_session(client.with("sessionid", altered(&id, at)).get("k").await);

@@ -235,6 +235,13 @@ impl Client {
     }
 }
 
+/// The text with another character at one place.
+pub fn altered(text: &str, at: usize) -> String {
+    let mut other = text.as_bytes().to_vec();
+    other[at] = if other[at] == b'A' { b'B' } else { b'A' };
+    String::from_utf8(other).unwrap()
+}
+
 pub fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
