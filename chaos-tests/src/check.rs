@@ -5,6 +5,7 @@ pub mod atomic;
 pub mod conditions;
 pub mod deadlines;
 pub mod floor;
+pub mod index;
 pub mod linearizable;
 pub mod memory;
 pub mod one_cluster;
@@ -19,6 +20,7 @@ pub mod versions;
 use std::collections::BTreeMap;
 
 use self::acked_durable::Ledger;
+use self::index::Indexed;
 use self::replicas_equal::Replica;
 use self::versions::Versions;
 use crate::history::History;
@@ -49,6 +51,8 @@ pub struct Evidence<'a> {
     pub versions: &'a Versions,
     /// What every node holds.
     pub replicas: &'a [Replica],
+    /// What the index of every node says of every database.
+    pub indexes: &'a [Indexed],
     /// What was seen while they ran.
     pub sightings: &'a Sightings,
 }
@@ -91,6 +95,7 @@ pub const PROPERTIES: &[Property] = &[
     Property { id: "R6", says: "a read of several keys shows one state", check: snapshot::check },
     Property { id: "R7", says: "a read at a floor shows at least the floor", check: floor::check },
     Property { id: "R8", says: "the past of a key is what the ledger says, and never changes", check: past::check },
+    Property { id: "R9", says: "the index of every node says what the ledger says", check: index::check },
     Property { id: "V2", says: "trusted states only move forward and are states of the ledger", check: trusted::check },
     Property { id: "M2", says: "one cluster is formed, never two", check: one_cluster::check },
     Property { id: "M3", says: "one leader per term, and nobody who comes back deposes it", check: one_leader::check },

@@ -8,5 +8,6 @@ pub mod check;
 pub mod history;
 pub mod model;
 pub mod process;
+pub mod reader;
 pub mod sim;
 pub mod workload;

@@ -35,6 +35,7 @@ fn planted_bugs_are_found() {
         ("no-scrub", "3", "R2"),
         ("forget-trust", "1", "V2"),
         ("no-deadline", "1", "T1"),
+        ("index-lags", "1", "R9"),
     ];
     for (plant, seed, property) in plants {
         let output = sim(&["--quiet", "--seed", seed, "--load-seconds", "40", "--plant", plant]);

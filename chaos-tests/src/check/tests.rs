@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::index::KeyShown;
 use super::*;
 use crate::history::{
     Condition, ConditionalWrite, Ending, FloorRead, Overdue, PastRead, SnapshotRead, Transaction, Trusted, Write,
@@ -22,9 +23,19 @@ fn judge(history: &History, sightings: &Sightings) -> Result<(), String> {
     let ledger = ledger();
     let alhs = vec![[1; 32], [2; 32], [3; 32]];
     let replica = Replica { name: "n1".into(), alhs, segments: BTreeMap::new() };
-    let evidence =
-        Evidence { history, ledger: &ledger, versions: &Versions::of(&ledger), replicas: &[replica], sightings };
-    all(&evidence)
+    let versions = Versions::of(&ledger);
+    let indexes = [Indexed { database: "defaultdb".into(), ledger: ledger.clone(), shown: vec![index()] }];
+    all(&Evidence { history, ledger: &ledger, versions: &versions, replicas: &[replica], indexes: &indexes, sightings })
+}
+
+/// What a good index says of the ledger above.
+fn index() -> index::Shown {
+    let key = |key: &str, past: &[(u64, &str)]| {
+        let past: Vec<(u64, Vec<u8>)> = past.iter().map(|(tx, value)| (*tx, (*value).into())).collect();
+        KeyShown { key: key.into(), newest: past.last().cloned(), revision: past.len() as u64, past }
+    };
+    let scan = [("a", 3, "a3"), ("b", 2, "b2")].map(|(key, tx, value)| (key.into(), tx, value.into())).into();
+    index::Shown { node: "n1".into(), keys: vec![key("a", &[(1, "a1"), (3, "a3")]), key("b", &[(2, "b2")])], scan }
 }
 
 /// The good history, changed.
@@ -172,4 +183,37 @@ fn what_is_seen_of_the_nodes_counts() {
     is(seen(|s| s.wrong.push("something".into())), "W1");
     let overdue = Overdue { call: "set", node: 0, invoked: Duration::ZERO, waited: Duration::from_secs(9) };
     is(with(|h| h.overdue.push(overdue)), "T1");
+}
+
+#[test]
+fn an_index_that_says_something_else_is_found() {
+    let indexed = |change: fn(&mut index::Shown)| {
+        let (ledger, mut second) = (ledger(), index::Shown { node: "n2".into(), ..index() });
+        change(&mut second);
+        // The first node is good, and so is the first database.
+        let of = |database: &str, shown| Indexed { database: database.into(), ledger: ledger.clone(), shown };
+        let indexes = [of("defaultdb", vec![index()]), of("made", vec![index(), second])];
+        let (history, versions, sightings) = (History::default(), Versions::of(&ledger), Sightings::default());
+        let evidence = Evidence {
+            history: &history,
+            ledger: &ledger,
+            versions: &versions,
+            replicas: &[],
+            indexes: &indexes,
+            sightings: &sightings,
+        };
+        index::check(&evidence)
+    };
+    assert_eq!(indexed(|_| ()), Ok(()));
+    let found = |change| assert!(indexed(change).expect_err("a violation").starts_with("made of n2: "));
+    found(|shown| shown.keys[0].newest = Some((1, "a1".into())));
+    found(|shown| shown.keys[0].newest = None);
+    found(|shown| shown.keys[0].revision = 3);
+    found(|shown| drop(shown.keys[0].past.remove(0)));
+    found(|shown| shown.keys[0].past[0].0 = 2);
+    found(|shown| shown.keys[1].past[0].1 = "b3".into());
+    found(|shown| drop(shown.keys.pop()));
+    found(|shown| drop(shown.scan.pop()));
+    found(|shown| shown.scan[0].1 = 1);
+    found(|shown| shown.scan.push(("c".into(), 3, "c3".into())));
 }

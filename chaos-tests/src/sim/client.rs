@@ -11,8 +11,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
 use crate::history::Ending;
-use crate::model::chain::{self, Hash};
-use crate::model::proof::{Dual, Header};
+use crate::model::chain::Hash;
+use crate::model::proof::Dual;
+use crate::reader::ANSWER_BYTES_MAX;
+pub use crate::reader::{found, header, to_hash};
 
 /// The password of user `immudb` in every simulation.
 pub const PASSWORD: &str = "Simulated-1";
@@ -69,7 +71,7 @@ pub async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>)
 impl Session {
     /// Logs in on `host` and selects a database.
     pub async fn open(host: &str, database: &str) -> Result<Self, Status> {
-        let mut api = ImmuServiceClient::new(channel(host).await?).max_decoding_message_size(64 << 20);
+        let mut api = ImmuServiceClient::new(channel(host).await?).max_decoding_message_size(ANSWER_BYTES_MAX);
         let request = schema::OpenSessionRequest {
             username: b"immudb".to_vec().into(),
             password: PASSWORD.as_bytes().to_vec().into(),
@@ -104,27 +106,6 @@ impl Session {
         let request = self.request(schema::KeyRequest { key: key.to_vec().into(), ..Default::default() });
         found(bounded(self.api.get(request)).await).map(|entry| entry.map(|entry| entry.value.to_vec()))
     }
-
-    /// The newest transaction that this node has applied, and its Alh.
-    pub async fn local_state(&mut self) -> Result<(u64, Vec<u8>), Status> {
-        let request = self.local(());
-        let state = bounded(self.api.current_state(request)).await?;
-        Ok((state.tx_id, state.tx_hash.to_vec()))
-    }
-
-    /// Reads `limit` transactions from `first` on, with keys and values, as this node has them.
-    pub async fn transactions(&mut self, first: u64, limit: u32) -> Result<Vec<Shown>, Status> {
-        let raw = || Some(schema::EntryTypeSpec { action: schema::EntryTypeAction::RawValue as i32 });
-        let spec = schema::EntriesSpec { kv_entries_spec: raw(), z_entries_spec: raw(), sql_entries_spec: raw() };
-        let request = self.local(schema::TxScanRequest {
-            initial_tx: first,
-            limit,
-            entries_spec: Some(spec),
-            ..Default::default()
-        });
-        let list = bounded(self.api.tx_scan(request)).await?;
-        list.txs.into_iter().map(shown).collect()
-    }
 }
 
 /// A message that writes one key under conditions.
@@ -133,46 +114,8 @@ pub fn set_request(key: &[u8], value: &[u8], preconditions: Vec<schema::Precondi
     schema::SetRequest { k_vs: vec![kv], no_wait: false, preconditions }
 }
 
-/// An answer that may be that there is nothing.
-pub fn found<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
-    match answer {
-        Ok(found) => Ok(Some(found)),
-        Err(status) if status.message().ends_with("key not found") => Ok(None),
-        Err(status) => Err(status),
-    }
-}
-
-/// A transaction as a node shows it.
-pub struct Shown {
-    /// What the chain is computed from.
-    pub chain: chain::Transaction,
-    /// Stored key and stored value of each entry.
-    pub values: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// 32 bytes, or an answer that is no hash.
-pub fn to_hash(bytes: &[u8]) -> Result<Hash, Status> {
-    bytes.try_into().map_err(|_| Status::data_loss("a hash of the wrong length"))
-}
-
 fn hashes(list: &[bytes::Bytes]) -> Result<Vec<Hash>, Status> {
     list.iter().map(|bytes| to_hash(bytes)).collect()
-}
-
-/// A header of the wire for the model.
-pub fn header(header: Option<&schema::TxHeader>) -> Result<Header, Status> {
-    let header = header.ok_or_else(|| Status::data_loss("no header"))?;
-    let tx = chain::Transaction {
-        id: header.id,
-        ts: header.ts,
-        prev_alh: to_hash(&header.prev_alh)?,
-        eh: to_hash(&header.e_h)?,
-        bl_tx_id: header.bl_tx_id,
-        bl_root: to_hash(&header.bl_root)?,
-        entries: Vec::new(),
-    };
-    let entries = u32::try_from(header.nentries).map_err(|_| Status::data_loss("a negative number of entries"))?;
-    Ok(Header { tx, entries })
 }
 
 /// A dual proof of the wire for the model.
@@ -188,20 +131,6 @@ pub fn dual(proof: Option<&schema::DualProof>) -> Result<Dual, Status> {
         last_inclusion: hashes(&proof.last_inclusion_proof)?,
         linear: (linear.source_tx_id, linear.target_tx_id, hashes(&linear.terms)?),
     })
-}
-
-fn shown(tx: schema::Tx) -> Result<Shown, Status> {
-    let Header { tx: mut chain, .. } = header(tx.header.as_ref())?;
-    let mut values = Vec::new();
-    for entry in tx.entries {
-        if entry.metadata.is_some() {
-            return Err(Status::data_loss("metadata that nobody wrote"));
-        }
-        let value_hash = to_hash(&entry.h_value)?;
-        chain.entries.push(chain::Entry { key: entry.key.to_vec(), metadata: vec![], value_hash });
-        values.push((entry.key.to_vec(), entry.value.to_vec()));
-    }
-    Ok(Shown { chain, values })
 }
 
 /// What a failed write means: these codes promise that nothing was applied, all others promise nothing.

@@ -1,145 +1,256 @@
 //! After healing: demands that every node takes a write, waits until all have the same newest transaction and the same bytes in
-//! closed segments, then reads every ledger whole and recomputes its chain.
+//! closed segments, then reads every ledger whole, recomputes its chain, and reads it once more through the index: of every
+//! database that there is.
 
 use std::time::Duration;
 
-use super::client::{DATABASE, Session};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::client::{self, DATABASE, DEADLINE, PASSWORD, Session};
+use super::plant::Plant;
 use super::setup::NAMES;
 use super::shared::Shared;
 use crate::check::acked_durable::Ledger;
+use crate::check::index::{self, Indexed};
 use crate::model::chain;
+use crate::reader::{Reader, Whole};
 
 /// What the nodes show.
 pub struct Final {
-    /// Transaction, key and value of every entry, the same on all nodes.
+    /// Transaction, key and value of every entry that clients wrote to the database of the workload, the same on all nodes.
     pub ledger: Ledger,
-    /// Nodes that were read, by number, with the Alh of every transaction.
+    /// Nodes that were read, by number, with the Alh of every transaction of that database.
     pub alhs: Vec<(usize, Vec<[u8; 32]>)>,
+    /// Every database, that of the workload first, with what the indexes say of it.
+    pub indexes: Vec<Indexed>,
     /// How long it took from the end of the faults until the nodes were alike.
     pub healed_in: Duration,
 }
 
-/// Transactions of one answer.
-const BATCH: u32 = 500;
 /// Key of the writes that show progress after healing; the judge leaves them out.
 pub const HEALED_KEY: &[u8] = b"healed";
+/// Every call of the judge ends within this.
+const CALL: Duration = Duration::from_secs(DEADLINE.as_secs() + 1);
 
 fn pause() -> tokio::time::Sleep {
     tokio::time::sleep(Duration::from_millis(500))
 }
 
-/// Reads everything, or says why that cannot be.
-pub async fn collect(
-    shared: &Shared,
-    nodes: usize,
-    patience: Duration,
-    sealed: impl Fn(&[usize]) -> Result<(), String>,
-) -> Result<Final, String> {
-    let begin = tokio::time::Instant::now();
-    let until = begin + patience;
-    let outside = shared.borrow().outside.clone();
-    let inside: Vec<usize> = (0..nodes).filter(|i| !outside.contains(i)).collect();
-    let mut last = String::new();
-    // The healed cluster takes a write through each node, and all of them come to have it.
-    for node in &inside {
-        loop {
-            if tokio::time::Instant::now() > until {
-                return Err(format!(
-                    "liveness: {} takes no write within {patience:?} after healing: {last}",
-                    NAMES[*node]
-                ));
-            }
-            let written = match Session::open(NAMES[*node], DATABASE).await {
-                Ok(mut session) => session.set(HEALED_KEY, format!("healed-{node}").as_bytes()).await,
-                Err(e) => Err(e),
+/// One life at its end.
+pub struct Collector<'a> {
+    /// What is known of it.
+    pub shared: &'a Shared,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// How long healing may take.
+    pub patience: Duration,
+    /// The bug of this life.
+    pub plant: Option<Plant>,
+}
+
+impl Collector<'_> {
+    /// Reads everything, or says why that cannot be. `sealed` compares the closed segments of these databases on these nodes.
+    pub async fn collect(&self, sealed: impl Fn(&[usize], &[String]) -> Result<(), String>) -> Result<Final, String> {
+        let (begin, patience) = (Instant::now(), self.patience);
+        let until = begin + patience;
+        let outside = self.shared.borrow().outside.clone();
+        let inside: Vec<usize> = (0..self.nodes).filter(|i| !outside.contains(i)).collect();
+        self.all_write(&inside, until).await?;
+        let mut open = match self.alike(DATABASE, &inside, until).await? {
+            Some(open) => open,
+            None => return Err(format!("liveness: {DATABASE} is gone")),
+        };
+        // What has rotted is found and mended by itself, whatever database it is of.
+        let names = loop {
+            let names = databases(inside[0]).await;
+            let differ = match &names {
+                Ok(names) => sealed(&inside, names),
+                Err(e) => Err(e.to_string()),
             };
-            match written {
-                Ok(_) => break,
-                Err(e) => last = e.to_string(),
+            match (names, differ) {
+                (Ok(names), Ok(())) => break names,
+                (_, Err(differ)) if Instant::now() > until => {
+                    return Err(format!("R2: within {patience:?} after healing nobody mended it: {differ}"));
+                }
+                _ => pause().await,
+            }
+        };
+        let healed_in = begin.elapsed();
+        for node in &outside {
+            if Session::open(NAMES[*node], DATABASE).await.is_ok() {
+                return Err(format!("M2: {} has lost its disk and serves under its old name", NAMES[*node]));
+            }
+        }
+        // The chain of reads below is as long as there is to read, so it has a time of its own.
+        let until = Instant::now() + patience;
+        let (all, alhs) = self.whole(DATABASE, &mut open, until).await?;
+        let mut indexes = vec![self.through_index(DATABASE, all, &mut open, until).await?];
+        for name in names.iter().filter(|name| *name != DATABASE) {
+            // Deleted, or unloaded, by a call whose client did not wait for its end.
+            let Some(mut open) = self.alike(name, &inside, until).await? else { continue };
+            let (all, _) = self.whole(name, &mut open, until).await?;
+            indexes.push(self.through_index(name, all, &mut open, until).await?);
+        }
+        let mut ledger = indexes[0].ledger.clone();
+        ledger.retain(|(_, key, _)| key != HEALED_KEY);
+        Ok(Final { ledger, alhs, indexes, healed_in })
+    }
+
+    /// The healed cluster takes a write through each node.
+    async fn all_write(&self, inside: &[usize], until: Instant) -> Result<(), String> {
+        let (patience, mut last) = (self.patience, String::new());
+        for node in inside {
+            loop {
+                if Instant::now() > until {
+                    return Err(format!(
+                        "liveness: {} takes no write within {patience:?} after healing: {last}",
+                        NAMES[*node]
+                    ));
+                }
+                let written = match Session::open(NAMES[*node], DATABASE).await {
+                    Ok(mut session) => session.set(HEALED_KEY, format!("healed-{node}").as_bytes()).await,
+                    Err(e) => Err(e),
+                };
+                match written {
+                    Ok(_) => break,
+                    Err(e) => last = e.to_string(),
+                }
+                pause().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all nodes have the same newest transaction of a database; nothing when it is there no more.
+    async fn alike(&self, name: &str, inside: &[usize], until: Instant) -> Result<Option<Vec<Open>>, String> {
+        loop {
+            let (mut states, mut open) = (Vec::new(), Vec::new());
+            for node in inside {
+                let state = match reader(*node, name).await {
+                    Ok(mut reader) => {
+                        let state = reader.state().await;
+                        open.push(Open { node: *node, reader, at: state.as_ref().map_or(0, |(tx, _)| *tx) });
+                        state
+                    }
+                    Err(e) => Err(e),
+                };
+                states.push(state.map_err(|e| format!("{}: {e}", NAMES[*node])));
+            }
+            if states.iter().all(|state| state.is_ok() && state == &states[0]) {
+                return Ok(Some(open));
+            }
+            if name != DATABASE
+                && let Ok(names) = databases(inside[0]).await
+                && !names.iter().any(|there| there == name)
+            {
+                return Ok(None);
+            }
+            if Instant::now() > until {
+                let patience = self.patience;
+                return Err(format!(
+                    "liveness: the nodes did not converge in {name} within {patience:?} after healing: {states:?}"
+                ));
             }
             pause().await;
         }
     }
-    let mut sessions = loop {
-        let (mut states, mut open) = (Vec::new(), Vec::new());
-        for node in &inside {
-            match Session::open(NAMES[*node], DATABASE).await {
-                Ok(mut session) => {
-                    states.push(session.local_state().await.map_err(|e| format!("{}: {e}", NAMES[*node])));
-                    open.push((*node, session));
+
+    /// The whole ledger of every node, which must be the same, and the Alhs of each.
+    async fn whole(
+        &self,
+        name: &str,
+        open: &mut [Open],
+        until: Instant,
+    ) -> Result<(Ledger, Vec<(usize, Vec<[u8; 32]>)>), String> {
+        let (mut ledger, mut alhs): (Option<Ledger>, Vec<_>) = (None, Vec::new());
+        let first = open[0].node;
+        for open in open {
+            let mut whole = Whole::default();
+            loop {
+                let from = whole.chain.len() as u64 + 1;
+                let batch = patiently(name, open, until, async |reader, _| reader.transactions(from).await).await?;
+                if batch.is_empty() {
+                    break;
                 }
-                Err(e) => states.push(Err(format!("{}: {e}", NAMES[*node]))),
+                whole.extend(batch);
+            }
+            let node = NAMES[open.node];
+            let chained = chain::check(&whole.chain);
+            alhs.push((open.node, chained.map_err(|b| format!("{node}: transaction {} of {name}: {}", b.tx, b.rule))?));
+            match &ledger {
+                Some(ledger) if *ledger != whole.ledger => {
+                    return Err(format!("R2: {node} shows other entries of {name} than {}", NAMES[first]));
+                }
+                Some(_) => {}
+                None => ledger = Some(whole.ledger),
             }
         }
-        if states.iter().all(|state| state.is_ok() && state == &states[0]) {
-            break open;
-        }
-        if tokio::time::Instant::now() > until {
-            return Err(format!("liveness: the nodes did not converge within {patience:?} after healing: {states:?}"));
-        }
-        pause().await;
-    };
-    // What has rotted is found and mended by itself.
-    while let Err(differ) = sealed(&inside) {
-        if tokio::time::Instant::now() > until {
-            return Err(format!("R2: within {patience:?} after healing nobody mended it: {differ}"));
-        }
-        pause().await;
+        Ok((ledger.unwrap_or_default(), alhs))
     }
-    let healed_in = begin.elapsed();
-    for node in &outside {
-        if Session::open(NAMES[*node], DATABASE).await.is_ok() {
-            return Err(format!("M2: {} has lost its disk and serves under its old name", NAMES[*node]));
+
+    /// The same once more, as every node's index has it.
+    async fn through_index(
+        &self,
+        name: &str,
+        ledger: Ledger,
+        open: &mut [Open],
+        until: Instant,
+    ) -> Result<Indexed, String> {
+        let mut indexed = Indexed { database: name.to_string(), ledger, shown: Vec::new() };
+        let keys = indexed.keys();
+        for open in open {
+            let mut shown = index::Shown { node: NAMES[open.node].to_string(), ..index::Shown::default() };
+            for key in &keys {
+                let mut found = patiently(name, open, until, async |reader, at| reader.key(key, at).await).await?;
+                if self.plant == Some(Plant::IndexLags) && found.past.len() > 1 {
+                    found.past.pop();
+                    (found.newest, found.revision) = (found.past.last().cloned(), found.past.len() as u64);
+                }
+                shown.keys.push(found);
+            }
+            shown.scan = patiently(name, open, until, async |reader, at| reader.scan(at).await).await?;
+            indexed.shown.push(shown);
         }
+        Ok(indexed)
     }
-    let mut result = Final { ledger: Vec::new(), alhs: Vec::new(), healed_in };
-    for (i, (node, session)) in sessions.iter_mut().enumerate() {
-        let (ledger, alhs) = read(*node, session, until).await?;
-        if i > 0 && ledger != result.ledger {
-            return Err(format!("R2: {} shows other entries than {}", NAMES[*node], NAMES[inside[0]]));
-        }
-        result.ledger = ledger;
-        result.alhs.push((*node, alhs));
-    }
-    Ok(result)
 }
 
-/// The whole ledger of one node. What has rotted there is mended from the others when a reader comes upon it, so a read may fail
-/// for a while.
-async fn read(
+/// A node that is read.
+struct Open {
     node: usize,
-    session: &mut Session,
-    until: tokio::time::Instant,
-) -> Result<(Ledger, Vec<[u8; 32]>), String> {
-    let (mut ledger, mut transactions) = (Ledger::new(), Vec::new());
+    reader: Reader,
+    /// Its newest transaction.
+    at: u64,
+}
+
+async fn reader(node: usize, database: &str) -> Result<Reader, Status> {
+    Reader::open(client::channel(NAMES[node]).await?, "immudb", PASSWORD, database, CALL).await
+}
+
+/// The databases that are loaded.
+async fn databases(node: usize) -> Result<Vec<String>, Status> {
+    reader(node, DATABASE).await?.databases().await
+}
+
+/// What has rotted is mended from the others when a reader comes upon it, so a read may fail for a while.
+async fn patiently<T>(
+    name: &str,
+    open: &mut Open,
+    until: Instant,
+    read: impl AsyncFn(&mut Reader, u64) -> Result<T, Status>,
+) -> Result<T, String> {
     loop {
-        let first = transactions.len() as u64 + 1;
-        let batch = match session.transactions(first, BATCH).await {
-            Ok(batch) => batch,
-            Err(e) if tokio::time::Instant::now() > until => {
-                return Err(format!("{}: from {first} on: {e}", NAMES[node]));
-            }
-            Err(_) => {
-                pause().await;
-                if let Ok(open) = Session::open(NAMES[node], DATABASE).await {
-                    *session = open;
-                }
-                continue;
-            }
+        let failed = match read(&mut open.reader, open.at).await {
+            Ok(shown) => return Ok(shown),
+            Err(status) => status,
         };
-        if batch.is_empty() {
-            break;
+        if Instant::now() > until {
+            return Err(format!("liveness: {name} of {} cannot be read: {failed}", NAMES[open.node]));
         }
-        for shown in batch {
-            for (key, value) in &shown.values {
-                let strip = |bytes: &[u8]| bytes.get(1..).unwrap_or_default().to_vec();
-                if strip(key) != HEALED_KEY {
-                    ledger.push((shown.chain.id, strip(key), strip(value)));
-                }
-            }
-            transactions.push(shown.chain);
+        pause().await;
+        if let Ok(again) = reader(open.node, name).await {
+            open.reader = again;
         }
     }
-    let alhs = chain::check(&transactions).map_err(|b| format!("{}: transaction {}: {}", NAMES[node], b.tx, b.rule))?;
-    Ok((ledger, alhs))
 }

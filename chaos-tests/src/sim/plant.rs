@@ -31,6 +31,8 @@ pub enum Plant {
     ForgetTrust,
     /// Calls on a node that has lost its leader are left waiting.
     NoDeadline,
+    /// The index of a node lacks the newest version of keys; the ledger below it is whole.
+    IndexLags,
 }
 
 impl Plant {
@@ -49,6 +51,7 @@ impl Plant {
         Self::NoScrub,
         Self::ForgetTrust,
         Self::NoDeadline,
+        Self::IndexLags,
     ];
 
     /// Its name, for the command line.
@@ -67,6 +70,7 @@ impl Plant {
             Self::NoScrub => "no-scrub",
             Self::ForgetTrust => "forget-trust",
             Self::NoDeadline => "no-deadline",
+            Self::IndexLags => "index-lags",
         }
     }
 

@@ -10,8 +10,7 @@ use alhambra_node::node::Node;
 use alhambra_storage::vfs::{OpenMode, Vfs};
 use turmoil::Builder;
 
-use super::client;
-use super::collect::collect;
+use super::collect::Collector;
 use super::disk::SimDisk;
 use super::env::{self, SimClock, SimExecutor, SimRng};
 use super::faults::Heal;
@@ -119,7 +118,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
             Ok(())
         });
     }
-    let (clients, nodes) = (world.setup.clients, world.setup.nodes);
+    let (clients, nodes, plant) = (world.setup.clients, world.setup.nodes, options.plant);
     {
         let shared = shared.clone();
         let disks: Vec<SimDisk> = world.hosts.iter().map(|host| host.disk.clone()).collect();
@@ -128,15 +127,16 @@ pub fn run(options: &Options) -> Result<Report, String> {
             while shared.borrow().clients_done < clients {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            let verdict = collect(&shared, nodes, PATIENCE, |inside| {
+            let collector = Collector { shared: &shared, nodes, patience: PATIENCE, plant };
+            let sealed = |inside: &[usize], databases: &[String]| {
                 let show = |node: &usize| Replica {
                     name: NAMES[*node].to_string(),
                     alhs: Vec::new(),
-                    segments: closed_segments(&disks[*node]),
+                    segments: closed_segments(&disks[*node], databases),
                 };
                 replicas_equal::check(&inside.iter().map(show).collect::<Vec<_>>(), true)
-            })
-            .await;
+            };
+            let verdict = collector.collect(sealed).await;
             shared.borrow_mut().verdict = Some(verdict);
             Ok(())
         });
@@ -319,11 +319,12 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
     if story {
         println!("operations, with how many failed: {:?}", shared.done);
     }
+    let databases: Vec<String> = last.indexes.iter().map(|indexed| indexed.database.clone()).collect();
     let replicas: Vec<Replica> = (last.alhs.iter())
         .map(|(node, alhs)| Replica {
             name: NAMES[*node].to_string(),
             alhs: alhs.clone(),
-            segments: closed_segments(&world.hosts[*node].disk),
+            segments: closed_segments(&world.hosts[*node].disk, &databases),
         })
         .collect();
     let versions = Versions::of(&last.ledger);
@@ -332,6 +333,7 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
         ledger: &last.ledger,
         versions: &versions,
         replicas: &replicas,
+        indexes: &last.indexes,
         sightings: &shared.sightings,
     })?;
     let history = &shared.history;
@@ -364,17 +366,18 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
     Ok(Report { trace: shared.trace.digest(), ..report })
 }
 
-/// Closed segments of the user database: those with a sidecar.
-fn closed_segments(disk: &SimDisk) -> BTreeMap<String, Vec<u8>> {
+/// Closed segments, those with a sidecar, of `systemdb` and of these databases: by the name of the database's folder and their own.
+/// A database that is not loaded is not among them, because a node that was away then may lack what it missed.
+fn closed_segments(disk: &SimDisk, databases: &[String]) -> BTreeMap<String, Vec<u8>> {
     let files = disk.files();
     let closed = |path: &Path| {
         path.extension().is_some_and(|e| e == "seg") && files.exists(&path.with_extension("idx")).unwrap_or(false)
     };
     let mut found = BTreeMap::new();
-    for path in disk.find(Path::new("/data/databases"), &closed) {
+    for path in disk.find(Path::new("/data"), &closed) {
         let text = path.to_string_lossy().into_owned();
-        // Whatever folder a replica keeps it in: the database and the number of the segment name it.
-        if text.contains(&format!("/{}.", client::DATABASE))
+        let is_open = |name: &String| text.contains(&format!("/databases/{name}."));
+        if (text.starts_with("/data/systemdb/") || databases.iter().any(is_open))
             && let Ok(file) = files.open(&path, OpenMode::Read)
         {
             let len = file.len().map_or(0, |len| len as usize);

@@ -1,0 +1,210 @@
+//! Reads what one node has, whole, over any connection: the ledger itself, transaction by transaction, and what the index says of
+//! it. No client library, whose mistakes could hide those of the server.
+
+use std::time::Duration;
+
+use alhambra_proto::schema;
+use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use crate::check::acked_durable::Ledger;
+use crate::check::index::KeyShown;
+use crate::model::chain::{self, Hash};
+use crate::model::proof::Header;
+
+/// Transactions, versions or keys of one answer.
+const BATCH: u32 = 250;
+/// Largest answer that is taken, bytes.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A session on one node, for reading what that very node has.
+pub struct Reader {
+    api: ImmuServiceClient<Channel>,
+    session: String,
+    deadline: Duration,
+}
+
+/// A transaction as a node shows it.
+pub struct Shown {
+    /// What the chain is computed from.
+    pub chain: chain::Transaction,
+    /// Key and value of each entry, without the byte that says of which kind they are.
+    pub values: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// All that is in a ledger.
+#[derive(Default)]
+pub struct Whole {
+    /// Transaction, key and value of every entry.
+    pub ledger: Ledger,
+    /// What the chain is computed from.
+    pub chain: Vec<chain::Transaction>,
+}
+
+impl Whole {
+    /// Takes the next transactions.
+    pub fn extend(&mut self, batch: Vec<Shown>) {
+        for shown in batch {
+            let id = shown.chain.id;
+            self.ledger.extend(shown.values.into_iter().map(|(key, value)| (id, key, value)));
+            self.chain.push(shown.chain);
+        }
+    }
+}
+
+impl Reader {
+    /// Logs in over a channel and selects a database; every call ends within `deadline`.
+    pub async fn open(
+        channel: Channel,
+        user: &str,
+        password: &str,
+        database: &str,
+        deadline: Duration,
+    ) -> Result<Self, Status> {
+        let mut api = ImmuServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let request = schema::OpenSessionRequest {
+            username: user.as_bytes().to_vec().into(),
+            password: password.as_bytes().to_vec().into(),
+            database_name: database.into(),
+        };
+        let reply = bounded(deadline, api.open_session(request)).await?;
+        Ok(Self { api, session: reply.session_id, deadline })
+    }
+
+    /// A request about this very node's own state.
+    fn local<T>(&self, message: T) -> Result<Request<T>, Status> {
+        let text = |text: &str| text.parse().map_err(|_| Status::internal("not header text"));
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("sessionid", text(&self.session)?);
+        request.metadata_mut().insert("alhambra-read-level", text("local")?);
+        Ok(request)
+    }
+
+    /// The newest transaction that this node has applied, and its Alh.
+    pub async fn state(&mut self) -> Result<(u64, Vec<u8>), Status> {
+        let request = self.local(())?;
+        let state = bounded(self.deadline, self.api.current_state(request)).await?;
+        Ok((state.tx_id, state.tx_hash.to_vec()))
+    }
+
+    /// Names of the databases that are loaded, but for `systemdb`.
+    pub async fn databases(&mut self) -> Result<Vec<String>, Status> {
+        let request = self.local(schema::DatabaseListRequestV2::default())?;
+        let list = bounded(self.deadline, self.api.database_list_v2(request)).await?;
+        Ok(list.databases.into_iter().filter(|database| database.loaded).map(|database| database.name).collect())
+    }
+
+    /// Transactions from `first` on, oldest first, with keys and values; none behind the newest one.
+    pub async fn transactions(&mut self, first: u64) -> Result<Vec<Shown>, Status> {
+        let raw = || Some(schema::EntryTypeSpec { action: schema::EntryTypeAction::RawValue as i32 });
+        let spec = schema::EntriesSpec { kv_entries_spec: raw(), z_entries_spec: raw(), sql_entries_spec: raw() };
+        let request = self.local(schema::TxScanRequest {
+            initial_tx: first,
+            limit: BATCH,
+            entries_spec: Some(spec),
+            ..Default::default()
+        })?;
+        let list = bounded(self.deadline, self.api.tx_scan(request)).await?;
+        list.txs.into_iter().map(shown).collect()
+    }
+
+    /// What the index says of a key in the state of transaction `at` or a newer one: its newest version, and its whole past.
+    pub async fn key(&mut self, key: &[u8], at: u64) -> Result<KeyShown, Status> {
+        let mut shown = KeyShown { key: key.to_vec(), ..KeyShown::default() };
+        let request =
+            self.local(schema::KeyRequest { key: key.to_vec().into(), since_tx: at, ..Default::default() })?;
+        if let Some(entry) = found(bounded(self.deadline, self.api.get(request)).await)? {
+            shown.newest = Some((entry.tx, entry.value.to_vec()));
+            shown.revision = entry.revision;
+        }
+        loop {
+            let request = self.local(schema::HistoryRequest {
+                key: key.to_vec().into(),
+                offset: shown.past.len() as u64,
+                limit: BATCH as i32,
+                since_tx: at,
+                ..Default::default()
+            })?;
+            let Some(part) = found(bounded(self.deadline, self.api.history(request)).await)? else { return Ok(shown) };
+            let is_last = part.entries.len() < BATCH as usize;
+            shown.past.extend(part.entries.into_iter().map(|entry| (entry.tx, entry.value.to_vec())));
+            if is_last {
+                return Ok(shown);
+            }
+        }
+    }
+
+    /// What a scan over all keys shows in the state of transaction `at` or a newer one: (key, transaction, value).
+    pub async fn scan(&mut self, at: u64) -> Result<Vec<(Vec<u8>, u64, Vec<u8>)>, Status> {
+        let mut all: Vec<(Vec<u8>, u64, Vec<u8>)> = Vec::new();
+        loop {
+            let seek_key = all.last().map(|(key, _, _)| key.clone()).unwrap_or_default();
+            let request = self.local(schema::ScanRequest {
+                seek_key: seek_key.into(),
+                limit: u64::from(BATCH),
+                since_tx: at,
+                ..Default::default()
+            })?;
+            let part = bounded(self.deadline, self.api.scan(request)).await?;
+            let is_last = part.entries.len() < BATCH as usize;
+            all.extend(part.entries.into_iter().map(|entry| (entry.key.to_vec(), entry.tx, entry.value.to_vec())));
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+/// Ends a call at the deadline even if the server does not.
+async fn bounded<T>(deadline: Duration, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(reply) => reply.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("no answer before the deadline")),
+    }
+}
+
+/// An answer that may be that there is nothing.
+pub fn found<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
+    match answer {
+        Ok(found) => Ok(Some(found)),
+        Err(status) if status.message().ends_with("key not found") => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+/// 32 bytes, or an answer that is no hash.
+pub fn to_hash(bytes: &[u8]) -> Result<Hash, Status> {
+    bytes.try_into().map_err(|_| Status::data_loss(format!("a hash of {} bytes", bytes.len())))
+}
+
+/// A header of the wire for the model.
+pub fn header(header: Option<&schema::TxHeader>) -> Result<Header, Status> {
+    let header = header.ok_or_else(|| Status::data_loss("no header"))?;
+    let tx = chain::Transaction {
+        id: header.id,
+        ts: header.ts,
+        prev_alh: to_hash(&header.prev_alh)?,
+        eh: to_hash(&header.e_h)?,
+        bl_tx_id: header.bl_tx_id,
+        bl_root: to_hash(&header.bl_root)?,
+        entries: Vec::new(),
+    };
+    let entries = u32::try_from(header.nentries).map_err(|_| Status::data_loss("a negative number of entries"))?;
+    Ok(Header { tx, entries })
+}
+
+fn shown(tx: schema::Tx) -> Result<Shown, Status> {
+    let bare = |bytes: &[u8]| bytes.get(1..).unwrap_or_default().to_vec();
+    let Header { tx: mut chain, .. } = header(tx.header.as_ref())?;
+    let mut values = Vec::new();
+    for entry in tx.entries {
+        if entry.metadata.is_some() {
+            return Err(Status::data_loss("metadata that nobody wrote"));
+        }
+        values.push((bare(&entry.key), bare(&entry.value)));
+        let value_hash = to_hash(&entry.h_value)?;
+        chain.entries.push(chain::Entry { key: entry.key.to_vec(), metadata: vec![], value_hash });
+    }
+    Ok(Shown { chain, values })
+}
