@@ -5,6 +5,7 @@
 //! | `setup` | what a seed decides before anything runs: nodes, settings, clients, which faults and operations there are |
 //! | `env`, `disk` | clock, randomness, executor, network and disk of a host |
 //! | `world` | the hosts, and what can be done to them |
+//! | `links`, `wanted` | what several faults at once want of a link, of a disk |
 //! | `faults` | what goes wrong, one file each |
 //! | `ops` | what clients do, one file each |
 //! | `workload` | a client: picks operations, changes nodes |
@@ -18,11 +19,13 @@ pub mod collect;
 pub mod disk;
 pub mod env;
 pub mod faults;
+pub mod links;
 pub mod ops;
 pub mod plant;
 pub mod run;
 pub mod setup;
 pub mod shared;
+pub mod wanted;
 pub mod watch;
 pub mod workload;
 pub mod world;

@@ -14,12 +14,13 @@ use super::collect::Collector;
 use super::disk::SimDisk;
 use super::env::{self, SimClock, SimExecutor, SimRng};
 use super::faults::Heal;
+use super::links::Links;
 use super::plant::Plant;
 use super::setup::{NAMES, Setup};
 use super::shared::{HostJob, Running, Shared, State};
 use super::watch::Watch;
 use super::workload::Client;
-use super::world::{Host, World};
+use super::world::{Host, Troubles, World};
 use crate::check::replicas_equal::{self, Replica};
 use crate::check::versions::Versions;
 use crate::check::{self, Evidence};
@@ -97,7 +98,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
         println!("seed {}: {setup}", options.seed);
     }
     let shared = Shared::default();
-    let mut world = World { sim, hosts: Vec::new(), rng, shared: shared.clone(), setup };
+    let mut world = World { sim, hosts: Vec::new(), rng, shared: shared.clone(), setup, links: Links::default() };
     for node in 0..world.setup.nodes {
         add_host(&mut world, node, options.plant);
     }
@@ -162,7 +163,13 @@ fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
     if plant == Some(Plant::NoDeadline) {
         config.request_timeout = Duration::from_secs(30);
     }
-    let host = Host { disk: disk.clone(), clock: clock.clone(), executor: executor.clone(), up: true };
+    let host = Host {
+        disk: disk.clone(),
+        clock: clock.clone(),
+        executor: executor.clone(),
+        up: true,
+        troubles: Troubles::default(),
+    };
     world.sim.host(NAMES[node], move || {
         let (shared, config, disk) = (shared.clone(), config.clone(), disk.clone());
         let (clock, executor) = (clock.clone(), executor.clone());

@@ -1,5 +1,6 @@
 //! The hosts, and what can be done to them. Every call says what it did, so that a fault is a few lines.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,10 @@ use turmoil::Sim;
 
 use super::disk::SimDisk;
 use super::env::{SimClock, SimExecutor, SimRng};
+use super::links::Links;
 use super::setup::{NAMES, Setup};
 use super::shared::Shared;
+use super::wanted::Wanted;
 
 /// One machine.
 pub struct Host {
@@ -20,6 +23,68 @@ pub struct Host {
     pub executor: Arc<SimExecutor>,
     /// Whether it runs.
     pub up: bool,
+    /// What is wrong with its disk.
+    pub troubles: Troubles,
+}
+
+/// What faults want of a disk.
+#[derive(Debug, Default)]
+pub struct Troubles {
+    /// Of a thousand writes and syncs so many fail.
+    failing: Wanted<u64>,
+    /// Of a thousand writes to derived files so many go astray.
+    misdirected: Wanted<u64>,
+    /// Everything takes so long.
+    slow: Wanted<Duration>,
+    /// No more bytes than these.
+    capacity: Wanted<Reverse<u64>>,
+}
+
+/// Something wrong with a disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Trouble {
+    /// Of a thousand writes and syncs so many fail.
+    Failing(u64),
+    /// Of a thousand writes to derived files so many go astray.
+    Misdirected(u64),
+    /// Everything takes so long.
+    Slow(Duration),
+    /// No more bytes than these.
+    Capacity(u64),
+}
+
+impl Host {
+    /// A fault begins on this disk; others that last go on.
+    pub fn begin(&mut self, trouble: Trouble) {
+        let troubles = &mut self.troubles;
+        match trouble {
+            Trouble::Failing(of_thousand) => troubles.failing.begin(of_thousand),
+            Trouble::Misdirected(of_thousand) => troubles.misdirected.begin(of_thousand),
+            Trouble::Slow(delay) => troubles.slow.begin(delay),
+            Trouble::Capacity(bytes) => troubles.capacity.begin(Reverse(bytes)),
+        }
+        self.suffer();
+    }
+
+    /// Its end.
+    pub fn end(&mut self, trouble: Trouble) {
+        let troubles = &mut self.troubles;
+        match trouble {
+            Trouble::Failing(of_thousand) => troubles.failing.end(of_thousand),
+            Trouble::Misdirected(of_thousand) => troubles.misdirected.end(of_thousand),
+            Trouble::Slow(delay) => troubles.slow.end(delay),
+            Trouble::Capacity(bytes) => troubles.capacity.end(Reverse(bytes)),
+        }
+        self.suffer();
+    }
+
+    fn suffer(&self) {
+        let Troubles { failing, misdirected, slow, capacity } = &self.troubles;
+        self.disk.set_failing(failing.worst().unwrap_or(0));
+        self.disk.set_misdirected(misdirected.worst().unwrap_or(0));
+        self.executor.slow_down(slow.worst().unwrap_or(Duration::ZERO));
+        self.disk.files().set_capacity(capacity.worst().map(|Reverse(bytes)| bytes));
+    }
 }
 
 /// See the module.
@@ -34,6 +99,8 @@ pub struct World<'a> {
     pub shared: Shared,
     /// What the seed decided before.
     pub setup: Setup,
+    /// What lies on the links.
+    pub links: Links,
 }
 
 impl World<'_> {
@@ -95,26 +162,43 @@ impl World<'_> {
 
     /// Nothing passes between two machines.
     pub fn cut(&mut self, a: usize, b: usize) {
-        self.sim.partition(NAMES[a], NAMES[b]);
+        self.cut_oneway(a, b);
+        self.cut_oneway(b, a);
+    }
+
+    /// The end of [`Self::cut`]; what others have cut stays so.
+    pub fn mend(&mut self, a: usize, b: usize) {
+        self.mend_oneway(a, b);
+        self.mend_oneway(b, a);
     }
 
     /// Nothing passes from one machine to another; what comes back does.
     pub fn cut_oneway(&mut self, from: usize, to: usize) {
-        self.sim.partition_oneway(NAMES[from], NAMES[to]);
+        self.links.cut(&self.sim, from, to);
     }
 
-    /// Everything passes between them.
-    pub fn mend(&mut self, a: usize, b: usize) {
-        self.sim.repair(NAMES[a], NAMES[b]);
+    /// The end of [`Self::cut_oneway`].
+    pub fn mend_oneway(&mut self, from: usize, to: usize) {
+        self.links.mend(&self.sim, from, to);
     }
 
     /// Nothing is lost, everything waits.
     pub fn hold_link(&mut self, a: usize, b: usize) {
-        self.sim.hold(NAMES[a], NAMES[b]);
+        self.links.hold(&self.sim, a, b);
     }
 
     /// What waited passes, all at once.
     pub fn release_link(&mut self, a: usize, b: usize) {
-        self.sim.release(NAMES[a], NAMES[b]);
+        self.links.release(&self.sim, a, b);
+    }
+
+    /// Messages between two machines take up to so long.
+    pub fn slow_link(&mut self, a: usize, b: usize, most: Duration) {
+        self.links.slow(&self.sim, a, b, most, self.setup.latency);
+    }
+
+    /// The end of [`Self::slow_link`].
+    pub fn fast_link(&mut self, a: usize, b: usize, most: Duration) {
+        self.links.fast(&self.sim, a, b, most, self.setup.latency);
     }
 }

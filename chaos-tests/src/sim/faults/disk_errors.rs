@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::setup::NAMES;
-use super::super::world::World;
+use super::super::world::{Trouble, World};
 use super::{Fault, Incident};
 
 /// See the module.
@@ -21,12 +21,13 @@ impl Fault for Errors {
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
         let node = world.victim()?;
         let of_thousand = [1, 20, 300][world.rng.below(3) as usize];
-        world.hosts[node].disk.set_failing(of_thousand);
+        let trouble = Trouble::Failing(of_thousand);
+        world.hosts[node].begin(trouble);
         let after = world.between(500, 8_000);
         let what = format!("disk of {}: {of_thousand} of 1000 writes fail", NAMES[node]);
         Some(Incident::until(what, after, move |world| {
-            world.hosts[node].disk.set_failing(0);
-            format!("disk of {} works again", NAMES[node])
+            world.hosts[node].end(trouble);
+            format!("disk of {} fails no more", NAMES[node])
         }))
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::setup::NAMES;
-use super::super::world::World;
+use super::super::world::{Trouble, World};
 use super::{Fault, Incident};
 
 /// See the module.
@@ -18,10 +18,11 @@ impl Fault for Full {
         let node = world.any()?;
         let files = world.hosts[node].disk.files();
         let room = world.rng.below(64 << 10);
-        files.set_capacity(Some(files.size_bytes() + room));
+        let trouble = Trouble::Capacity(files.size_bytes() + room);
+        world.hosts[node].begin(trouble);
         let after = world.between(500, 8_000);
         Some(Incident::until(format!("disk of {} has {room} bytes left", NAMES[node]), after, move |world| {
-            world.hosts[node].disk.files().set_capacity(None);
+            world.hosts[node].end(trouble);
             format!("disk of {} has room again", NAMES[node])
         }))
     }

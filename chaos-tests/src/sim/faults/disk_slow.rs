@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::setup::NAMES;
-use super::super::world::World;
+use super::super::world::{Trouble, World};
 use super::{Fault, Incident};
 
 /// See the module.
@@ -17,10 +17,11 @@ impl Fault for Slow {
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
         let node = world.any()?;
         let delay = world.between(2, 300);
-        world.hosts[node].executor.slow_down(delay);
+        let trouble = Trouble::Slow(delay);
+        world.hosts[node].begin(trouble);
         let after = world.between(1_000, 8_000);
         Some(Incident::until(format!("disk of {} takes {delay:?} for everything", NAMES[node]), after, move |world| {
-            world.hosts[node].executor.slow_down(Duration::ZERO);
+            world.hosts[node].end(trouble);
             format!("disk of {} is fast again", NAMES[node])
         }))
     }

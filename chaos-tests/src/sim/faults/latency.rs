@@ -20,14 +20,14 @@ impl Fault for Latency {
 
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
         let node = world.any()?;
-        let (others, slow, usual) = (world.others(node), world.between(20, 400), world.setup.latency);
+        let (others, slow) = (world.others(node), world.between(20, 400));
         for other in &others {
-            world.sim.set_link_max_message_latency(NAMES[node], NAMES[*other], slow);
+            world.slow_link(node, *other, slow);
         }
         let after = world.between(1_000, 8_000);
         Some(Incident::until(format!("links of {} take up to {slow:?}", NAMES[node]), after, move |world| {
             for other in others {
-                world.sim.set_link_max_message_latency(NAMES[node], NAMES[other], usual);
+                world.fast_link(node, other, slow);
             }
             format!("links of {} are fast again", NAMES[node])
         }))

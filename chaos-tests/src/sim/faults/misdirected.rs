@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::setup::NAMES;
-use super::super::world::World;
+use super::super::world::{Trouble, World};
 use super::{Fault, Incident};
 
 /// See the module.
@@ -21,11 +21,12 @@ impl Fault for Misdirected {
 
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
         let node = world.victim()?;
-        world.hosts[node].disk.set_misdirected(50);
+        let trouble = Trouble::Misdirected(50);
+        world.hosts[node].begin(trouble);
         let after = world.between(500, 5_000);
         let what = format!("disk of {}: 50 of 1000 writes to derived files go astray", NAMES[node]);
         Some(Incident::until(what, after, move |world| {
-            world.hosts[node].disk.set_misdirected(0);
+            world.hosts[node].end(trouble);
             format!("disk of {} writes where it should again", NAMES[node])
         }))
     }

@@ -28,7 +28,7 @@ impl Fault for OneWay {
         let after = world.between(500, 6_000);
         Some(Incident::until(what, after, move |world| {
             for other in others {
-                world.mend(node, other);
+                if deaf { world.mend_oneway(other, node) } else { world.mend_oneway(node, other) }
             }
             format!("{} is reached and heard again", NAMES[node])
         }))

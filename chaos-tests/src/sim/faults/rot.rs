@@ -1,4 +1,4 @@
-//! A bit that flips in a closed segment or in a derived file.
+//! A bit that flips in a closed segment or in a derived file, of any database and of `systemdb`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Fault for Rot {
 
     fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
         let node = world.victim()?;
-        let files = world.hosts[node].disk.find(Path::new("/data/databases"), &|path| may_rot(world, node, path));
+        let files = world.hosts[node].disk.find(Path::new("/data"), &|path| may_rot(world, node, path));
         if files.is_empty() {
             return None;
         }
