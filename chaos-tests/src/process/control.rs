@@ -21,6 +21,28 @@ pub struct Disk {
     pub slow_ms: u64,
 }
 
+impl Disk {
+    /// It is bad in this way too; what else is wrong with it stays.
+    pub fn begin(&mut self, bad: Self) {
+        self.full |= bad.full;
+        self.read_errors |= bad.read_errors;
+        self.write_errors |= bad.write_errors;
+        self.read_only |= bad.read_only;
+        self.slow_ms = self.slow_ms.max(bad.slow_ms);
+    }
+
+    /// It is bad in this way no more.
+    pub fn end(&mut self, bad: Self) {
+        self.full &= !bad.full;
+        self.read_errors &= !bad.read_errors;
+        self.write_errors &= !bad.write_errors;
+        self.read_only &= !bad.read_only;
+        if bad.slow_ms > 0 {
+            self.slow_ms = 0;
+        }
+    }
+}
+
 /// How the wall clock of a node is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Clock {
@@ -93,5 +115,22 @@ mod tests {
         assert_eq!(Control::parse(&control.text()), Some(control));
         assert_eq!(Control::parse("{}"), Some(Control::default()));
         assert_eq!(Control::parse("{"), None);
+    }
+
+    #[test]
+    fn a_slow_disk_may_fill_up_and_stays_slow_when_it_has_room() {
+        let (slow, full) =
+            (Disk { slow_ms: 150, ..Disk::default() }, Disk { full: true, read_errors: true, ..Disk::default() });
+        let mut disk = Disk::default();
+        disk.begin(full);
+        disk.begin(slow);
+        assert_eq!(disk, Disk { slow_ms: 150, ..full });
+        disk.end(full);
+        assert_eq!(disk, slow);
+        disk.begin(full);
+        disk.end(slow);
+        assert_eq!(disk, full);
+        disk.end(full);
+        assert_eq!(disk, Disk::default());
     }
 }

@@ -10,8 +10,9 @@ use crate::process::cluster::Cluster;
 use crate::process::control::Clock;
 use crate::process::rng::Rng;
 
-fn set(cluster: &mut Cluster, node: usize, clock: Clock) -> Result<(), String> {
-    cluster.control(node, |control| control.clock = clock)
+/// What the other fault has done to the clock stays.
+fn set(cluster: &mut Cluster, node: usize, change: impl FnOnce(&mut Clock)) -> Result<(), String> {
+    cluster.control(node, |control| change(&mut control.clock))
 }
 
 /// Minutes to days, either way.
@@ -40,14 +41,14 @@ impl Fault for Jump {
             let most_ms = 60_000_i64 << rng.below(13);
             let size = rng.below(usize::try_from(most_ms).unwrap_or(usize::MAX)) as i64;
             let offset_ms = if rng.chance(50) { size } else { -size };
-            set(cluster, node, Clock { offset_ms, drift_ppm: 0 })?;
+            set(cluster, node, |clock| clock.offset_ms = offset_ms)?;
             Ok(Hit::new(&[node], format!("{:+} s", offset_ms / 1000)))
         }
         .boxed()
     }
 
     fn heal<'a>(&'a self, cluster: &'a mut Cluster, hit: &'a Hit) -> BoxFuture<'a, Result<(), String>> {
-        async move { hit.nodes.iter().try_for_each(|node| set(cluster, *node, Clock::default())) }.boxed()
+        async move { hit.nodes.iter().try_for_each(|node| set(cluster, *node, |clock| clock.offset_ms = 0)) }.boxed()
     }
 }
 
@@ -79,13 +80,13 @@ impl Fault for Drift {
         async move {
             let node = steered(cluster, rng)?;
             let drift_ppm = rng.below(1_000_000) as i64 - 500_000;
-            set(cluster, node, Clock { offset_ms: 0, drift_ppm })?;
+            set(cluster, node, |clock| clock.drift_ppm = drift_ppm)?;
             Ok(Hit::new(&[node], format!("{:+} %", drift_ppm / 10_000)))
         }
         .boxed()
     }
 
     fn heal<'a>(&'a self, cluster: &'a mut Cluster, hit: &'a Hit) -> BoxFuture<'a, Result<(), String>> {
-        Jump.heal(cluster, hit)
+        async move { hit.nodes.iter().try_for_each(|node| set(cluster, *node, |clock| clock.drift_ppm = 0)) }.boxed()
     }
 }

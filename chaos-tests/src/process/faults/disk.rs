@@ -62,14 +62,16 @@ impl Fault for Bad {
     fn inject<'a>(&'a self, cluster: &'a mut Cluster, rng: &'a mut Rng) -> BoxFuture<'a, Result<Hit, String>> {
         async move {
             let node = steered(cluster, rng)?;
-            cluster.control(node, |control| control.disk = self.disk)?;
+            cluster.control(node, |control| control.disk.begin(self.disk))?;
             Ok(Hit::new(&[node], self.what))
         }
         .boxed()
     }
 
     fn heal<'a>(&'a self, cluster: &'a mut Cluster, hit: &'a Hit) -> BoxFuture<'a, Result<(), String>> {
-        async move { hit.nodes.iter().try_for_each(|node| cluster.control(*node, |control| control.disk = GOOD)) }
-            .boxed()
+        async move {
+            hit.nodes.iter().try_for_each(|node| cluster.control(*node, |control| control.disk.end(self.disk)))
+        }
+        .boxed()
     }
 }

@@ -83,10 +83,13 @@ impl Loopback {
     }
 
     /// Every link of a node, both ways.
-    pub(super) fn change_all(&self, node: NodeIndex, change: impl Fn(&mut Shape)) {
-        for (from, to) in self.links.keys().filter(|(from, to)| from != to && (*from == node || *to == node)) {
-            self.change(*from, *to, &change);
-        }
+    pub(super) fn ways(&self, node: NodeIndex) -> Vec<(NodeIndex, NodeIndex)> {
+        self.links.keys().filter(|(from, to)| from != to && (*from == node || *to == node)).copied().collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn shape(&self, from: NodeIndex, to: NodeIndex) -> Shape {
+        *self.links[&(from, to)].borrow()
     }
 }
 
