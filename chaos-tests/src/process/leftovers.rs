@@ -1,6 +1,8 @@
 //! What a run leaves behind when it is killed, found by the next one. Every name carries the process id of its run.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -70,12 +72,34 @@ fn remove(wanted: impl Fn(u32) -> bool) -> Vec<String> {
         // The one end of a pair takes the other with it.
         told.extend(ip(&["link", "del", link]).map(|_| format!("link {link}")));
     }
+    for pid in processes_of(&wanted) {
+        told.extend(kill_process(pid, Signal::KILL).map(|()| format!("process {}", pid.as_raw_nonzero())));
+    }
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         if entry.file_name().to_str().and_then(|name| run_of(name, FOLDER)).is_some_and(&wanted) {
             told.extend(fs::remove_dir_all(entry.path()).map(|()| format!("folder {}", entry.path().display())));
         }
     }
     told
+}
+
+/// Processes that were started with a file in the folder of such a run. On loopback nothing else tells whose they are, and one that
+/// was stopped by SIGSTOP does not notice that its parent is gone.
+fn processes_of(wanted: &impl Fn(u32) -> bool) -> Vec<Pid> {
+    let folders = std::env::temp_dir();
+    let is_of = |argument: &[u8]| {
+        let argument = Path::new(OsStr::from_bytes(argument));
+        let folder = argument.strip_prefix(&folders).ok().and_then(|rest| rest.iter().next()).and_then(OsStr::to_str);
+        folder.and_then(|name| run_of(name, FOLDER)).is_some_and(wanted)
+    };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        line.split(|byte| *byte == 0).any(is_of).then_some(pid)
+    })
+    .filter(|pid| pid.as_raw_nonzero().get().cast_unsigned() != std::process::id())
+    .collect()
 }
 
 /// The folder of this run.
@@ -128,5 +152,20 @@ mod tests {
         fs::write(path.join("x"), "y").unwrap();
         drop(folder);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stopped_process_of_a_dead_run_is_ended() {
+        let run = u32::MAX / 2;
+        let file = std::env::temp_dir().join(format!("{FOLDER}{run}/node-1/config.toml"));
+        let mut stopped =
+            Command::new("sh").args(["-c", "kill -STOP $$; sleep 600", "node"]).arg(&file).spawn().unwrap();
+        let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+        let told = remove_of(run);
+        assert_eq!(told, [format!("process {}", stopped.id())]);
+        assert!(!stopped.wait().unwrap().success());
+        assert!(other.try_wait().unwrap().is_none(), "nobody else's");
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }
