@@ -9,5 +9,6 @@ pub mod history;
 pub mod model;
 pub mod process;
 pub mod reader;
+pub mod rng;
 pub mod sim;
 pub mod workload;

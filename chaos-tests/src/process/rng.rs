@@ -2,25 +2,21 @@
 
 use std::time::Duration;
 
-/// A generator (SplitMix64) of its own, so that a schedule does not change with the version of a library.
+use crate::rng::SplitMix64;
+
+/// What a schedule is drawn from.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng(SplitMix64);
 
 impl Rng {
     /// A stream that follows from `seed` and `purpose`; streams of different purposes do not disturb each other.
     pub fn new(seed: u64, purpose: &str) -> Self {
-        let mixed =
-            purpose.bytes().fold(seed, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        Self(mixed)
+        Self(SplitMix64::of(seed, purpose))
     }
 
     /// The next 64 bits.
     pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.draw()
     }
 
     /// A number below `bound`; 0 for a bound of 0.

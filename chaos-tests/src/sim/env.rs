@@ -13,6 +13,8 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use turmoil::net::{TcpListener, TcpStream};
 
+use crate::rng::SplitMix64;
+
 /// 2026-01-01 00:00:00 UTC, where every simulation begins.
 const EPOCH_MS: i64 = 1_767_225_600_000;
 
@@ -62,24 +64,24 @@ impl Clock for SimClock {
     }
 }
 
-/// SplitMix64 from a seed; good enough to name sessions and databases in a simulation, and repeatable.
+/// Randomness from a seed; good enough to name sessions and databases in a simulation, and repeatable.
 #[derive(Debug)]
-pub struct SimRng(Mutex<u64>);
+pub struct SimRng(Mutex<SplitMix64>);
 
 impl SimRng {
     /// A generator whose whole output follows from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self(Mutex::new(seed))
+        Self(Mutex::new(SplitMix64::new(seed)))
+    }
+
+    /// One that does not disturb the others: what is drawn from it may be changed without changing what they draw.
+    pub fn of(seed: u64, purpose: &str) -> Self {
+        Self(Mutex::new(SplitMix64::of(seed, purpose)))
     }
 
     /// The next 64 bits.
     pub fn next(&self) -> u64 {
-        let mut state = self.0.lock();
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.lock().draw()
     }
 
     /// A number below `bound`, which must not be 0.
