@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 
 use self::acked_durable::Ledger;
 use self::index::Indexed;
+use self::memory::MemorySeen;
 use self::replicas_equal::Replica;
 use self::versions::Versions;
 use crate::history::History;
@@ -34,8 +35,8 @@ pub struct Sightings {
     pub leaders: BTreeMap<(String, u64), Vec<String>>,
     /// Leaders that lost their office to a node that only came back: what happened.
     pub deposed: Vec<String>,
-    /// Most memory that a node held of its budget: (held, budget), bytes.
-    pub memory: BTreeMap<String, (u64, u64)>,
+    /// What each node's memory was seen to be.
+    pub memory: BTreeMap<String, MemorySeen>,
     /// What the workload itself found wrong.
     pub wrong: Vec<String>,
 }

@@ -179,7 +179,17 @@ fn what_is_seen_of_the_nodes_counts() {
     assert_eq!(leaders(&["n1"]), Ok(()));
     is(leaders(&["n1", "n2"]), "M3");
     is(seen(|s| s.deposed.push("n1".into())), "M3");
-    is(seen(|s| s.memory = [("n1".to_string(), (11, 10))].into()), "B1");
+    let memory = |change: fn(&mut MemorySeen)| {
+        let mut memory =
+            MemorySeen { budget: 8 << 20, most: 8 << 20, cached: 2 << 20, waiting: 1 << 20, left: Some(0) };
+        change(&mut memory);
+        seen(|s| s.memory = [("n1".to_string(), memory)].into())
+    };
+    assert_eq!(memory(|_| ()), Ok(()));
+    is(memory(|m| m.most += 1), "B1");
+    is(memory(|m| m.cached += 1), "B1");
+    is(memory(|m| m.waiting += (64 << 10) + 1), "B1");
+    is(memory(|m| m.left = Some(1)), "B1");
     is(seen(|s| s.wrong.push("something".into())), "W1");
     let overdue = Overdue { call: "set", node: 0, invoked: Duration::ZERO, waited: Duration::from_secs(9) };
     is(with(|h| h.overdue.push(overdue)), "T1");

@@ -82,7 +82,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
         Some(plant) if options.faults.is_empty() => plant.faults().iter().map(|name| name.to_string()).collect(),
         _ => options.faults.clone(),
     };
-    let setup = Setup::draw(&rng, &only);
+    let setup = Setup::draw(options.seed, &rng, &only);
     if !options.faults.is_empty() && setup.faults.is_empty() {
         return Err(format!("{} nodes cannot have these faults: take another seed", setup.nodes));
     }

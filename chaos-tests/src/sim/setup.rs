@@ -30,6 +30,8 @@ pub struct Setup {
     pub segment_bytes: u64,
     /// Heartbeat, and the two bounds of the election time.
     pub raft: [Duration; 3],
+    /// What the databases of a node may hold, bytes.
+    pub memory_budget: u64,
     /// When the first fault may come; early ones meet the cluster while it forms.
     pub first_fault: Duration,
     /// Shortest and longest pause between two faults.
@@ -45,12 +47,19 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Draws a life. `only` names the faults, when somebody chooses them.
-    pub fn draw(rng: &SimRng, only: &[String]) -> Self {
+    /// Draws the life of a seed. `only` names the faults, when somebody chooses them.
+    ///
+    /// What was added later has a stream of its own, so that the seeds that do not get it live as they did.
+    pub fn draw(seed: u64, rng: &SimRng, only: &[String]) -> Self {
         let pick = |list: &[u64]| list[rng.below(list.len() as u64) as usize];
         let nodes = pick(&[1, 3, 3, 3, 3, 5]) as usize;
         let ms = Duration::from_millis;
-        let raft = [[150, 600, 1200], [50, 200, 400], [100, 250, 500]][rng.below(3) as usize].map(ms);
+        let mut raft = [[150, 600, 1200], [50, 200, 400], [100, 250, 500]][rng.below(3) as usize].map(ms);
+        if SimRng::of(seed, "short leases").below(4) == 0 {
+            raft = [20, 80, 160].map(ms);
+        }
+        let budgets = [64 << 20, 64 << 20, 96 << 20, 256 << 20];
+        let memory_budget = budgets[SimRng::of(seed, "memory budget").below(4) as usize];
         let mut victims = Vec::new();
         while victims.len() < (nodes - 1) / 2 {
             let node = rng.below(nodes as u64) as usize;
@@ -79,6 +88,7 @@ impl Setup {
             latency: ms(2 + rng.below(10)),
             segment_bytes: pick(&[64 << 10, 64 << 10, 256 << 10]),
             raft,
+            memory_budget,
             first_fault: ms(pick(&[100, 1_000, 5_000, 5_000]) + rng.below(2_000)),
             pause: (ms(pause), ms(pause * 3)),
             together: pick(&[1, 1, 2, 3]) as usize,
@@ -110,8 +120,7 @@ impl Setup {
         config.disk_reserve = 0;
         config.disk_low_water = 0;
         config.scrub_interval = Duration::from_secs(5);
-        // The smallest that an operator may set.
-        config.memory_budget = 64 << 20;
+        config.memory_budget = self.memory_budget;
         config
     }
 }
@@ -123,13 +132,15 @@ impl std::fmt::Display for Setup {
         let [heartbeat, min, max] = self.raft;
         writeln!(
             f,
-            "{} nodes, {} clients, {} keys, rest {} ms, latency {:?}, segments {} KiB, raft {heartbeat:?}/{min:?}/{max:?}",
+            "{} nodes, {} clients, {} keys, rest {} ms, latency {:?}, segments {} KiB, memory {} MiB, \
+             raft {heartbeat:?}/{min:?}/{max:?}",
             self.nodes,
             self.clients,
             self.keys,
             self.rest_ms,
             self.latency,
-            self.segment_bytes >> 10
+            self.segment_bytes >> 10,
+            self.memory_budget >> 20,
         )?;
         writeln!(
             f,

@@ -75,6 +75,7 @@ impl Watch {
             }
         }
         let mut shared = world.shared.borrow_mut();
+        let quiet = shared.load_over && shared.clients_done == world.setup.clients;
         let super::shared::State { running, sightings, .. } = &mut *shared;
         for (i, node) in running.iter() {
             let (name, groups) = (NAMES[*i], node.handle.groups());
@@ -85,8 +86,16 @@ impl Watch {
                 }
             }
             let memory = groups.memory();
-            let held = sightings.memory.entry(name.to_string()).or_insert((0, memory.bytes()));
-            held.0 = held.0.max(memory.held_bytes() + memory.waiting_bytes());
+            let (cached, waiting) = (memory.cache().used_bytes(), memory.waiting_bytes());
+            let seen = sightings.memory.entry(name.to_string()).or_default();
+            seen.budget = memory.bytes();
+            seen.most = seen.most.max(memory.held_bytes() + cached + waiting);
+            seen.cached = seen.cached.max(cached);
+            seen.waiting = seen.waiting.max(waiting);
+            if quiet {
+                // What the node proposes by itself waits now and then, but not always.
+                seen.left = Some(seen.left.map_or(waiting, |left| left.min(waiting)));
+            }
         }
     }
 
