@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::record::{Call, Outcome, Record};
-use crate::history::{Ending, Read, Write};
+use crate::history::{Ending, Read, Trusted, Write};
 use crate::process::rng::Rng;
 
 /// Keys that all clients write; few, so that reads meet writes.
@@ -49,6 +49,10 @@ pub trait Client: Send {
     fn get<'a>(&'a mut self, key: &'a str, verified: bool) -> BoxFuture<'a, Answer>;
     /// Which node answered last, where that is known.
     fn node(&self) -> u32;
+    /// The state that it trusts, as transaction and Alh, where that is known.
+    fn trusted(&self) -> Option<(u64, Vec<u8>)> {
+        None
+    }
     /// Ends it.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
@@ -155,6 +159,9 @@ impl Part {
                 Some(Outcome::Unknown)
             }
         };
+        if let Some((tx, alh)) = self.client.trusted() {
+            self.record.trusts(Trusted { client: number, tx, alh });
+        }
         let told = outcome.unwrap_or(Outcome::Unknown);
         self.record.call(Call { kind, client: number, write: !reads, verified, invoked, ended, outcome: told });
         outcome

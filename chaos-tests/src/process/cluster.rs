@@ -288,7 +288,8 @@ impl Cluster {
 
     /// The node that says it leads the database, if exactly one does.
     pub async fn leader(&self) -> Option<NodeIndex> {
-        let pages = (0..self.len()).map(|node| async move { leads(&self.metrics(node)).await == Some(true) });
+        let pages =
+            (0..self.len()).map(|node| async move { leads(&self.metrics(node)).await.is_some_and(|(leads, _)| leads) });
         let said = futures::future::join_all(pages).await;
         let mut leading = (0..self.len()).filter(|node| said[*node]);
         leading.next().filter(|_| leading.next().is_none())
@@ -354,14 +355,18 @@ fn configuration(dir: &Path, own: &Addresses, peers: &[String]) -> String {
     )
 }
 
-/// Whether the node behind this address says that it leads the database; nothing when it says nothing.
-pub async fn leads(metrics: &str) -> Option<bool> {
-    let page = page(metrics, "/metrics", ONE_QUESTION).await?;
+/// Whether the node behind this address says that it leads the database, and the term; nothing when it says nothing.
+pub async fn leads(metrics: &str) -> Option<(bool, u64)> {
+    said_of_leading(&page(metrics, "/metrics", ONE_QUESTION).await?)
+}
+
+fn said_of_leading(page: &str) -> Option<(bool, u64)> {
     let wanted = format!("db=\"{DATABASE}\"");
-    Some(
-        page.lines()
-            .any(|line| line.starts_with("alhambra_raft_is_leader{") && line.contains(&wanted) && line.ends_with(" 1")),
-    )
+    let value = |name: &str| {
+        let line = page.lines().find(|line| line.starts_with(name) && line.contains(&wanted))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    Some((value("alhambra_raft_is_leader{")? == 1.0, value("alhambra_raft_term{")? as u64))
 }
 
 /// A page with its status line and headers.
@@ -382,4 +387,17 @@ pub fn resident_bytes(process_id: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_says_of_leading_is_of_the_judged_database() {
+        let page = "alhambra_raft_is_leader{db=\"other\"} 0\nalhambra_raft_is_leader{db=\"defaultdb\"} 1\n\
+                    alhambra_raft_term{db=\"other\"} 3\nalhambra_raft_term{db=\"defaultdb\"} 12\n";
+        assert_eq!(said_of_leading(page), Some((true, 12)));
+        assert_eq!(said_of_leading("alhambra_up 1\n"), None);
+    }
 }

@@ -20,6 +20,8 @@ pub struct Sample {
     pub node: usize,
     /// What it says about leading; nothing when it does not answer.
     pub leads: Option<bool>,
+    /// The term of the group then.
+    pub term: Option<u64>,
     /// Resident memory, bytes; 0 when it does not run.
     pub resident: u64,
 }
@@ -45,10 +47,11 @@ impl Monitor {
                 ticks.tick().await;
                 let at = begin.elapsed();
                 let said = futures::future::join_all(metrics.iter().map(|address| leads(address))).await;
-                for (node, leads) in said.into_iter().enumerate() {
+                for (node, said) in said.into_iter().enumerate() {
                     let process: Option<u32> = known.lock()[node];
                     let resident = process.and_then(resident_bytes).unwrap_or(0);
-                    kept.lock().push(Sample { at, node, leads, resident });
+                    let (leads, term) = said.unzip();
+                    kept.lock().push(Sample { at, node, leads, term, resident });
                 }
             }
         });

@@ -101,7 +101,7 @@ pub fn page(story: &Story, command: &str) -> String {
         let _ = write!(
             out,
             "<tr><td class=\"{class}\">{sign}</td><th>{}</th><td class=\"said\">{}</td></tr>",
-            escaped(verdict.property),
+            escaped(&verdict.property),
             escaped(text)
         );
     }

@@ -19,14 +19,14 @@ pub struct Ours {
     endpoints: Vec<String>,
     store: Arc<MemoryStateStore>,
     api: Option<Api>,
-    /// Transaction of the trusted state that it had last.
-    trusted: u64,
+    /// The trusted state that it had last.
+    trusted: Option<(u64, Vec<u8>)>,
 }
 
 impl Ours {
     /// A client of these nodes, the first of them first.
     pub fn new(endpoints: Vec<String>) -> Self {
-        Self { endpoints, store: Arc::new(MemoryStateStore::new()), api: None, trusted: 0 }
+        Self { endpoints, store: Arc::new(MemoryStateStore::new()), api: None, trusted: None }
     }
 
     /// Connected, or the reason why not: nothing was sent then.
@@ -49,11 +49,11 @@ impl Ours {
     /// The trusted state may only have moved forward [V2]; the store refuses otherwise, and this does not believe it.
     async fn moved_forward(&mut self, api: &Api) -> Result<(), String> {
         let state = api.trusted_state().await.map_err(|error| error.to_string())?;
-        let now = state.map_or(0, |state| state.tx.get());
-        if now < self.trusted {
-            return Err(format!("V2: the trusted state moved from {} back to {now}", self.trusted));
+        let (now, before) = (state.as_ref().map_or(0, |s| s.tx.get()), self.trusted.as_ref().map_or(0, |(tx, _)| *tx));
+        if now < before {
+            return Err(format!("V2: the trusted state moved from {before} back to {now}"));
         }
-        self.trusted = now;
+        self.trusted = state.map(|state| (state.tx.get(), state.alh.0.to_vec()));
         Ok(())
     }
 }
@@ -128,6 +128,10 @@ impl Client for Ours {
     fn node(&self) -> u32 {
         let at = self.api.as_ref().and_then(|api| self.endpoints.iter().position(|other| other == api.endpoint()));
         at.map_or(0, |at| u32::try_from(at + 1).unwrap_or(0))
+    }
+
+    fn trusted(&self) -> Option<(u64, Vec<u8>)> {
+        self.trusted.clone()
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

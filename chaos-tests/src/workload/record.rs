@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::history::{Ending, History, Read, Write};
+use crate::history::{Ending, History, Read, Trusted, Write};
 
 /// How a call ended, for the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,14 @@ impl Record {
     /// A read has worked.
     pub fn read(&self, read: Read) {
         self.0.lock().history.reads.push(read);
+    }
+
+    /// A client trusts this state now; what it has trusted before is not written down again.
+    pub fn trusts(&self, state: Trusted) {
+        let trusted = &mut self.0.lock().history.trusted;
+        if trusted.iter().rev().find(|before| before.client == state.client) != Some(&state) {
+            trusted.push(state);
+        }
     }
 
     /// A call has ended.

@@ -33,11 +33,15 @@ impl Rot {
     }
 }
 
-/// Closed segments below a data folder: those that have a file of marks beside them.
+/// Closed segments below a data folder, of all databases and of `systemdb`: those that have a file of marks beside them.
 pub fn closed_segments(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut databases = vec![dir.join("systemdb")];
     for database in fs::read_dir(dir.join("databases"))? {
-        let Ok(files) = fs::read_dir(database?.path().join("ledger")) else { continue };
+        databases.push(database?.path());
+    }
+    let mut found = Vec::new();
+    for database in databases {
+        let Ok(files) = fs::read_dir(database.join("ledger")) else { continue };
         for file in files {
             let path = file?.path();
             if path.extension().is_some_and(|ending| ending == "seg") && path.with_extension("idx").exists() {
