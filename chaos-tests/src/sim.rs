@@ -11,7 +11,7 @@
 //! | `workload` | a client: picks operations, changes nodes |
 //! | `watch` | what is seen of the nodes from outside while they run |
 //! | `collect` | after healing: convergence, and the whole ledger of every node |
-//! | `run` | one life from beginning to verdict |
+//! | `run`, `report` | one life from beginning to verdict; what it came to, and what many did together |
 //! | `plant` | bugs that are planted to show that the judge finds them |
 
 pub mod client;
@@ -22,6 +22,7 @@ pub mod faults;
 pub mod links;
 pub mod ops;
 pub mod plant;
+pub mod report;
 pub mod run;
 pub mod setup;
 pub mod shared;

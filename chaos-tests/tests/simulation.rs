@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use alhambra_chaos_tests::sim::report::Report;
+
 fn sim(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sim")).args(args).output().expect("the simulator starts")
 }
@@ -15,6 +17,25 @@ fn a_simulated_minute_with_faults_loses_nothing_and_is_repeatable() {
     let output = sim(&["--seeds", "2", "--from", "1", "--load-seconds", "30", "--replay-check"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("the same trace twice"), "{}", text(&output));
+}
+
+/// A life that does not come to its end keeps nobody waiting for ever.
+#[test]
+fn a_seed_that_takes_too_long_is_stopped_and_has_failed() {
+    let output = sim(&["--seeds", "2", "--from", "1", "--limit-seconds", "0"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("seed 2: FAILED: T2: no end after 0 s"), "{}", text(&output));
+}
+
+/// What programs read is one line per life, with what its operations and faults came to.
+#[test]
+fn a_life_is_one_line_of_json() {
+    let output = sim(&["--seeds", "1", "--from", "2", "--load-seconds", "5", "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let said = String::from_utf8(output.stdout).expect("text");
+    let report = Report::parse(said.trim_end()).expect("one line");
+    assert_eq!((report.seed, report.nodes), (2, 3));
+    assert!(report.operations["set"].done > 0, "{said}");
 }
 
 /// A simulation that cannot fail shows nothing: each planted bug is found, by the property that it breaks, with this seed.

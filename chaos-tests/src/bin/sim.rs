@@ -1,14 +1,18 @@
 //! Runs simulated lives of a cluster. One seed per process: with several, this program starts itself once per seed.
 
 use std::collections::VecDeque;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::io::Read;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use alhambra_chaos_tests::sim::faults;
 use alhambra_chaos_tests::sim::plant::Plant;
+use alhambra_chaos_tests::sim::report::{LIVES_MIN, Report, Totals};
 use alhambra_chaos_tests::sim::run::{Options, run};
+use alhambra_chaos_tests::sim::{faults, ops};
 use clap::Parser;
+use serde_json::{Value, json};
 
 /// Simulates clusters of production nodes under faults and judges what their clients saw.
 #[derive(Parser)]
@@ -31,6 +35,9 @@ struct Args {
     /// Simulated seconds of load and faults.
     #[arg(long, default_value_t = 60)]
     load_seconds: u64,
+    /// A seed whose process has not ended after so many real seconds is stopped and has failed.
+    #[arg(long, default_value_t = 600)]
+    limit_seconds: u64,
     /// Processes at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -43,6 +50,9 @@ struct Args {
     /// Plant this bug: the simulation is expected to fail.
     #[arg(long, value_parser = Plant::ALL.iter().map(|plant| plant.name()).collect::<Vec<_>>())]
     plant: Option<String>,
+    /// Print a line of JSON per life instead of words, and nothing else on standard output.
+    #[arg(long)]
+    json: bool,
     /// Do not tell the story.
     #[arg(long)]
     quiet: bool,
@@ -100,48 +110,70 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     }));
     let plant = args.plant.as_ref().and_then(|name| Plant::ALL.iter().find(|plant| plant.name() == name)).copied();
     let load = Duration::from_secs(args.load_seconds);
-    let options = Options { seed, load, story: !args.quiet, plant, faults: args.faults.clone() };
+    let options = Options { seed, load, story: !args.quiet && !args.json, plant, faults: args.faults.clone() };
     let verdict = run(&options).and_then(|report| match PANICS.load(Ordering::Relaxed) {
         0 => Ok(report),
         n => Err(format!("W2: {n} panics, see above")),
     });
     match verdict {
         Ok(report) => {
-            println!("seed {seed}: ok {report:?}");
+            println!("{}", if args.json { report.json() } else { report.to_string() });
             ExitCode::SUCCESS
         }
         Err(what) => {
-            println!("seed {seed}: FAILED: {what}");
-            println!("replay: cargo run --bin sim -- --seed {seed} {}", args.rest().join(" "));
+            tell_failure(args, seed, &what);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Starts this program for one seed.
-fn child(args: &Args, seed: u64) -> Result<Child, std::io::Error> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--quiet", "--seed", &seed.to_string()]).args(args.rest());
-    command.stdout(Stdio::piped()).spawn()
+fn tell_failure(args: &Args, seed: u64, what: &str) {
+    if args.json {
+        println!("{}", json!({ "seed": seed, "failed": what }));
+    } else {
+        println!("seed {seed}: FAILED: {what}");
+        println!("replay: cargo run --bin sim -- --seed {seed} {}", args.rest().join(" "));
+    }
 }
 
-fn finish(child: std::io::Result<Child>) -> (bool, String) {
-    match child.and_then(Child::wait_with_output) {
-        Ok(output) => (output.status.success(), String::from_utf8_lossy(&output.stdout).trim_end().to_string()),
-        Err(e) => (false, e.to_string()),
+/// How often it is looked whether a process has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Runs one seed in a process of its own, within the limit; its report, or what it found.
+// This is not part of any simulation, so time here is real.
+#[allow(clippy::disallowed_methods)]
+fn child(args: &Args, seed: u64) -> Result<Report, String> {
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = Command::new(own);
+    command.args(["--json", "--seed", &seed.to_string()]).args(args.rest());
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
+    let mut out = child.stdout.take().ok_or("no standard output")?;
+    // Read while it runs: a long text would fill the pipe, and the process would wait.
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        out.read_to_string(&mut text).map(|_| text)
+    });
+    let until = Instant::now() + Duration::from_secs(args.limit_seconds);
+    while child.try_wait().map_err(|e| e.to_string())?.is_none() {
+        if Instant::now() > until {
+            child.kill().and_then(|()| child.wait()).map_err(|e| e.to_string())?;
+            return Err(format!("T2: no end after {} s of real time", args.limit_seconds));
+        }
+        std::thread::sleep(LOOK);
     }
+    let text = reader.join().map_err(|_| "its output was not read".to_string())?.map_err(|e| e.to_string())?;
+    let last = text.lines().last().unwrap_or_default();
+    if let Some(report) = Report::parse(last) {
+        return Ok(report);
+    }
+    let said = serde_json::from_str(last).ok().and_then(|said: Value| Some(said["failed"].as_str()?.to_string()));
+    Err(said.unwrap_or_else(|| format!("the process ended without a verdict: {text}")))
 }
 
 fn kept(args: &Args) -> std::io::Result<Vec<u64>> {
     let Some(path) = &args.kept else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(path)?;
     Ok(text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect())
-}
-
-/// Simulated time in the last line of a report, seconds.
-fn simulated(text: &str) -> f64 {
-    let tail = text.rsplit("simulated: ").next().unwrap_or_default();
-    tail.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0.0)
 }
 
 /// Many lives. This is not part of any simulation, so time here is real.
@@ -162,42 +194,62 @@ fn many(args: &Args) -> ExitCode {
     };
     let first = seeds.front().copied().unwrap_or(from);
     seeds.extend(from..from + args.seeds);
-    println!("{} seeds, the fresh ones from {from} on", seeds.len());
-    let (mut passed, mut failed, mut hours, mut again) = (0, Vec::new(), 0.0, Vec::new());
-    let mut running: VecDeque<(u64, std::io::Result<Child>)> = VecDeque::new();
-    loop {
-        let in_time = args.budget_seconds.is_none_or(|budget| begin.elapsed().as_secs() < budget);
-        while running.len() < args.jobs.max(1)
-            && in_time
-            && let Some(seed) = seeds.pop_front()
-        {
-            running.push_back((seed, child(args, seed)));
+    let say = |text: &str| if args.json { eprintln!("{text}") } else { println!("{text}") };
+    say(&format!("{} seeds, the fresh ones from {from} on", seeds.len()));
+    let in_time = || args.budget_seconds.is_none_or(|budget| begin.elapsed().as_secs() < budget);
+    let (mut totals, mut failed, mut again) = (Totals::default(), Vec::new(), Vec::new());
+    let (queue, (send, ended)) = (Mutex::new(seeds), mpsc::channel());
+    // Each takes the next seed when it has done with one: a slow life keeps nobody waiting.
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.max(1) {
+            let (queue, send) = (&queue, send.clone());
+            scope.spawn(move || {
+                while in_time()
+                    && let Some(seed) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+                    && send.send((seed, child(args, seed))).is_ok()
+                {}
+            });
         }
-        let Some((seed, child)) = running.pop_front() else { break };
-        let (ok, text) = finish(child);
-        println!("{text}");
-        hours += simulated(&text) / 3600.0;
-        if ok {
-            passed += 1;
-        } else {
-            failed.push(seed);
+        drop(send);
+        for (seed, verdict) in ended {
+            match &verdict {
+                Ok(report) => {
+                    println!("{}", if args.json { report.json() } else { report.to_string() });
+                    totals.add(report);
+                }
+                Err(what) => {
+                    tell_failure(args, seed, what);
+                    failed.push(seed);
+                }
+            }
+            // The first one that is fixed, and the first that is new.
+            if args.replay_check && (seed == first || seed == from) {
+                again.push((seed, verdict));
+            }
         }
-        // The first one that is fixed, and the first that is new.
-        if args.replay_check && (seed == first || seed == from) {
-            again.push((seed, text));
-        }
-    }
-    for (seed, output) in &again {
-        let (_, again) = finish(child(args, *seed));
-        if output != &again {
-            println!("seed {seed}: FAILED: the same seed told another story:\n{again}");
+    });
+    for (seed, verdict) in &again {
+        let other = child(args, *seed);
+        if *verdict != other {
+            say(&format!("seed {seed}: FAILED: the same seed told another story: {other:?}"));
             failed.push(*seed);
         } else {
-            println!("seed {seed}: the same trace twice");
+            say(&format!("seed {seed}: the same trace twice"));
         }
     }
-    let took = begin.elapsed().as_secs_f64() / 3600.0;
-    println!("{hours:.2} simulated cluster-hours in {:.0} s: {:.0} per hour", took * 3600.0, hours / took.max(1e-9));
-    println!("{passed} passed, {} failed {failed:?}", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    totals.lines().iter().for_each(|line| say(line));
+    // With a bug, or with faults that somebody chose, other things than usual never happen.
+    let missing = if args.seeds < LIVES_MIN || args.plant.is_some() || !args.faults.is_empty() {
+        Vec::new()
+    } else {
+        let operations: Vec<&str> = ops::ALL.iter().map(|op| op.name()).collect();
+        let faults: Vec<&str> = faults::ALL.iter().map(|fault| fault.name()).collect();
+        totals.missing(&operations, &faults)
+    };
+    missing.iter().for_each(|what| say(&format!("FAILED: {what}")));
+    let (hours, took) = (totals.simulated.as_secs_f64() / 3600.0, begin.elapsed().as_secs_f64() / 3600.0);
+    let per_hour = hours / took.max(1e-9);
+    say(&format!("{hours:.2} simulated cluster-hours in {:.0} s: {per_hour:.0} per hour", took * 3600.0));
+    say(&format!("{} passed, {} failed {failed:?}", totals.lives, failed.len()));
+    if failed.is_empty() && missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

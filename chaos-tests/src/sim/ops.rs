@@ -105,6 +105,15 @@ impl Ctx<'_> {
     }
 }
 
+/// How an operation that got its answers ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It did what it is for.
+    Well,
+    /// It was refused for its condition or its read set, or there was nothing to do it with.
+    Refused,
+}
+
 /// Something that a client does. A status means that it did not work; what that says about writes is in the history.
 pub trait Op: Sync {
     /// Its name, for the story.
@@ -116,7 +125,7 @@ pub trait Op: Sync {
         false
     }
     /// Does it once.
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>>;
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>>;
 }
 
 /// All of them.

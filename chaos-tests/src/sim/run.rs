@@ -16,6 +16,7 @@ use super::env::{self, SimClock, SimExecutor, SimRng};
 use super::faults::Heal;
 use super::links::Links;
 use super::plant::Plant;
+use super::report::Report;
 use super::setup::{NAMES, Setup};
 use super::shared::{HostJob, Running, Shared, State};
 use super::watch::Watch;
@@ -44,35 +45,6 @@ pub struct Options {
     pub plant: Option<Plant>,
     /// These faults and no others; empty for those that the seed draws.
     pub faults: Vec<String>,
-}
-
-/// What came out of a simulation that found nothing wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Hash over every call of every client with its times, every fault, and the final ledger.
-    pub trace: String,
-    /// Nodes.
-    pub nodes: usize,
-    /// Acknowledged writes.
-    pub acknowledged: usize,
-    /// Writes with an unknown outcome.
-    pub unknown: usize,
-    /// Successful linearizable reads.
-    pub reads: usize,
-    /// Proofs that were verified.
-    pub proofs: usize,
-    /// Faults injected.
-    pub faults: usize,
-    /// Closed segments on the first node at the end.
-    pub closed_segments: usize,
-    /// Transactions at the end.
-    pub transactions: usize,
-    /// Longest time between two acknowledged writes of the whole cluster.
-    pub longest_gap: Duration,
-    /// From the end of the faults until all nodes were alike.
-    pub healed_in: Duration,
-    /// Simulated time of the whole life.
-    pub simulated: Duration,
 }
 
 /// Runs one seed. One seed per process: openraft and tokio keep some randomness per thread.
@@ -142,9 +114,10 @@ pub fn run(options: &Options) -> Result<Report, String> {
             Ok(())
         });
     }
-    let faults = Driver { options, faults: 0, heals: BinaryHeap::new(), order: 0 }.drive(&mut world)?;
+    let none = world.setup.faults.iter().map(|fault| (fault.name().to_string(), 0)).collect();
+    let faults = Driver { options, faults: none, heals: BinaryHeap::new(), order: 0 }.drive(&mut world)?;
     let simulated = world.sim.elapsed();
-    judge(&world, faults, simulated, options.story)
+    judge(&world, options, faults, simulated)
 }
 
 fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
@@ -245,7 +218,7 @@ impl PartialOrd for Due {
 
 struct Driver<'a> {
     options: &'a Options,
-    faults: usize,
+    faults: BTreeMap<String, u64>,
     heals: BinaryHeap<Due>,
     order: u64,
 }
@@ -260,7 +233,7 @@ impl Driver<'_> {
     }
 
     /// Steps the world to its end and injects faults on the way.
-    fn drive(mut self, world: &mut World<'_>) -> Result<usize, String> {
+    fn drive(mut self, world: &mut World<'_>) -> Result<BTreeMap<String, u64>, String> {
         let (from, to) = world.setup.pause;
         let pause = |world: &World<'_>| world.between(from.as_millis() as u64, to.as_millis() as u64);
         let mut next = world.setup.first_fault;
@@ -295,7 +268,7 @@ impl Driver<'_> {
                 };
                 if let Some(incident) = fault.inject(world, now) {
                     watch.expect_nothing();
-                    self.faults += 1;
+                    *self.faults.entry(fault.name().to_string()).or_default() += 1;
                     self.tell(world, now, &incident.what);
                     for (after, heal) in incident.heals {
                         self.order += 1;
@@ -316,15 +289,23 @@ impl Driver<'_> {
 }
 
 /// Judges what clients saw against what the nodes have.
-fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> Result<Report, String> {
+fn judge(
+    world: &World<'_>,
+    options: &Options,
+    faults: BTreeMap<String, u64>,
+    simulated: Duration,
+) -> Result<Report, String> {
     let mut shared = world.shared.borrow_mut();
     let last = match shared.verdict.take() {
         Some(Ok(last)) => last,
         Some(Err(e)) => return Err(e),
         None => return Err("the judge did not come to an end".to_string()),
     };
-    if story {
-        println!("operations, with how many failed: {:?}", shared.done);
+    if options.story {
+        println!("operations: done, refused, of unknown outcome");
+        for (name, tally) in &shared.done {
+            println!("  {name}: {}, {}, {}", tally.done, tally.refused, tally.unknown);
+        }
     }
     let databases: Vec<String> = last.indexes.iter().map(|indexed| indexed.database.clone()).collect();
     let replicas: Vec<Replica> = (last.alhs.iter())
@@ -351,18 +332,25 @@ fn judge(world: &World<'_>, faults: usize, simulated: Duration, story: bool) -> 
         .map(|write| write.ended)
         .collect();
     times.sort();
+    let operations = world
+        .setup
+        .ops
+        .iter()
+        .map(|op| (op.name().to_string(), shared.done.get(op.name()).copied().unwrap_or_default()));
     let report = Report {
-        nodes: world.setup.nodes,
-        acknowledged: times.len(),
-        unknown: history.writes.iter().filter(|write| write.ending == Ending::Unknown).count(),
-        reads: history.reads.len(),
-        proofs: history.trusted.len(),
-        faults,
-        closed_segments: replicas[0].segments.len(),
-        transactions: replicas[0].alhs.len(),
+        seed: options.seed,
+        nodes: world.setup.nodes as u64,
+        acknowledged: times.len() as u64,
+        unknown: history.writes.iter().filter(|write| write.ending == Ending::Unknown).count() as u64,
+        reads: history.reads.len() as u64,
+        proofs: history.trusted.len() as u64,
+        closed_segments: replicas[0].segments.len() as u64,
+        transactions: replicas[0].alhs.len() as u64,
         longest_gap: times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default(),
         healed_in: last.healed_in,
         simulated,
+        operations: operations.collect(),
+        faults,
         trace: String::new(),
     };
     let State { trace, history, sightings, .. } = &mut *shared;

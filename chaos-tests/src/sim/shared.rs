@@ -11,6 +11,7 @@ use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::collect::Final;
+use super::report::Tally;
 use crate::check::Sightings;
 use crate::history::History;
 
@@ -44,8 +45,8 @@ pub struct State {
     pub outside: Vec<usize>,
     /// What was collected after healing.
     pub verdict: Option<Result<Final, String>>,
-    /// How often each operation ended well, and how often not.
-    pub done: BTreeMap<&'static str, (u64, u64)>,
+    /// How the calls of each operation ended.
+    pub done: BTreeMap<&'static str, Tally>,
     /// Everything that happened.
     pub trace: Trace,
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::client::{DATABASE, Session, is_overdue};
+use super::client::{DATABASE, Session, ending_of, is_overdue};
 use super::env::SimRng;
-use super::ops::{Ctx, Memory, Op};
+use super::ops::{Ctx, Done, Memory, Op};
 use super::plant::Plant;
 use super::setup::NAMES;
 use super::shared::{Shared, now};
-use crate::history::Overdue;
+use crate::history::{Ending, Overdue};
 use tonic::Code;
 
 /// What a client is told.
@@ -74,8 +74,13 @@ impl Client {
             let done = op.run(&mut ctx).await;
             {
                 let mut shared = shared.borrow_mut();
-                let counts = shared.done.entry(op.name()).or_default();
-                if done.is_ok() { counts.0 += 1 } else { counts.1 += 1 }
+                let tally = shared.done.entry(op.name()).or_default();
+                match &done {
+                    Ok(Done::Well) => tally.done += 1,
+                    Ok(Done::Refused) => tally.refused += 1,
+                    Err(status) if ending_of(status) == Ending::Refused => tally.refused += 1,
+                    Err(_) => tally.unknown += 1,
+                }
             }
             if let Err(status) = done {
                 if let Code::Unimplemented | Code::InvalidArgument | Code::Unauthenticated = status.code()

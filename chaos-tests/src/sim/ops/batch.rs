@@ -7,7 +7,7 @@ use tonic::Status;
 use super::super::client::{bounded, ending_of};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::Ending;
 
 /// See the module.
@@ -22,7 +22,7 @@ impl Op for Batch {
         8
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (first, invoked) = (ctx.rng.below(ctx.keys), now());
             let count = 1 + ctx.rng.below(ctx.keys.min(4));
@@ -40,7 +40,7 @@ impl Op for Batch {
                 for (key, value) in pairs {
                     ctx.wrote(key, value, invoked, Ending::Unknown);
                 }
-                return Ok(());
+                return Ok(Done::Well);
             }
             let operation = |(key, value): &(Vec<u8>, Vec<u8>)| {
                 let kv = schema::KeyValue { key: key.clone().into(), value: value.clone().into(), metadata: None };
@@ -56,7 +56,7 @@ impl Op for Batch {
             for (key, value) in pairs {
                 ctx.wrote(key, value, invoked, ending);
             }
-            answer.map(|_| ())
+            answer.map(|_| Done::Well)
         })
     }
 }

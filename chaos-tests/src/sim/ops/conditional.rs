@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use super::super::client::{bounded, ending_of, set_request};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::{Condition, ConditionalWrite, Ending};
 
 /// See the module.
@@ -36,7 +36,7 @@ impl Op for Conditional {
         10
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, value, invoked) = (ctx.key(), ctx.value(), now());
             let floor = ctx.memory.newest;
@@ -61,7 +61,7 @@ impl Op for Conditional {
                 floor,
             });
             ctx.wrote(key, value, invoked, ending);
-            if unmet { Ok(()) } else { answer.map(|_| ()) }
+            if unmet { Ok(Done::Refused) } else { answer.map(|_| Done::Well) }
         })
     }
 }

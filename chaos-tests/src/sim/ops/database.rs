@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::client::{Session, bounded};
 use super::super::setup::NAMES;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 
 /// See the module.
 pub struct MakeAndDrop;
@@ -20,7 +20,7 @@ impl Op for MakeAndDrop {
         1
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             ctx.memory.sequence += 1;
             let name = format!("own{}x{}", ctx.client, ctx.memory.sequence);
@@ -48,7 +48,7 @@ impl Op for MakeAndDrop {
             if Session::open(NAMES[ctx.node], &name).await.is_ok() {
                 ctx.wrong(format!("D1: {name} was deleted and takes a login"));
             }
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }

@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::client::{bounded, found};
 use super::super::plant::Plant;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::FloorRead;
 
 /// See the module.
@@ -21,7 +21,7 @@ impl Op for AtFloor {
         8
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, floor) = (ctx.key(), ctx.memory.newest);
             let since_tx = if ctx.has(Plant::IgnoreFloor) { 0 } else { floor };
@@ -36,7 +36,7 @@ impl Op for AtFloor {
             let mut shared = ctx.shared.borrow_mut();
             shared.trace.add(&read);
             shared.history.floors.push(read);
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }

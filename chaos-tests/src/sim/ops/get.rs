@@ -7,7 +7,7 @@ use tonic::Status;
 use super::super::client::{bounded, found};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::Read;
 
 /// See the module.
@@ -26,7 +26,7 @@ impl Op for Get {
         true
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, invoked) = (ctx.key(), now());
             let message = schema::KeyRequest { key: key.clone().into(), ..Default::default() };
@@ -41,7 +41,7 @@ impl Op for Get {
             let mut shared = ctx.shared.borrow_mut();
             shared.trace.add(&read);
             shared.history.reads.push(read);
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }

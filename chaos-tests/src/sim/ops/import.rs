@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::client::{Session, bounded};
 use super::super::setup::NAMES;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 
 /// See the module.
 pub struct Copy;
@@ -23,7 +23,7 @@ impl Op for Copy {
         3
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let name = format!("copy{}", ctx.client);
             if !ctx.memory.copy_made {
@@ -46,7 +46,7 @@ impl Op for Copy {
             for _ in 0..STEPS {
                 let tx = ctx.memory.copied + 1;
                 if tx > ctx.memory.newest {
-                    return Ok(());
+                    return Ok(if tx > 1 { Done::Well } else { Done::Refused });
                 }
                 let export = schema::ExportTxRequest { tx, ..Default::default() };
                 let request = ctx.session.request(export);
@@ -68,7 +68,7 @@ impl Op for Copy {
                 }
                 ctx.memory.copied = tx;
             }
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }

@@ -7,7 +7,7 @@ use tonic::Status;
 use super::super::client::bounded;
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::SnapshotRead;
 
 /// GetAll.
@@ -50,7 +50,7 @@ impl Op for GetAll {
         6
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (keys, invoked) = (all_keys(ctx), now());
             let list = keys.iter().map(|key| key.clone().into()).collect();
@@ -63,7 +63,7 @@ impl Op for GetAll {
                 }
             }
             note(ctx, "GetAll", keys, &answer.entries, invoked);
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }
@@ -77,14 +77,14 @@ impl Op for ScanAll {
         6
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (keys, invoked) = (all_keys(ctx), now());
             let scan = schema::ScanRequest { prefix: b"key-".to_vec().into(), ..Default::default() };
             let request = ctx.session.request(scan);
             let answer = bounded(ctx.session.api.scan(request)).await?;
             note(ctx, "Scan", keys, &answer.entries, invoked);
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }

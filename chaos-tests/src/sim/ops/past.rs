@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::client::{bounded, found};
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::PastRead;
 
 /// Most versions of one answer.
@@ -34,7 +34,7 @@ impl Op for History {
         4
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, invoked) = (ctx.key(), now());
             let request = schema::HistoryRequest { key: key.clone().into(), limit: LIMIT, ..Default::default() };
@@ -45,7 +45,7 @@ impl Op for History {
                 let versions = entries.into_iter().map(|entry| (entry.tx, entry.value.to_vec())).collect();
                 note(ctx, PastRead::History { node: ctx.node as u32, key, versions, invoked });
             }
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }
@@ -59,17 +59,17 @@ impl Op for AtTx {
         4
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             if ctx.memory.newest == 0 {
-                return Ok(());
+                return Ok(Done::Refused);
             }
             let (key, tx) = (ctx.key(), 1 + ctx.rng.below(ctx.memory.newest));
             let request = schema::KeyRequest { key: key.clone().into(), at_tx: tx, ..Default::default() };
             let request = ctx.session.request(request);
             let value = found(bounded(ctx.session.api.get(request)).await)?.map(|entry| entry.value.to_vec());
             note(ctx, PastRead::AtTx { node: ctx.node as u32, key, tx, value });
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }
@@ -83,7 +83,7 @@ impl Op for AtRevision {
         4
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, revision) = (ctx.key(), 1 + ctx.rng.below(20));
             let request =
@@ -93,10 +93,10 @@ impl Op for AtRevision {
                 Ok(Some(entry)) => {
                     let found = (entry.tx, entry.value.to_vec());
                     note(ctx, PastRead::AtRevision { node: ctx.node as u32, key, revision, found });
-                    Ok(())
+                    Ok(Done::Well)
                 }
-                Ok(None) => Ok(()),
-                Err(status) if status.message().contains("invalid key revision number") => Ok(()),
+                Ok(None) => Ok(Done::Refused),
+                Err(status) if status.message().contains("invalid key revision number") => Ok(Done::Refused),
                 Err(status) => Err(status),
             }
         })

@@ -6,7 +6,7 @@ use tonic::Status;
 use super::super::client::ending_of;
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::Ending;
 
 /// See the module.
@@ -25,7 +25,7 @@ impl Op for Set {
         true
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, value, invoked) = (ctx.key(), ctx.value(), now());
             let answer = ctx.session.set(&key, &value).await;
@@ -35,7 +35,7 @@ impl Op for Set {
             }
             let ending = answer.as_ref().map_or_else(ending_of, |tx| Ending::Acknowledged(*tx));
             ctx.wrote(key, value, invoked, ending);
-            answer.map(|_| ())
+            answer.map(|_| Done::Well)
         })
     }
 }

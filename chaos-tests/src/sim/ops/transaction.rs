@@ -13,14 +13,14 @@ use tonic::Status;
 use super::super::client::{DATABASE, bounded};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::{Ending, Transaction};
 
 /// See the module.
 pub struct ReadWrite;
 
 /// What was read, and how it ended.
-type Done = (Vec<(Vec<u8>, Option<Vec<u8>>)>, Ending);
+type Committed = (Vec<(Vec<u8>, Option<Vec<u8>>)>, Ending);
 
 fn stored(prefix: u8, bytes: &[u8]) -> bytes::Bytes {
     [&[prefix], bytes].concat().into()
@@ -33,7 +33,7 @@ async fn commit(
     value: &[u8],
     think: Duration,
     checked: bool,
-) -> Option<Done> {
+) -> Option<Committed> {
     let group = node.groups().group_by_name(DATABASE)?;
     let deadline = Instant::now() + Duration::from_secs(3);
     group.barrier(Level::Linearizable, deadline).await.ok()?;
@@ -68,7 +68,7 @@ impl Op for ReadWrite {
         10
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, value, invoked) = (ctx.key(), ctx.value(), now());
             let reads: Vec<_> = (0..1 + ctx.rng.below(2)).map(|_| ctx.key()).collect();
@@ -100,7 +100,7 @@ impl Op for ReadWrite {
                 Some(Some((reads, ending))) => {
                     ctx.shared.borrow_mut().history.transactions.push(Transaction { reads, value: value.clone() });
                     ctx.wrote(key, value, invoked, ending);
-                    Ok(())
+                    Ok(if ending == Ending::Refused { Done::Refused } else { Done::Well })
                 }
                 // Nothing was proposed.
                 Some(None) => Err(Status::unavailable("the node cannot read")),

@@ -9,7 +9,7 @@ use tonic::Status;
 use super::super::client::{bounded, dual, ending_of, found, header, set_request, to_hash};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::{Ending, Trusted};
 use crate::model::chain::{Entry, Hash, hash};
 use crate::model::proof::{self, Dual, Header};
@@ -170,7 +170,7 @@ impl Op for Set {
         8
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let (key, value, invoked) = (ctx.key(), ctx.value(), now());
             let set_request = Some(set_request(&key, &value, vec![]));
@@ -187,7 +187,7 @@ impl Op for Set {
                 let is_ours = seen.header.entries == 1 && proof::entry_included(&stood, 0, 1, &[], &seen.header.tx.eh);
                 if is_ours { Ok((state, seen)) } else { Err("the entry".into()) }
             });
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }
@@ -201,14 +201,16 @@ impl Op for Get {
         10
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let key = ctx.key();
             let key_request = Some(schema::KeyRequest { key: key.clone().into(), ..Default::default() });
             let request = ctx.session.request(schema::VerifiableGetRequest { key_request, prove_since_tx: since(ctx) });
-            let Some(answer) = found(bounded(ctx.session.api.verifiable_get(request)).await)? else { return Ok(()) };
+            let Some(answer) = found(bounded(ctx.session.api.verifiable_get(request)).await)? else {
+                return Ok(Done::Refused);
+            };
             judge(ctx, &answer, |verifier, answer| verifier.entry(&key, answer));
-            Ok(())
+            Ok(Done::Well)
         })
     }
 }

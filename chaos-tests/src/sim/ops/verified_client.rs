@@ -9,7 +9,7 @@ use tonic::Status;
 use super::super::client::{DATABASE, DEADLINE, PASSWORD, PORT, dial};
 use super::super::setup::NAMES;
 use super::super::shared::now;
-use super::{Ctx, Op};
+use super::{Ctx, Done, Op};
 use crate::history::{Ending, Trusted};
 
 /// See the module.
@@ -40,7 +40,7 @@ impl Op for Verify {
         8
     }
 
-    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<(), Status>> {
+    fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let failed = |error: &Error| Status::unavailable(error.to_string());
             let client = match &ctx.memory.verifier {
@@ -72,9 +72,9 @@ impl Op for Verify {
                     let (client, tx, alh) = (NUMBERS_FROM + ctx.client, state.tx.0, state.alh.0.to_vec());
                     ctx.shared.borrow_mut().history.trusted.push(Trusted { client, tx, alh });
                     ctx.saw(tx);
-                    Ok(())
+                    Ok(Done::Well)
                 }
-                Ok(None) => Ok(()),
+                Ok(None) => Ok(Done::Refused),
                 Err(error) => {
                     if matches!(error, Error::Tampered { .. } | Error::OtherServer { .. } | Error::State(_)) {
                         ctx.wrong(format!("P1: our client says {error:?}"));
