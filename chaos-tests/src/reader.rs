@@ -126,7 +126,13 @@ impl Reader {
                 since_tx: at,
                 ..Default::default()
             })?;
-            let Some(part) = found(bounded(self.deadline, self.api.history(request)).await)? else { return Ok(shown) };
+            let part = match found(bounded(self.deadline, self.api.history(request)).await) {
+                Ok(Some(part)) => part,
+                Ok(None) => return Ok(shown),
+                // All of them were in the answers before.
+                Err(status) if status.message().ends_with("no more entries") => return Ok(shown),
+                Err(status) => return Err(status),
+            };
             let is_last = part.entries.len() < BATCH as usize;
             shown.past.extend(part.entries.into_iter().map(|entry| (entry.tx, entry.value.to_vec())));
             if is_last {
