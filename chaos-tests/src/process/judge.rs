@@ -94,6 +94,7 @@ async fn collect(cluster: &Cluster) -> Result<Final, String> {
         all.replicas.push(Replica { name, alhs, segments: BTreeMap::new() });
     }
     // A segment that was closed last may still be waiting for the file beside it, which says that it is.
+    let until = Instant::now() + CONVERGES_WITHIN;
     loop {
         for (replica, member) in all.replicas.iter_mut().zip(&cluster.members) {
             replica.segments = segments(&member.dir)?;
