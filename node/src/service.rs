@@ -30,6 +30,7 @@ use alhambra_raft::env::Env;
 use alhambra_raft::group::Level;
 use alhambra_raft::groups::Groups;
 use alhambra_raft::meta::SYSTEM_DATABASE;
+use alhambra_storage::plant::{Plant, is_planted};
 use alhambra_storage::read::ReadSnapshot;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -289,6 +290,7 @@ impl Context {
     /// A view of the database that is as new as the call asks for and includes transaction `floor`.
     /// [`Error::BeyondLedger`] only when a quorum confirms that `floor` does not exist.
     pub(crate) async fn view(&self, floor: TxId) -> Result<ReadSnapshot> {
+        let floor = if is_planted(Plant::IgnoreReadFloor) { TxId(0) } else { floor };
         let level = match self.level {
             ReadLevel::Linearizable => Level::Linearizable,
             ReadLevel::Local if floor.get() > 0 => Level::AtLeast(floor),
@@ -297,6 +299,9 @@ impl Context {
         let point = self.replica.barrier(level, self.deadline).await?;
         if floor > point.tx {
             return Err(Error::BeyondLedger { asked: floor, latest: point.tx });
+        }
+        if is_planted(Plant::StaleSnapshotRead) {
+            return Ok(self.replica.database().snapshot_at(TxId(point.tx.get().saturating_sub(1))));
         }
         Ok(self.replica.database().snapshot())
     }

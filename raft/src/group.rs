@@ -22,6 +22,7 @@ use alhambra_storage::command::{Citation, Command, ProposalEntry, Prune, Setting
 use alhambra_storage::database::{Database, DatabaseSpec, Options};
 use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::memory::MemoryBudget;
+use alhambra_storage::plant::{Plant, is_planted};
 use alhambra_storage::{Damaged, SegmentVote};
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -222,7 +223,7 @@ impl Tuning {
             max_append_entries: Some(self.payload_entries_max),
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
-            enable_pre_vote: Some(true),
+            enable_pre_vote: Some(!is_planted(Plant::DropPreVote)),
             enable_leader_restore: Some(false),
             broadcast_submitted_on_append: Some(true),
             ..Config::default()

@@ -21,6 +21,7 @@ use crate::format::FRAME_HEAD_BYTES;
 use crate::import::{self, ImportRefusal};
 use crate::indexing;
 use crate::limits::{MEMORY_RELEASE_BYTES_MIN, REQUEST_OUTCOMES_KEPT};
+use crate::plant::{Plant, is_planted};
 use crate::precondition::{self, Conditions};
 use crate::prune::Pruned;
 use crate::rebuild;
@@ -508,9 +509,15 @@ impl Applier {
             Located::Batch(batch) => {
                 self.state.clock = self.state.clock.max(batch.ts);
                 let mut outcomes = Vec::with_capacity(batch.proposals.len());
+                // Where a checkpoint was taken, or read.
+                let twice = is_planted(Plant::ApplyTwiceAfterRestart) && self.since.txs == 0 && self.state.tx > TxId(0);
                 for (number, proposal) in (0u32..).zip(&batch.proposals) {
                     let digested = entry.digested.get(number as usize);
                     let outcome = self.proposal(core, entry, &batch, proposal, digested)?;
+                    if twice {
+                        let again = LocatedProposal { request: None, ..proposal.clone() };
+                        self.proposal(core, entry, &batch, &again, None)?;
+                    }
                     if matches!(outcome, Outcome::Rejected(_)) {
                         self.state.trail.rejected(entry.log_id.index, number);
                     }
@@ -533,7 +540,7 @@ impl Applier {
         let Some(settings) = self.state.settings.clone() else {
             return Ok(Outcome::Rejected(Rejection::NotInitialised));
         };
-        if let Some(request) = &proposal.request {
+        if let Some(request) = proposal.request.as_ref().filter(|_| !is_planted(Plant::ForgetRequests)) {
             match self.state.requests.look_up(request) {
                 Seen::New => {}
                 Seen::TooOld => return Ok(Outcome::Rejected(Rejection::RequestTooOld)),
@@ -672,6 +679,13 @@ impl Applier {
     ) -> std::result::Result<Prepared, Refusal> {
         let now = self.state.clock;
         let entries = batch.entries_of(proposal);
+        if is_planted(Plant::LocalSettingInApply) {
+            // How much of the log is here already is not the same on two replicas.
+            let ahead = core.ledger.last_log_id().map_or(0, |last| last.index.0 - entry.log_id.index.0);
+            if ahead > 1 {
+                return Err(Rejection::ValueTooLong.into());
+            }
+        }
         let foreign = proposal.foreign.as_deref();
         import::check_turn(settings, foreign, self.state.tx)?;
         let mut own = None;

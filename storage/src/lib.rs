@@ -11,6 +11,7 @@ pub mod import;
 pub mod index;
 pub mod limits;
 pub mod memory;
+pub mod plant;
 pub mod prove;
 pub mod prune;
 pub mod read;

@@ -12,6 +12,7 @@ use alhambra_ledger::{Digest, VerifyError};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
+use crate::plant::{Plant, is_planted};
 use crate::txlog::TxRecord;
 
 struct History<'a>(&'a Core);
@@ -37,7 +38,14 @@ impl Core {
     /// Proof that `source` is history of `target`; the two may be the same.
     pub(crate) fn dual_proof(&self, source: TxId, target: TxId) -> Result<DualProof> {
         let (from, to) = (self.header(source)?, self.header(target)?);
-        let proof = build_dual(&from, &to, &History(self), &self.nodes()).map_err(|e| self.cannot_prove(target, e))?;
+        let mut proof =
+            build_dual(&from, &to, &History(self), &self.nodes()).map_err(|e| self.cannot_prove(target, e))?;
+        if is_planted(Plant::WrongProofStep)
+            && let Some(step) = proof.consistency.last_mut()
+        {
+            step.0[0] ^= 1;
+            return Ok(proof);
+        }
         let (alh_s, alh_t) = (self.alh(source)?, self.alh(target)?);
         self.verified(target, verify_dual(&proof, source, target, &alh_s, &alh_t)).map(|()| proof)
     }

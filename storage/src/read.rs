@@ -17,6 +17,7 @@ use crate::core::Core;
 use crate::error::{Damage, Error, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
 use crate::index::{Change, KeyRange, ScanSpec, Version};
+use crate::plant::{Plant, is_planted};
 use crate::segment::Position;
 use crate::txlog::{EntryRecord, Head, Record, StoredEntry, TxRecord};
 
@@ -211,6 +212,9 @@ impl ReadSnapshot {
 
     /// Newest version of a stored key, deleted and expired ones included (see [`Version::is_live`]).
     pub fn get(&self, key: &[u8]) -> Result<Option<Version>> {
+        if is_planted(Plant::IndexLags) {
+            return self.core.index.get(key, TxId(self.tx.0.saturating_sub(1)));
+        }
         self.core.index.get(key, self.tx)
     }
 
@@ -231,7 +235,9 @@ impl ReadSnapshot {
 
     /// Versions of a stored key, oldest first unless `desc`, from `offset`, at most `limit`.
     pub fn history(&self, key: &[u8], offset: u64, limit: usize, desc: bool) -> Result<Vec<Version>> {
-        self.core.index.history(key, self.tx, offset, limit, desc)
+        let versions = self.core.index.history(key, self.tx, offset, limit, desc)?;
+        let told = |version: &Version| version.revision != Revision(1) || !is_planted(Plant::HistoryForgets);
+        Ok(versions.into_iter().filter(told).collect())
     }
 
     /// Stored keys in order, each with its newest version, deleted and expired ones included. A lock of the index is

@@ -3,19 +3,19 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use alhambra_chaos_tests::sim::plant::Plant;
 use alhambra_chaos_tests::sim::report::{LIVES_MIN, Report, Totals};
-use alhambra_chaos_tests::sim::run::{Options, run};
+use alhambra_chaos_tests::sim::run::{self, Options};
 use alhambra_chaos_tests::sim::{faults, ops};
 use clap::Parser;
 use serde_json::{Value, json};
 
 /// Simulates clusters of production nodes under faults and judges what their clients saw.
-#[derive(Parser)]
+#[derive(Clone, Parser)]
 struct Args {
     /// Run this one seed and tell its story.
     #[arg(long)]
@@ -47,8 +47,8 @@ struct Args {
     /// Run the first seed, kept and fresh, twice and compare the traces.
     #[arg(long)]
     replay_check: bool,
-    /// Plant this bug: the simulation is expected to fail.
-    #[arg(long, value_parser = Plant::ALL.iter().map(|plant| plant.name()).collect::<Vec<_>>())]
+    /// Plant this bug: the simulation is expected to fail. Of several seeds none begins after the first that finds it.
+    #[arg(long, value_parser = Plant::all().map(Plant::name).collect::<Vec<_>>())]
     plant: Option<String>,
     /// Print a line of JSON per life instead of words, and nothing else on standard output.
     #[arg(long)]
@@ -101,30 +101,33 @@ fn one(args: &Args, seed: u64) -> ExitCode {
             .with_writer(std::io::stdout)
             .init();
     }
-    // A panic in a task of a node looks like a lost connection from outside.
-    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    // A panic in a task of a node looks like a lost connection from outside, and while it unwinds there may be another one, which
+    // would end the process without a word.
     let usual = std::panic::take_hook();
+    let teller = args.clone();
     std::panic::set_hook(Box::new(move |panic| {
-        PANICS.fetch_add(1, Ordering::Relaxed);
         usual(panic);
+        tell_end(&teller, seed, &format!("W2: a panic: {}", panic.payload_as_str().unwrap_or_default()));
+        std::process::exit(1);
     }));
-    let plant = args.plant.as_ref().and_then(|name| Plant::ALL.iter().find(|plant| plant.name() == name)).copied();
+    let plant = args.plant.as_ref().and_then(|name| Plant::all().find(|plant| plant.name() == name));
     let load = Duration::from_secs(args.load_seconds);
     let options = Options { seed, load, story: !args.quiet && !args.json, plant, faults: args.faults.clone() };
-    let verdict = run(&options).and_then(|report| match PANICS.load(Ordering::Relaxed) {
-        0 => Ok(report),
-        n => Err(format!("W2: {n} panics, see above")),
-    });
-    match verdict {
+    match run::run(&options) {
         Ok(report) => {
             println!("{}", if args.json { report.json() } else { report.to_string() });
             ExitCode::SUCCESS
         }
         Err(what) => {
-            tell_failure(args, seed, &what);
+            tell_end(args, seed, &what);
             ExitCode::FAILURE
         }
     }
+}
+
+/// A failure of this process's own life, with how long that was.
+fn tell_end(args: &Args, seed: u64, what: &str) {
+    tell_failure(args, seed, &format!("{what} ({AFTER}{:.1} simulated s)", run::simulated().as_secs_f64()));
 }
 
 fn tell_failure(args: &Args, seed: u64, what: &str) {
@@ -134,6 +137,16 @@ fn tell_failure(args: &Args, seed: u64, what: &str) {
         println!("seed {seed}: FAILED: {what}");
         println!("replay: cargo run --bin sim -- --seed {seed} {}", args.rest().join(" "));
     }
+}
+
+/// What stands before the length of a life that failed.
+const AFTER: &str = "after ";
+
+/// The property that found something, which stands before the first colon, and the simulated seconds it took.
+fn found_by(what: &str) -> (&str, f64) {
+    let text = what.strip_prefix("W1: ").unwrap_or(what);
+    let after = what.rsplit(AFTER).next().and_then(|text| text.split(' ').next()?.parse().ok());
+    (text.split(':').next().unwrap_or_default(), after.unwrap_or(0.0))
 }
 
 /// How often it is looked whether a process has ended.
@@ -196,7 +209,10 @@ fn many(args: &Args) -> ExitCode {
     seeds.extend(from..from + args.seeds);
     let say = |text: &str| if args.json { eprintln!("{text}") } else { println!("{text}") };
     say(&format!("{} seeds, the fresh ones from {from} on", seeds.len()));
-    let in_time = || args.budget_seconds.is_none_or(|budget| begin.elapsed().as_secs() < budget);
+    let found = AtomicBool::new(false);
+    let in_time = || {
+        !found.load(Ordering::Relaxed) && args.budget_seconds.is_none_or(|budget| begin.elapsed().as_secs() < budget)
+    };
     let (mut totals, mut failed, mut again) = (Totals::default(), Vec::new(), Vec::new());
     let (queue, (send, ended)) = (Mutex::new(seeds), mpsc::channel());
     // Each takes the next seed when it has done with one: a slow life keeps nobody waiting.
@@ -220,6 +236,15 @@ fn many(args: &Args) -> ExitCode {
                 Err(what) => {
                     tell_failure(args, seed, what);
                     failed.push(seed);
+                    if let Some(plant) = args.plant.as_ref().filter(|_| !found.swap(true, Ordering::Relaxed)) {
+                        let (property, after) = found_by(what);
+                        let (lives, before) = (totals.lives, totals.simulated.as_secs_f64());
+                        let took = begin.elapsed().as_secs_f64();
+                        say(&format!(
+                            "{plant}: found by {property} with seed {seed} after {after:.0} simulated s, {lives} lives of \
+                             {before:.0} simulated s without; {took:.0} s in all"
+                        ));
+                    }
                 }
             }
             // The first one that is fixed, and the first that is new.
@@ -251,5 +276,11 @@ fn many(args: &Args) -> ExitCode {
     let per_hour = hours / took.max(1e-9);
     say(&format!("{hours:.2} simulated cluster-hours in {:.0} s: {per_hour:.0} per hour", took * 3600.0));
     say(&format!("{} passed, {} failed {failed:?}", totals.lives, failed.len()));
+    if let Some(plant) = &args.plant {
+        if failed.is_empty() {
+            say(&format!("{plant}: not found"));
+        }
+        return if failed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
     if failed.is_empty() && missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -105,13 +105,6 @@ impl SimDisk {
         let byte = file.read_at(at, 1)?[0] ^ (1 << rng.below(8));
         file.write_at(at, &[byte])?;
         file.sync_data()?;
-        // What rots was written long ago, and the system has written back whatever else was written then: the sidecar of a closed
-        // segment too, which nobody syncs.
-        let sidecar = path.with_extension("idx");
-        if let (Ok(sidecar), Some(folder)) = (self.files().open(&sidecar, OpenMode::ReadWrite), path.parent()) {
-            sidecar.sync_data()?;
-            self.files().sync_dir(folder)?;
-        }
         Ok(at)
     }
 

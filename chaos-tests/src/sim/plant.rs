@@ -1,6 +1,8 @@
-//! Bugs that are planted to show that the judge would find them. They stand at the seams, where they look like what a bug in the
-//! server would look like from outside: a disk that forgets what the server should have synced, a call that goes out as a
-//! server without the check would treat it.
+//! Bugs that are planted to show that the judge would find them. Those of this file stand at the seams, where they look like what
+//! a bug in the server would look like from outside: a disk that forgets what the server should have synced, a call that goes out
+//! as a server without the check would treat it. The others stand in the server itself, see [`inside::Plant`].
+
+use alhambra_storage::plant as inside;
 
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +35,29 @@ pub enum Plant {
     NoDeadline,
     /// The index of a node lacks the newest version of keys; the ledger below it is whole.
     IndexLags,
+    /// In the server.
+    Inside(inside::Plant),
+}
+
+/// Plants a bug of the server into this thread, which runs the whole life; `false` when this build has none.
+#[cfg(debug_assertions)]
+pub fn plant_inside(plant: Option<Plant>) -> bool {
+    inside::plant(match plant {
+        Some(Plant::Inside(bug)) => Some(bug),
+        _ => None,
+    });
+    true
+}
+
+/// A release build has no bugs.
+#[cfg(not(debug_assertions))]
+pub fn plant_inside(plant: Option<Plant>) -> bool {
+    !matches!(plant, Some(Plant::Inside(_)))
 }
 
 impl Plant {
-    /// All of them.
-    pub const ALL: &[Self] = &[
+    /// Those at the seams.
+    const AT_THE_SEAMS: &[Self] = &[
         Self::AcknowledgeBeforeFsync,
         Self::ForgetVote,
         Self::SkipBarrier,
@@ -53,6 +73,12 @@ impl Plant {
         Self::NoDeadline,
         Self::IndexLags,
     ];
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let inside = inside::Plant::ALL.iter().map(|bug| Self::Inside(*bug));
+        Self::AT_THE_SEAMS.iter().copied().chain(inside)
+    }
 
     /// Its name, for the command line.
     pub const fn name(self) -> &'static str {
@@ -71,6 +97,26 @@ impl Plant {
             Self::ForgetTrust => "forget-trust",
             Self::NoDeadline => "no-deadline",
             Self::IndexLags => "index-lags",
+            Self::Inside(bug) => match bug {
+                inside::Plant::SkipReadBarrier => "server-skip-read-barrier",
+                inside::Plant::ServeBeforeCaughtUp => "server-serve-before-caught-up",
+                inside::Plant::IgnoreReadFloor => "server-ignore-read-floor",
+                inside::Plant::DropPreVote => "server-drop-pre-vote",
+                inside::Plant::AcknowledgeBeforeSync => "server-ack-before-sync",
+                inside::Plant::ForgetVote => "server-forget-vote",
+                inside::Plant::ApplyTwiceAfterRestart => "server-apply-twice-after-restart",
+                inside::Plant::ForgetRequests => "server-forget-requests",
+                inside::Plant::LocalSettingInApply => "server-local-setting-in-apply",
+                inside::Plant::IgnorePreconditions => "server-ignore-preconditions",
+                inside::Plant::IgnoreReadSets => "server-ignore-read-sets",
+                inside::Plant::StaleFrameAfterCut => "server-stale-frame-after-cut",
+                inside::Plant::IgnoreSealMismatch => "server-ignore-seal-mismatch",
+                inside::Plant::StaleSnapshotRead => "server-stale-snapshot-read",
+                inside::Plant::IndexLags => "server-index-lags",
+                inside::Plant::HistoryForgets => "server-history-forgets",
+                inside::Plant::WrongProofStep => "server-wrong-proof-step",
+                inside::Plant::ProofOfAnotherRevision => "server-proof-of-another-revision",
+            },
         }
     }
 
@@ -78,8 +124,19 @@ impl Plant {
     pub const fn faults(self) -> &'static [&'static str] {
         match self {
             // Only this shows the bug as what it is; with other faults consensus itself stumbles over it first.
-            Self::AcknowledgeBeforeFsync => &["power-loss"],
-            Self::ForgetVote => &["power-loss", "restart", "crash-leader", "partition"],
+            Self::AcknowledgeBeforeFsync | Self::Inside(inside::Plant::AcknowledgeBeforeSync) => &["power-loss"],
+            Self::Inside(inside::Plant::IgnoreSealMismatch) => &["rot"],
+            Self::Inside(inside::Plant::ApplyTwiceAfterRestart | inside::Plant::LocalSettingInApply) => {
+                &["restart", "crash", "power-loss"]
+            }
+            Self::Inside(inside::Plant::DropPreVote) => &["partition"],
+            Self::Inside(inside::Plant::StaleFrameAfterCut) => &["halves", "partition"],
+            Self::Inside(
+                inside::Plant::SkipReadBarrier | inside::Plant::ServeBeforeCaughtUp | inside::Plant::IgnoreReadFloor,
+            ) => &["partition", "one-way", "hold", "latency"],
+            Self::Inside(inside::Plant::ForgetVote) | Self::ForgetVote => {
+                &["power-loss", "restart", "crash-leader", "partition"]
+            }
             Self::NoScrub => &["rot"],
             Self::SkipBarrier | Self::IgnoreFloor | Self::NoDeadline => &["partition", "one-way", "hold", "latency"],
             _ => &["partition", "crash-leader"],

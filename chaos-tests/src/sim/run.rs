@@ -1,5 +1,6 @@
 //! One life of a cluster, decided by a seed: production nodes, clients, faults, healing, judgement.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::path::Path;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use super::disk::SimDisk;
 use super::env::{self, SimClock, SimExecutor, SimRng};
 use super::faults::Heal;
 use super::links::Links;
-use super::plant::Plant;
+use super::plant::{Plant, plant_inside};
 use super::report::Report;
 use super::setup::{NAMES, Setup};
 use super::shared::{HostJob, Running, Shared, State};
@@ -29,8 +30,19 @@ use crate::history::Ending;
 
 /// How long a healed cluster may take until all nodes are alike and every one takes a write.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The same where a bug is planted, so that one that keeps a cluster from healing is found sooner.
+const PATIENCE_WITH_A_BUG: Duration = Duration::from_secs(30);
 /// How long a leader must stay in office after a node came back to it.
 const STEADY: Duration = Duration::from_secs(3);
+
+thread_local! {
+    static SIMULATED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// How far the life of this thread has come, also when it failed.
+pub fn simulated() -> Duration {
+    SIMULATED.get()
+}
 
 /// What a simulation runs.
 #[derive(Clone, Debug)]
@@ -49,6 +61,9 @@ pub struct Options {
 
 /// Runs one seed. One seed per process: openraft and tokio keep some randomness per thread.
 pub fn run(options: &Options) -> Result<Report, String> {
+    if !plant_inside(options.plant) {
+        return Err("this build has no bugs in the server: take one with debug assertions".to_string());
+    }
     let rng = SimRng::new(options.seed);
     let only = match options.plant {
         Some(plant) if options.faults.is_empty() => plant.faults().iter().map(|name| name.to_string()).collect(),
@@ -100,7 +115,8 @@ pub fn run(options: &Options) -> Result<Report, String> {
             while shared.borrow().clients_done < clients {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            let collector = Collector { shared: &shared, nodes, patience: PATIENCE, plant };
+            let patience = if plant.is_some() { PATIENCE_WITH_A_BUG } else { PATIENCE };
+            let collector = Collector { shared: &shared, nodes, patience, plant };
             let sealed = |inside: &[usize], databases: &[String]| {
                 let show = |node: &usize| Replica {
                     name: NAMES[*node].to_string(),
@@ -278,7 +294,9 @@ impl Driver<'_> {
                 }
                 next = now + pause(world);
             }
-            match world.sim.step() {
+            let step = world.sim.step();
+            SIMULATED.set(world.sim.elapsed());
+            match step {
                 Ok(true) => return Ok(self.faults),
                 Ok(false) => {}
                 Err(e) => return Err(format!("a host failed at {now:?}: {e}")),

@@ -10,6 +10,7 @@ use alhambra_ledger::proof::DualProof;
 use alhambra_ledger::state::TrustedState;
 use alhambra_proto::code::{WireError, text};
 use alhambra_proto::schema::Signature;
+use alhambra_storage::plant::{Plant, is_planted};
 
 use super::App;
 use super::exec::{self, NewMember, NewReference};
@@ -126,6 +127,12 @@ pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result
     let wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
     let database = cx.replica.database();
     let stored_key = stored_key(&key);
+    let wrote = if is_planted(Plant::ProofOfAnotherRevision) {
+        let before = database.snapshot().history(&stored_key, 1, 1, true)?;
+        before.first().map_or(wrote, |version| version.tx)
+    } else {
+        wrote
+    };
     let place = match database.snapshot().get_at(&stored_key, wrote)? {
         Some(version) => version.entry,
         // It is not indexed.

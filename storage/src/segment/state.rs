@@ -17,6 +17,7 @@ use super::{Frame, Position, SegmentInfo};
 use crate::error::{Error, Result};
 use crate::format::{self, FRAME_HEAD_BYTES, SegmentHeader};
 use crate::limits;
+use crate::plant::{Plant, is_planted};
 
 /// One segment, from the moment its first frame is staged.
 #[derive(Debug)]
@@ -342,7 +343,10 @@ impl State {
     pub fn cut_flushed(&mut self, kept: Option<CutSegment>) {
         self.cut_epoch += 1;
         let kept_index = kept.as_ref().map(|kept| kept.last_log_id.index);
-        while self.tail.back().is_some_and(|cached| kept_index.is_none_or(|kept| cached.frame.log_id.index > kept)) {
+        let forgets = !is_planted(Plant::StaleFrameAfterCut);
+        while forgets
+            && self.tail.back().is_some_and(|cached| kept_index.is_none_or(|kept| cached.frame.log_id.index > kept))
+        {
             let cached = self.tail.pop_back().expect("looked at just now");
             self.tail_bytes -= cached.bytes();
         }
