@@ -65,3 +65,42 @@ fn planted_bugs_are_found() {
         assert!(text.contains(&format!("seed {seed}: FAILED: {property}:")), "{plant} breaks {property}: {text}");
     }
 }
+
+/// The same for bugs in the server itself (`storage::plant`), which only builds with debug assertions have.
+#[test]
+#[cfg(debug_assertions)]
+fn bugs_in_the_server_are_found() {
+    // Each with its seed, the seconds of load and faults, and the property.
+    let plants = [
+        ("server-skip-read-barrier", "1", "12", "R6"),
+        ("server-stale-snapshot-read", "1", "12", "R5"),
+        ("server-index-lags", "1", "12", "R5"),
+        ("server-history-forgets", "1", "12", "R8"),
+        ("server-wrong-proof-step", "1", "12", "W1: P1"),
+        ("server-proof-of-another-revision", "1", "12", "W1: P1"),
+        ("server-ignore-preconditions", "2", "12", "A2"),
+        ("server-ignore-read-sets", "3", "12", "A3"),
+        ("server-apply-twice-after-restart", "1", "12", "liveness"),
+        ("server-local-setting-in-apply", "1", "12", "liveness"),
+        ("server-ack-before-sync", "1", "12", "liveness"),
+        ("server-forget-requests", "4", "12", "R4"),
+        ("server-forget-vote", "1", "12", "W2"),
+        ("server-ignore-seal-mismatch", "1", "12", "R2"),
+    ];
+    for (plant, seed, load, property) in plants {
+        let output = sim(&["--quiet", "--seed", seed, "--load-seconds", load, "--plant", plant]);
+        let text = text(&output);
+        assert!(!output.status.success(), "seed {seed} did not notice {plant}: {text}");
+        assert!(text.contains(&format!("seed {seed}: FAILED: {property}:")), "{plant} breaks {property}: {text}");
+    }
+}
+
+/// Looking for a seed stops at the first that finds the bug, and says by what and after how long.
+#[test]
+#[cfg(debug_assertions)]
+fn the_first_seed_that_finds_a_bug_is_told() {
+    let args = ["--seeds", "3", "--from", "1", "--load-seconds", "12", "--jobs", "1"];
+    let output = sim(&[&args[..], &["--plant", "server-history-forgets"]].concat());
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("server-history-forgets: found by R8 with seed "), "{}", text(&output));
+}
