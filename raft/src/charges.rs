@@ -47,12 +47,12 @@ impl Charges {
 
 #[cfg(test)]
 mod tests {
-    use alhambra_ledger::ids::TxId;
+    use alhambra_ledger::ids::LogIndex;
 
     use super::*;
 
     fn request(client: u8, sequence: u64, floor: u64) -> RequestId {
-        RequestId { client: [client; 16], sequence, floor: TxId(floor) }
+        RequestId { client: [client; 16], sequence, floor: LogIndex(floor) }
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Replica {
         entries: Vec<ProposalEntry>,
         deadline: Instant,
     ) -> Result<Written, ProposeError> {
-        let mut marker = PruneTarget::marker(Some(self.proposer.next_request(self.applied().tx)), before, entries);
+        let mut marker = PruneTarget::marker(Some(self.next_request()), before, entries);
         if let Some(settings) = self.database.settings() {
             marker.compress(&settings);
         }

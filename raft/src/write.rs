@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{LogIndex, TxId};
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Command, RequestId, TxProposal};
 use alhambra_storage::limits::FRAME_PAYLOAD_BYTES_MAX;
@@ -253,7 +253,7 @@ impl Proposer {
     }
 
     /// A request id that no other request of any client has.
-    pub(crate) fn next_request(&self, floor: TxId) -> RequestId {
+    pub(crate) fn next_request(&self, floor: LogIndex) -> RequestId {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         RequestId { client: self.client, sequence, floor }
     }
@@ -471,7 +471,7 @@ impl Replica {
     pub(crate) async fn propose(&self, mut proposal: TxProposal, deadline: Instant) -> Result<Written, ProposeError> {
         let own_request = proposal.request.is_none();
         if own_request {
-            proposal.request = Some(self.proposer.next_request(self.applied().tx));
+            proposal.request = Some(self.next_request());
         }
         // Here and never again: the leader, the log and the replicas carry the value as it is now.
         if let Some(settings) = self.database.settings() {
@@ -499,13 +499,15 @@ impl Replica {
                 Some(id) => self.propose_there(id, proposal.clone(), deadline).await,
             };
             match answer {
-                Ok(Written::Rejected(Rejection::RequestTooOld)) if may_be_applied => {
+                // Neither is remembered, so an earlier attempt may still come to something.
+                Ok(Written::Rejected(Rejection::RequestTooOld | Rejection::NotInitialised)) if may_be_applied => {
                     return Err(ProposeError::OutcomeUnknown);
                 }
                 Ok(Written::Rejected(Rejection::RequestTooOld)) if own_request => {
                     // This replica is far behind, so its floor was too old; the id was never used for anything else.
+                    self.pause(leader, deadline).await;
                     let Ok(Ok(point)) = timeout_at(deadline, self.read_index(deadline)).await else { continue };
-                    proposal.request = Some(self.proposer.next_request(point.tx));
+                    proposal.request = Some(self.proposer.next_request(point.index));
                 }
                 Ok(written) => return Ok(written),
                 Err(Missed::NotLeader(other)) => {
@@ -536,6 +538,11 @@ impl Replica {
                 Err(Missed::CoreStopped) => return Err(ProposeError::OutcomeUnknown),
             }
         }
+    }
+
+    /// A request id for what is proposed from now on.
+    pub(crate) fn next_request(&self) -> RequestId {
+        self.proposer.next_request(self.applied().log_id.map_or(LogIndex(0), |log_id| log_id.index))
     }
 
     fn quotas(&self) -> Quotas {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use alhambra_ledger::ids::{DatabaseId, TxId};
+use alhambra_ledger::ids::{DatabaseId, LogIndex, TxId};
 use alhambra_ledger::kv::{set_key, set_value};
 use alhambra_ledger::proof::{verify_dual, verify_entry};
 use alhambra_storage::apply::{Outcome, Rejection};
@@ -119,7 +119,7 @@ fn many(db: &Database, dir: &Path, count: u64) -> Result<(), Box<dyn Error>> {
         let key = format!("key/{:010x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24);
         let mut proposal = set(&key, &[n as u8; VALUE_BYTES - 1]);
         // All of these are new: what the writer knows when it sends n is at least everything before.
-        proposal.request = Some(RequestId { client: [7; 16], sequence: n, floor: TxId(n) });
+        proposal.request = Some(RequestId { client: [7; 16], sequence: n, floor: LogIndex(n) });
         proposal
     };
     let payload = |proposals: &[TxProposal]| -> u64 {

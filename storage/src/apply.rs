@@ -550,7 +550,6 @@ impl Applier {
                 }
             }
         }
-        let tx_before = self.state.tx;
         let kept = self.kept_hashes(core, entry, batch.entries_of(proposal))?;
         let hashing = Hashing { digested, kept: &kept };
         let decided = match self.decide(core, &settings, entry, batch, proposal, &hashing) {
@@ -563,7 +562,7 @@ impl Applier {
                 Ok(prepared) => Kept::Committed(prepared.header.id),
                 Err(rejection) => Kept::Rejected(rejection.clone()),
             };
-            self.state.requests.record(request, tx_before, kept);
+            self.state.requests.record(request, entry.log_id.index, kept);
         }
         Ok(match decided {
             Ok(prepared) => {

@@ -2,7 +2,7 @@
 //!
 //! Bytes are specified in `docs/format.md`; encoded commands are kept for ever, so every form is versioned.
 
-use alhambra_ledger::ids::{DatabaseId, TxId};
+use alhambra_ledger::ids::{DatabaseId, LogIndex, TxId};
 use bytes::Bytes;
 
 mod codec;
@@ -29,9 +29,9 @@ pub struct RequestId {
     pub client: [u8; 16],
     /// Counts the client's requests from 1.
     pub sequence: u64,
-    /// Newest transaction that the client knew of when it first sent this request. A request whose floor is older than the
+    /// Newest log entry that was applied where the request was made, when it was made. A request whose floor is older than the
     /// window of remembered outcomes is refused, because nobody can tell any more whether it was carried out.
-    pub floor: TxId,
+    pub floor: LogIndex,
 }
 
 /// One key, value and metadata of a proposal, in stored form (prefix bytes included).

@@ -1,13 +1,14 @@
 //! The outcomes of the newest requests, so that a retry is answered and not carried out again. Replicated state: equal on
 //! all replicas at the same log position, part of the checkpoint.
 //!
-//! The window is counted in outcomes. What was forgotten is summed up by one number: the newest transaction that stood
-//! when the newest forgotten outcome was decided. A request whose floor is above it cannot be among the forgotten, for it
-//! was first sent when a later transaction was already known.
+//! The window is counted in outcomes, refusals included. What was forgotten is summed up by one number: the log entry of the newest
+//! forgotten outcome. A request whose floor is that entry or a later one cannot be among the forgotten, for it was first sent when
+//! that entry was already applied where it was made. Every outcome moves the log, so a replica that is not far behind always has a
+//! floor that is high enough; transactions would not do, because refusals make none.
 
 use std::collections::{HashMap, VecDeque};
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{LogIndex, TxId};
 
 use crate::apply::Rejection;
 use crate::command::RequestId;
@@ -36,8 +37,8 @@ pub(crate) enum Seen {
 struct Slot {
     client: [u8; 16],
     sequence: u64,
-    /// Newest transaction before the outcome.
-    tx_before: TxId,
+    /// The log entry that it came with.
+    decided_at: LogIndex,
     kept: Kept,
 }
 
@@ -50,8 +51,8 @@ pub(crate) struct Requests {
     numbers: HashMap<([u8; 16], u64), u64>,
     /// Number of the first slot of the window.
     first: u64,
-    /// `tx_before` of the newest forgotten outcome.
-    forgotten: Option<TxId>,
+    /// `decided_at` of the newest forgotten outcome.
+    forgotten: Option<LogIndex>,
 }
 
 impl Requests {
@@ -70,31 +71,31 @@ impl Requests {
             let slot = &self.window[(number - self.first) as usize];
             return Seen::Before(slot.kept.clone());
         }
-        if self.forgotten.is_some_and(|tx| request.floor <= tx) { Seen::TooOld } else { Seen::New }
+        if self.forgotten.is_some_and(|index| request.floor < index) { Seen::TooOld } else { Seen::New }
     }
 
-    /// Remembers an outcome; `tx_before` is the newest transaction before it and never falls.
-    pub(crate) fn record(&mut self, request: &RequestId, tx_before: TxId, kept: Kept) {
+    /// Remembers an outcome; `decided_at` is the log entry that the request came with and never falls.
+    pub(crate) fn record(&mut self, request: &RequestId, decided_at: LogIndex, kept: Kept) {
         if self.window.len() == self.capacity
             && let Some(oldest) = self.window.pop_front()
         {
             self.numbers.remove(&(oldest.client, oldest.sequence));
             self.first += 1;
-            self.forgotten = Some(oldest.tx_before);
+            self.forgotten = Some(oldest.decided_at);
         }
         let number = self.first + self.window.len() as u64;
         self.numbers.insert((request.client, request.sequence), number);
-        self.window.push_back(Slot { client: request.client, sequence: request.sequence, tx_before, kept });
+        self.window.push_back(Slot { client: request.client, sequence: request.sequence, decided_at, kept });
     }
 
     pub(crate) fn encode_into(&self, out: &mut Vec<u8>) {
-        out.put_u64(self.forgotten.map_or(0, |tx| tx.0));
+        out.put_u64(self.forgotten.map_or(0, |index| index.0));
         out.put_u8(u8::from(self.forgotten.is_some()));
         out.put_varint(self.window.len() as u64);
         for slot in &self.window {
             out.put_bytes(&slot.client);
             out.put_u64(slot.sequence);
-            out.put_varint(slot.tx_before.0);
+            out.put_varint(slot.decided_at.0);
             match &slot.kept {
                 Kept::Committed(tx) => {
                     out.put_u8(0);
@@ -111,20 +112,20 @@ impl Requests {
 
     pub(crate) fn read(reader: &mut Reader<'_>, capacity: usize) -> Result<Self, Malformed> {
         let mut table = Self::new(capacity);
-        let forgotten = TxId(reader.u64()?);
+        let forgotten = LogIndex(reader.u64()?);
         let is_some = reader.u8()?;
         let count = reader.count(27)?;
-        if is_some > 1 || (is_some == 0 && forgotten != TxId(0)) || count > capacity {
+        if is_some > 1 || (is_some == 0 && forgotten != LogIndex(0)) || count > capacity {
             return Err(Malformed);
         }
         for _ in 0..count {
             let (client, sequence) = (reader.array()?, reader.u64()?);
-            let tx_before = TxId(reader.varint()?);
+            let decided_at = LogIndex(reader.varint()?);
             let kept = match (reader.u8()?, reader.varint()?) {
                 (0, tx) => Kept::Committed(TxId(tx)),
                 (code, number) => Kept::Rejected(rejection_of(code, number)?),
             };
-            table.record(&RequestId { client, sequence, floor: TxId(0) }, tx_before, kept);
+            table.record(&RequestId { client, sequence, floor: LogIndex(0) }, decided_at, kept);
         }
         table.forgotten = (is_some == 1).then_some(forgotten);
         Ok(table)
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     fn request(sequence: u64, floor: u64) -> RequestId {
-        RequestId { client: [1; 16], sequence, floor: TxId(floor) }
+        RequestId { client: [1; 16], sequence, floor: LogIndex(floor) }
     }
 
     #[test]
@@ -192,12 +193,12 @@ mod tests {
         let mut table = Requests::new(3);
         for n in 1..=5u64 {
             assert_eq!(table.look_up(&request(n, n - 1)), Seen::New);
-            table.record(&request(n, n - 1), TxId(n - 1), Kept::Committed(TxId(n)));
+            table.record(&request(n, n - 1), LogIndex(n), Kept::Committed(TxId(n)));
         }
         for n in 3..=5 {
             assert_eq!(table.look_up(&request(n, 0)), Seen::Before(Kept::Committed(TxId(n))));
         }
-        // Requests 1 and 2 are forgotten; 2 was decided when transaction 1 stood.
+        // Requests 1 and 2 are forgotten; 2 came with entry 2.
         assert_eq!(table.look_up(&request(1, 0)), Seen::TooOld);
         assert_eq!(table.look_up(&request(2, 1)), Seen::TooOld);
         assert_eq!(table.look_up(&request(9, 1)), Seen::TooOld, "could have been among the forgotten");
@@ -214,7 +215,7 @@ mod tests {
                 6 => Kept::Rejected(Rejection::Conflict { range: Some(6) }),
                 _ => Kept::Committed(TxId(n)),
             };
-            table.record(&request(n, 0), TxId(n - 1), kept);
+            table.record(&request(n, 0), LogIndex(n), kept);
         }
         let mut bytes = Vec::new();
         table.encode_into(&mut bytes);

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use alhambra_ledger::ids::{DatabaseId, TxId};
+use alhambra_ledger::ids::{DatabaseId, LogIndex};
 use alhambra_ledger::kv::set_key;
 use alhambra_storage::command::{ProposalEntry, RequestId, Settings, TxProposal};
 use alhambra_storage::vfs::Vfs;
@@ -45,7 +45,7 @@ fn write(database: &Database, number: u32, round: u32) {
         let key = format!("{number}/{round}/{n}/some more of a key");
         ProposalEntry::set(key.as_bytes(), &[round as u8; 200])
     };
-    let request = RequestId { client: [7; 16], sequence: u64::from(round), floor: TxId(0) };
+    let request = RequestId { client: [7; 16], sequence: u64::from(round), floor: LogIndex(0) };
     let proposal =
         TxProposal { entries: (0..200).map(entry).collect(), request: Some(request), ..TxProposal::default() };
     database.commit(TS, vec![proposal]).unwrap();

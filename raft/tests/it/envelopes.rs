@@ -74,7 +74,7 @@ pub fn proposal() -> TxProposal {
     reads.key(b"\0k");
     reads.prefix(b"\x02R.");
     TxProposal {
-        request: Some(RequestId { client: [7; 16], sequence: 3, floor: TxId(2) }),
+        request: Some(RequestId { client: [7; 16], sequence: 3, floor: LogIndex(2) }),
         metadata: Bytes::new(),
         entries: vec![ProposalEntry::plain(Bytes::from_static(b"\0k"), Bytes::new(), Bytes::from_static(b"\0v"))],
         preconditions: vec![Precondition::MustNotExist(Bytes::from_static(b"\0k"))],

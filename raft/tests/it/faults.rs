@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{LogIndex, TxId};
 use alhambra_raft::error::{ProposeError, ReadError};
 use alhambra_raft::group::{Group, Level};
 use alhambra_storage::apply::Outcome;
@@ -178,7 +178,7 @@ fn a_retry_across_a_leader_change_never_commits_twice() {
             let old = cluster.leader().await;
             let key = format!("k{round}");
             let mut proposal = set(&key, "v");
-            proposal.request = Some(RequestId { client: [9; 16], sequence: round + 1, floor: TxId(0) });
+            proposal.request = Some(RequestId { client: [9; 16], sequence: round + 1, floor: LogIndex(0) });
             // The leader hands it to its followers and is cut off at some moment on the way.
             let first = tokio::spawn({
                 let (group, proposal) = (cluster.group(old), proposal.clone());

@@ -27,8 +27,7 @@ fn a_database_grows_to_its_quota_and_not_beyond() {
             let needed = {
                 // With the request id that every proposal gets.
                 let mut proposal = proposal.clone();
-                proposal.request =
-                    Some(RequestId { client: [0; 16], sequence: 1, floor: leader.database().applied().tx });
+                proposal.request = Some(RequestId { client: [0; 16], sequence: 1, floor: LogIndex(0) });
                 proposal.encoded_len_max() as u64
             };
             let used = leader.database().size_bytes();
@@ -105,7 +104,7 @@ fn a_retry_is_the_same_transaction_and_is_not_charged_again() {
         let leader = cluster.group(cluster.leader().await);
         put(&leader, "genesis is applied", "v").await.unwrap();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let floor = leader.database().applied().tx;
+        let floor = LogIndex(0);
         let request = |sequence| {
             let mut proposal = set(&format!("k{sequence}"), "v");
             proposal.request = Some(RequestId { client: [7; 16], sequence, floor });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{LogIndex, TxId};
 use alhambra_raft::error::{ProposeError, ReadError};
 use alhambra_raft::group::{Level, Role, Tuning};
 use alhambra_storage::apply::Outcome;
@@ -57,7 +57,7 @@ fn one_request_id_commits_once() {
     run(async {
         let cluster = Cluster::three().await;
         let follower = cluster.follower().await;
-        let request = Some(RequestId { client: [7; 16], sequence: 1, floor: TxId(0) });
+        let request = Some(RequestId { client: [7; 16], sequence: 1, floor: LogIndex(0) });
         let mut proposal = set("once", "v");
         proposal.request = request;
         let mut outcomes = Vec::new();

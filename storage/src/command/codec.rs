@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use alhambra_ledger::ids::{DatabaseId, TxId};
+use alhambra_ledger::ids::{DatabaseId, LogIndex, TxId};
 use bytes::Bytes;
 
 use super::prune::{self, Citation, LocatedTarget};
@@ -337,7 +337,7 @@ pub(super) fn read_batch<'a>(reader: &mut Reader<'a>) -> Result<LocatedBatch<'a>
             return Err(Malformed);
         }
         let request = if flags & PROPOSAL_HAS_REQUEST != 0 {
-            Some(RequestId { client: reader.array()?, sequence: reader.u64()?, floor: TxId(reader.u64()?) })
+            Some(RequestId { client: reader.array()?, sequence: reader.u64()?, floor: LogIndex(reader.u64()?) })
         } else {
             None
         };

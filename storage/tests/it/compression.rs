@@ -167,7 +167,7 @@ fn bytes_that_do_not_decompress_are_refused_and_a_retry_hears_the_same() {
     nothing.entries[0].value = Bytes::new();
     cases.push(nothing);
     for (n, mut bad) in cases.into_iter().enumerate() {
-        bad.request = Some(RequestId { client: [3; 16], sequence: n as u64, floor: TxId(0) });
+        bad.request = Some(RequestId { client: [3; 16], sequence: n as u64, floor: LogIndex(0) });
         for _ in 0..2 {
             let batch = Command::Batch { ts: 1, proposals: vec![bad.clone()] };
             let outcomes = commit_command(&db, &batch).expect("applies");

@@ -53,7 +53,7 @@ fn entry(key: &'static [u8], metadata: &Metadata, value: &'static [u8]) -> Propo
 
 fn full_proposal() -> TxProposal {
     TxProposal {
-        request: Some(RequestId { client: [0xc1; 16], sequence: 9, floor: TxId(4) }),
+        request: Some(RequestId { client: [0xc1; 16], sequence: 9, floor: LogIndex(4) }),
         metadata: Bytes::new(),
         entries: vec![
             entry(b"\0k1", &Metadata::default(), b"\0first value"),
@@ -77,7 +77,7 @@ fn becoming_proposal() -> TxProposal {
 
 fn small_proposal(key: &'static [u8], value: &'static [u8]) -> TxProposal {
     TxProposal {
-        request: Some(RequestId { client: [0xc2; 16], sequence: 1, floor: TxId(0) }),
+        request: Some(RequestId { client: [0xc2; 16], sequence: 1, floor: LogIndex(0) }),
         metadata: Bytes::new(),
         entries: vec![entry(key, &Metadata::default(), value)],
         ..TxProposal::default()
@@ -229,7 +229,7 @@ fn database() -> (Arc<dyn Vfs>, Database) {
     commit_command(&db, &support::genesis()).expect("applies");
     for n in 0..5u8 {
         let mut full = full_proposal();
-        full.request = Some(RequestId { client: [0xc1; 16], sequence: u64::from(n), floor: TxId(0) });
+        full.request = Some(RequestId { client: [0xc1; 16], sequence: u64::from(n), floor: LogIndex(0) });
         if n == 0 {
             full.preconditions.clear();
         }

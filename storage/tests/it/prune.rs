@@ -400,7 +400,7 @@ fn what_cannot_be_pruned_is_refused_and_changes_nothing() {
     assert_eq!(db.prune(None, target).expect("healthy disk"), Outcome::Rejected(Rejection::KeyTooLong));
     assert_eq!(db.truncated_before(), TxId(61));
     // A retry is answered with what became of the first.
-    let request = RequestId { client: [7; 16], sequence: 1, floor: TxId(last) };
+    let request = RequestId { client: [7; 16], sequence: 1, floor: LogIndex(last) };
     let marker = PruneTarget::marker(Some(request), TxId(100), Vec::new());
     let target = PruneTarget::Before { tx: TxId(100), ts: 80, marker };
     let first = db.prune(None, target.clone()).expect("healthy disk");

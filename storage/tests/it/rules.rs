@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::apply::{Outcome, Rejection};
-use alhambra_storage::command::{Command, ProposalEntry, RequestId, Settings, TxProposal};
+use alhambra_storage::command::{Command, Precondition, ProposalEntry, RequestId, Settings, TxProposal};
 use alhambra_storage::segment::{FrameKind, Position};
 use alhambra_storage::vfs::Vfs;
 use alhambra_storage::vfs::mem::MemVfs;
@@ -119,41 +119,73 @@ fn settings_that_nobody_can_obey_are_no_command() {
     }
 }
 
+/// Outcomes that are remembered.
+const WINDOW: u64 = 65_536;
+/// Proposals of one batch.
+const BATCH: u64 = 4096;
+
+/// A proposal with a request id that was made when this much of the log was applied.
+fn numbered(sequence: u64, floor: LogIndex) -> TxProposal {
+    let mut proposal = plain(b"k", b"v");
+    proposal.request = Some(RequestId { client: [5; 16], sequence, floor });
+    proposal
+}
+
+fn newest(db: &Database) -> LogIndex {
+    db.applied().log_id.expect("something is applied").index
+}
+
 #[test]
 fn a_retry_is_answered_within_the_window_and_refused_behind_it() {
-    const WINDOW: u64 = 65_536;
-    const BATCH: u64 = 4096;
     let (vfs, db) = with(Settings::DEFAULT);
-    let request = |sequence: u64, floor: u64| RequestId { client: [5; 16], sequence, floor: TxId(floor) };
-    let numbered = |sequence: u64, floor: u64| {
-        let mut proposal = plain(b"k", b"v");
-        proposal.request = Some(request(sequence, floor));
-        proposal
-    };
+    let before = newest(&db);
     for first in (0..WINDOW).step_by(BATCH as usize) {
-        let proposals = (first..first + BATCH).map(|n| numbered(n, n)).collect();
+        let floor = newest(&db);
+        let proposals = (first..first + BATCH).map(|n| numbered(n, floor)).collect();
         commit_command(&db, &Command::Batch { ts: 1, proposals }).expect("applies");
     }
     let first = Outcome::Committed { tx: TxId(1), alh: db.alh(TxId(1)).expect("applied").0 };
-    assert_eq!(one(&db, 1, numbered(0, 0)), first, "the oldest of a full window");
+    assert_eq!(one(&db, 1, numbered(0, before)), first, "the oldest of a full window");
     assert_eq!(db.applied().tx, TxId(WINDOW), "a retry writes nothing");
-    assert!(matches!(one(&db, 1, numbered(WINDOW, WINDOW)), Outcome::Committed { .. }));
-    assert_eq!(one(&db, 1, numbered(0, 0)), Outcome::Rejected(Rejection::RequestTooOld));
-    assert_eq!(one(&db, 1, numbered(WINDOW + 9, 0)), Outcome::Rejected(Rejection::RequestTooOld));
+    assert!(matches!(one(&db, 1, numbered(WINDOW, newest(&db))), Outcome::Committed { .. }));
+    // The first one is forgotten, which came with the entry behind `before`.
+    assert_eq!(one(&db, 1, numbered(0, before)), Outcome::Rejected(Rejection::RequestTooOld));
+    assert_eq!(one(&db, 1, numbered(WINDOW + 9, before)), Outcome::Rejected(Rejection::RequestTooOld));
     let second = Outcome::Committed { tx: TxId(2), alh: db.alh(TxId(2)).expect("applied").0 };
-    assert_eq!(one(&db, 1, numbered(1, 1)), second);
-    assert!(matches!(one(&db, 1, numbered(WINDOW + 9, 1)), Outcome::Committed { .. }));
+    assert_eq!(one(&db, 1, numbered(1, before)), second);
+    assert!(matches!(one(&db, 1, numbered(WINDOW + 9, LogIndex(before.0 + 1))), Outcome::Committed { .. }));
 
     db.checkpoint().expect("healthy disk");
     drop(db);
     let db = Database::open(vfs, &dir(), spec(), Options::default()).expect("reopens");
     assert_eq!(
-        one(&db, 1, numbered(0, 0)),
+        one(&db, 1, numbered(0, before)),
         Outcome::Rejected(Rejection::RequestTooOld),
         "the table is in the checkpoint"
     );
     let third = Outcome::Committed { tx: TxId(3), alh: db.alh(TxId(3)).expect("applied").0 };
-    assert_eq!(one(&db, 1, numbered(2, 2)), third);
+    assert_eq!(one(&db, 1, numbered(2, before)), third);
+}
+
+/// Refusals make no transactions, and fill the window all the same.
+#[test]
+fn any_number_of_refusals_keeps_no_new_request_out() {
+    let (_, db) = with(Settings::DEFAULT);
+    for first in (0..WINDOW + BATCH).step_by(BATCH as usize) {
+        let floor = newest(&db);
+        let refused = |n| TxProposal {
+            preconditions: vec![Precondition::MustExist(Bytes::from_static(b"\0absent"))],
+            ..numbered(n, floor)
+        };
+        let proposals = (first..first + BATCH).map(refused).collect();
+        let outcomes = commit_command(&db, &Command::Batch { ts: 1, proposals }).expect("applies");
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Rejected(Rejection::Precondition { index: 0 })));
+    }
+    assert_eq!(db.applied().tx, TxId(0));
+    let committed = one(&db, 1, numbered(WINDOW + BATCH, newest(&db)));
+    assert!(matches!(committed, Outcome::Committed { .. }), "{committed:?}");
+    // And a late copy of a refused one that is forgotten never comes to something.
+    assert_eq!(one(&db, 1, numbered(0, LogIndex(0))), Outcome::Rejected(Rejection::RequestTooOld));
 }
 
 #[test]

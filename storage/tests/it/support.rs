@@ -53,7 +53,7 @@ pub fn proposal(proposal: &model::Proposal) -> TxProposal {
         request: proposal.request.map(|(client, sequence, floor)| RequestId {
             client: [client; 16],
             sequence,
-            floor: TxId(floor),
+            floor: LogIndex(floor),
         }),
         metadata: Bytes::new(),
         entries: (proposal.entries.iter())

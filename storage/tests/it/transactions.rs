@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use alhambra_ledger::ids::{LogId, TxId};
+use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Command, Precondition, ProposalEntry, RequestId, Settings, TxProposal};
 use alhambra_storage::segment::{Frame, FrameKind};
@@ -274,7 +274,7 @@ impl World<'_> {
             assert!(!real.transaction.reads().is_coarsened());
             assert_eq!(real.transaction.is_read_only(), model.entries().is_empty());
             let mut proposal = real.transaction.into_proposal();
-            proposal.request = Some(RequestId { client: [1; 16], sequence: u64::from(real.name), floor: TxId(0) });
+            proposal.request = Some(RequestId { client: [1; 16], sequence: u64::from(real.name), floor: LogIndex(0) });
             proposals.push(proposal);
             runs.push((real.name, ops, model));
         }
