@@ -182,6 +182,16 @@ impl Error {
         }
     }
 
+    /// What is answered when this stands in the way after something was written: never that it was not.
+    pub(crate) fn after_writing(self, call: &'static str) -> Self {
+        match self {
+            error @ (Self::Tampered { .. } | Self::State(_) | Self::OutcomeUnknown { .. }) => error,
+            Self::Unavailable { last, .. } => Self::OutcomeUnknown { call, source: last },
+            Self::Refused { status, .. } => Self::OutcomeUnknown { call, source: Some(status) },
+            _ => Self::OutcomeUnknown { call, source: None },
+        }
+    }
+
     /// True when the server says that the client's state is beyond its history. References and sorted sets have only one text for
     /// that and for wrong arguments, so of them it may be those.
     pub(crate) fn is_illegal_state(&self) -> bool {

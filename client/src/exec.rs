@@ -140,12 +140,6 @@ impl Client {
         let round = self.begin(VERIFIED_CALL).await?;
         let written = self.exec(VERIFIED_CALL, operations, round.deadline()).await?;
         let wanted: Vec<_> = operations.iter().map(|operation| operation.wanted(written.id)).collect();
-        self.proven(round, written.id, &wanted).await.map_err(|error| match error {
-            error @ (Error::Tampered { .. } | Error::State(_)) => error,
-            Error::Unavailable { last, .. } => Error::OutcomeUnknown { call: VERIFIED_CALL, source: last },
-            Error::Refused { status, .. } => Error::OutcomeUnknown { call: VERIFIED_CALL, source: Some(status) },
-            // Whatever came in between: what was sent may stand.
-            _ => Error::OutcomeUnknown { call: VERIFIED_CALL, source: None },
-        })
+        self.proven(round, written.id, &wanted).await.map_err(|error| error.after_writing(VERIFIED_CALL))
     }
 }

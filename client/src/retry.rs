@@ -52,6 +52,9 @@ pub(crate) fn judge(kind: Kind, status: &Status) -> Verdict {
     if was_never_sent(status) {
         return Verdict::Elsewhere;
     }
+    if kind == Kind::Write && was_made_on_the_way(status) {
+        return Verdict::Unknown;
+    }
     let from_transport = status.source().is_some()
         || matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::DeadlineExceeded);
     match (from_transport, kind) {
@@ -66,6 +69,18 @@ fn is_session_lost(status: &Status) -> bool {
     [text::SESSION_NOT_FOUND, text::NO_SESSION_FOUND, text::NOT_LOGGED_IN, text::NO_SESSION_AUTH_DATA]
         .iter()
         .any(|error| error.is(status))
+}
+
+/// Begins what tonic says of an answer whose status has not come.
+const WITHOUT_STATUS: [&str; 2] = ["grpc-status header missing", "protocol error: "];
+
+/// Whether nobody has answered: the status was made where an answer could not be read, or did not come whole. Servers give
+/// details with the codes that tonic uses for that.
+fn was_made_on_the_way(status: &Status) -> bool {
+    let is_code_of_tonic =
+        matches!(status.code(), tonic::Code::Internal | tonic::Code::OutOfRange | tonic::Code::DataLoss);
+    let has_not_come = WITHOUT_STATUS.iter().any(|begin| status.message().starts_with(begin));
+    has_not_come || (is_code_of_tonic && status.details().is_empty())
 }
 
 /// The connection could not be made.
@@ -147,6 +162,20 @@ mod tests {
         ] {
             assert_eq!(judge(Kind::Write, &status), Verdict::Unknown, "{status:?}");
             assert_eq!(judge(Kind::Read, &status), Verdict::Elsewhere, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_did_not_come_whole_says_nothing_about_a_write() {
+        for status in [
+            Status::unknown("protocol error: received message with invalid compression flag"),
+            Status::unknown("grpc-status header missing, mapped from HTTP status code 500"),
+            Status::internal("Missing response message."),
+            Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 1 bytes"),
+            Status::data_loss("half of it"),
+        ] {
+            assert_eq!(judge(Kind::Write, &status), Verdict::Unknown, "{status:?}");
+            assert_eq!(judge(Kind::Read, &status), Verdict::Answer, "{status:?}");
         }
     }
 

@@ -141,10 +141,15 @@ impl Client {
         wanted: &[Wanted],
     ) -> Result<Verified<()>, Error> {
         let reply = self.answered(&round, request, answer).await?;
-        let checked = check::written(tx, wanted, &reply, &round.trusted, self.inner.server_key.as_ref());
-        let (header, next) = self.judged(&round, request, &reply, checked)?;
-        let state = self.store(round, next).await?;
-        Ok(Verified { value: (), header, state })
+        let call = round.call;
+        let stored = async {
+            let checked = check::written(tx, wanted, &reply, &round.trusted, self.inner.server_key.as_ref());
+            let (header, next) = self.judged(&round, request, &reply, checked)?;
+            let state = self.store(round, next).await?;
+            Ok(Verified { value: (), header, state })
+        };
+        // To bring a trusted state forward that somebody else has moved may take another call.
+        stored.await.map_err(|error: Error| error.after_writing(call))
     }
 
     /// Proves that transaction `tx`, which was written in this round, has exactly these entries.

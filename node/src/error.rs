@@ -191,8 +191,8 @@ impl Error {
     pub fn may_be_applied(&self) -> bool {
         match self {
             Self::Propose { error } => error.may_be_applied(),
-            // Written, but not seen to be applied here.
-            Self::Read(_) | Self::CommittedNotShown { .. } | Self::Meta(MetaError::NotServing { .. }) => true,
+            Self::CommittedNotShown { .. } | Self::GoesOn { .. } => true,
+            Self::Meta(error) => code_of_meta(error) == Code::OutcomeUnknown,
             _ => false,
         }
     }
@@ -299,7 +299,7 @@ const fn code_of_meta(error: &MetaError) -> Code {
         MetaError::Propose(error) => code_of_propose(error),
         MetaError::Read(error) => code_of_read(error),
         // Recorded, hence not "surely not applied".
-        MetaError::NotServing { .. } | MetaError::StillOpen { .. } => Code::OutcomeUnknown,
+        MetaError::NotShown { .. } | MetaError::NotServing { .. } | MetaError::StillOpen { .. } => Code::OutcomeUnknown,
         MetaError::Rejected { .. } => Code::InvalidArgument,
         MetaError::Starting | MetaError::Unreadable { .. } => Code::Starting,
     }
@@ -347,6 +347,34 @@ mod tests {
     use alhambra_raft::error::WriteLimit;
 
     use super::*;
+
+    #[test]
+    fn what_may_be_applied_says_so_in_its_code() {
+        let (name, tx) = ("name".to_owned(), TxId(7));
+        let errors = [
+            Error::Stopping,
+            Error::Starting { what: "the database" },
+            Error::Read(ReadError::Lagging),
+            Error::Read(ReadError::Stopped),
+            Error::Stopping.after_commit(tx),
+            Error::Read(ReadError::NoQuorum).after_commit(tx),
+            Error::GoesOn { what: "x" },
+            MetaError::Starting.into(),
+            MetaError::Read(ReadError::NoQuorum).into(),
+            MetaError::Propose(ProposeError::OutcomeUnknown).into(),
+            MetaError::Propose(ProposeError::NoQuorum).into(),
+            MetaError::Unreadable { name: name.clone() }.into(),
+            MetaError::Conflict { name: name.clone() }.into(),
+            MetaError::NotShown { tx }.into(),
+            MetaError::NotServing { name: name.clone() }.into(),
+            MetaError::StillOpen { name, node: 2 }.into(),
+        ];
+        for error in errors {
+            let (told, may_be_applied) = (error.to_string(), error.may_be_applied());
+            let applied = Code::of(&Status::from(error)).unwrap().applied();
+            assert_eq!(applied == Applied::Unknown, may_be_applied, "{told}");
+        }
+    }
 
     #[test]
     fn only_an_unknown_outcome_says_that_it_may_have_been_applied() {

@@ -150,6 +150,12 @@ pub enum MetaError {
         /// The name.
         name: String,
     },
+    /// The change is recorded, but its transaction cannot be seen here: not by the deadline, or because this replica ends.
+    #[error("the change is recorded as transaction {tx} of systemdb, but this node does not show it")]
+    NotShown {
+        /// The transaction.
+        tx: TxId,
+    },
     /// The database is recorded as closed, but not closed everywhere before the deadline. It will be when the node can.
     #[error("database {name} is recorded as closed, but node {node} has not closed it yet")]
     StillOpen {
@@ -466,7 +472,11 @@ impl Meta {
     async fn write_proposal(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, MetaError> {
         match self.group()?.propose(proposal, deadline).await? {
             Outcome::Committed { tx, .. } => {
-                self.applied(tx, deadline).await?;
+                // Behind the commit nothing says that it was not done: whoever reads that does it again (R4).
+                self.applied(tx, deadline).await.map_err(|error| {
+                    tracing::warn!(%tx, %error, "a change of systemdb that is recorded cannot be seen");
+                    MetaError::NotShown { tx }
+                })?;
                 Ok(Written::At(tx))
             }
             Outcome::Rejected(Rejection::Precondition { index }) => Ok(Written::Refused(index)),

@@ -108,9 +108,10 @@ impl Meta {
         match self.write(vec![ordered], vec![unchanged], deadline).await? {
             Written::Refused(_) => Err(MetaError::Conflict { name: name.clone() }),
             Written::At(tx) => {
-                let alh = self.group()?.database().alh(tx).map_err(|error| {
+                let group = self.group().map_err(|_| MetaError::NotShown { tx })?;
+                let alh = group.database().alh(tx).map_err(|error| {
                     tracing::error!(%error, %tx, "a transaction of systemdb cannot be read");
-                    MetaError::Unreadable { name: name.clone() }
+                    MetaError::NotShown { tx }
                 })?;
                 Ok(Citation { tx, alh: alh.0 })
             }

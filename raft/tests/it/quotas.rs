@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use alhambra_ledger::ids::LogIndex;
 use alhambra_raft::error::{ProposeError, WriteLimit};
 use alhambra_raft::group::Tuning;
 use alhambra_storage::apply::Outcome;
