@@ -127,7 +127,9 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::Refused { status, .. } if wire::AUTH_DISABLED.is(status) => {
             Failure::failed(what, "nobody logs in at this server: say --no-login")
         }
-        Error::Refused { status, .. } if !target.login && wire::NOT_LOGGED_IN.is(status) => {
+        Error::Refused { status, .. }
+            if !target.login && (wire::PLEASE_LOGIN.is(status) || wire::NOT_LOGGED_IN.is(status)) =>
+        {
             Failure::failed(what, "this server wants a login: leave --no-login out")
         }
         Error::Refused { .. } if error.is_login_refused() => Failure::failed(
