@@ -86,6 +86,7 @@ fn bugs_in_the_server_are_found() {
         ("server-forget-requests", "4", "12", "R4"),
         ("server-forget-vote", "1", "12", "W2"),
         ("server-ignore-seal-mismatch", "1", "12", "R2"),
+        ("server-drop-pre-vote", "3", "12", "M3"),
     ];
     for (plant, seed, load, property) in plants {
         let output = sim(&["--quiet", "--seed", seed, "--load-seconds", load, "--plant", plant]);

@@ -282,6 +282,7 @@ impl Driver<'_> {
                 } else {
                     due.swap_remove(world.rng.below(due.len() as u64) as usize)
                 };
+                watch.judge_steady(world, now);
                 if let Some(incident) = fault.inject(world, now) {
                     watch.expect_nothing();
                     *self.faults.entry(fault.name().to_string()).or_default() += 1;

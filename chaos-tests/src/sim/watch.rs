@@ -63,17 +63,7 @@ impl Watch {
             return;
         }
         self.last = now;
-        if let Some(steady) = self.steady.take_if(|steady| now >= steady.until) {
-            let there = leader_with_term(world);
-            if there != Some(steady.leader) {
-                let (who, term) = steady.leader;
-                let what = format!(
-                    "{} came back from a partition at {:?} and {} no longer leads in term {term}: {there:?}",
-                    NAMES[steady.back], steady.until, NAMES[who]
-                );
-                world.shared.borrow_mut().sightings.deposed.push(what);
-            }
-        }
+        self.judge_steady(world, now);
         let mut shared = world.shared.borrow_mut();
         let quiet = shared.load_over && shared.clients_done == world.setup.clients;
         let super::shared::State { running, sightings, .. } = &mut *shared;
@@ -95,6 +85,22 @@ impl Watch {
             if quiet {
                 // What the node proposes by itself waits now and then, but not always.
                 seen.left = Some(seen.left.map_or(waiting, |left| left.min(waiting)));
+            }
+        }
+    }
+
+    /// Whether the leader that had to stay in office has, when the time is over. Also before something else happens, which may be
+    /// at that very moment.
+    pub fn judge_steady(&mut self, world: &World<'_>, now: Duration) {
+        if let Some(steady) = self.steady.take_if(|steady| now >= steady.until) {
+            let there = leader_with_term(world);
+            if there != Some(steady.leader) {
+                let (who, term) = steady.leader;
+                let what = format!(
+                    "{} came back from a partition at {:?} and {} no longer leads in term {term}: {there:?}",
+                    NAMES[steady.back], steady.until, NAMES[who]
+                );
+                world.shared.borrow_mut().sightings.deposed.push(what);
             }
         }
     }
