@@ -275,7 +275,7 @@ fn many(args: &Args) -> ExitCode {
     let (hours, took) = (totals.simulated.as_secs_f64() / 3600.0, begin.elapsed().as_secs_f64() / 3600.0);
     let per_hour = hours / took.max(1e-9);
     say(&format!("{hours:.2} simulated cluster-hours in {:.0} s: {per_hour:.0} per hour", took * 3600.0));
-    say(&format!("{} passed, {} failed {failed:?}", totals.lives, failed.len()));
+    say(&format!("{} passed ({} without a write), {} failed {failed:?}", totals.lives, totals.empty, failed.len()));
     if let Some(plant) = &args.plant {
         if failed.is_empty() {
             say(&format!("{plant}: not found"));

@@ -135,6 +135,9 @@ pub const LIVES_MIN: u64 = 20;
 const LIVES_WITH_MIN: u64 = 8;
 /// A fault that none of so many lives had is never drawn.
 const LIVES_MANY: u64 = 100;
+/// A cluster that misses a node when it is to be formed takes no write until the faults are over. One of so many lives may show
+/// as little as that.
+const EMPTY_ONE_IN: u64 = 20;
 
 /// What many lives did together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,6 +146,8 @@ pub struct Totals {
     pub lives: u64,
     /// Their simulated time.
     pub simulated: Duration,
+    /// Those of them in which nothing was acknowledged before healing.
+    pub empty: u64,
     operations: BTreeMap<String, Tally>,
     faults: BTreeMap<String, u64>,
     /// Lives that had each fault.
@@ -153,6 +158,7 @@ impl Totals {
     /// One more life.
     pub fn add(&mut self, report: &Report) {
         self.lives += 1;
+        self.empty += u64::from(report.acknowledged == 0);
         self.simulated += report.simulated;
         for (name, tally) in &report.operations {
             let sum = self.operations.entry(name.clone()).or_default();
@@ -185,6 +191,9 @@ impl Totals {
         if self.lives < LIVES_MIN {
             return missing;
         }
+        if self.empty * EMPTY_ONE_IN > self.lives {
+            missing.push(format!("nothing was acknowledged in {} of {} lives", self.empty, self.lives));
+        }
         for name in operations {
             if self.operations.get(*name).is_none_or(|tally| tally.done == 0) {
                 missing.push(format!("the operation {name} never succeeded in {} lives", self.lives));
@@ -211,6 +220,7 @@ mod tests {
             seed: 7,
             trace: "ab".into(),
             nodes: 3,
+            acknowledged: 9,
             longest_gap: Duration::from_millis(1_500),
             simulated: Duration::from_secs(44),
             operations: operations.iter().map(|(name, done)| (name.to_string(), tally(*done))).collect(),
@@ -225,7 +235,7 @@ mod tests {
         assert_eq!(Report::parse(&report.json()), Some(report.clone()));
         assert!(!report.json().contains('\n'));
         assert_eq!(Report::parse("{}"), None);
-        assert!(report.to_string().starts_with("seed 7: ok, 3 nodes, 0 writes acknowledged"), "{report}");
+        assert!(report.to_string().starts_with("seed 7: ok, 3 nodes, 9 writes acknowledged"), "{report}");
         assert!(report.to_string().contains("4 faults, longest gap 1.5 s"), "{report}");
     }
 
@@ -246,5 +256,11 @@ mod tests {
         let undrawn = report(&[("set", 1)], &[("rot", 1)]);
         assert_eq!(missing(20, &undrawn), ["the operation get never succeeded in 20 lives"]);
         assert_eq!(missing(100, &undrawn).len(), 2, "a fault may be rare, but not so rare");
+        let empty = Report { acknowledged: 0, ..good.clone() };
+        assert_eq!(missing(20, &empty), ["nothing was acknowledged in 20 of 20 lives"]);
+        let mut totals = Totals::default();
+        (0..19).for_each(|_| totals.add(&good));
+        totals.add(&empty);
+        assert_eq!(totals.missing(&["set"], &["rot"]), Vec::<String>::new(), "one of twenty");
     }
 }

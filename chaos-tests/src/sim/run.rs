@@ -374,9 +374,6 @@ fn judge(
     };
     let State { trace, history, sightings, .. } = &mut *shared;
     trace.add(&(history, sightings, &replicas[0].alhs));
-    if report.acknowledged == 0 {
-        return Err("nothing was acknowledged: the simulation shows nothing".to_string());
-    }
     Ok(Report { trace: shared.trace.digest(), ..report })
 }
 
