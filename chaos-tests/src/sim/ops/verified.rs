@@ -81,7 +81,7 @@ impl Verifier {
                 target
             }
         };
-        Ok((target, Seen { header, dual, entry: None }))
+        Ok((target, Seen { header, dual: dual.looked_at(), entry: None }))
     }
 
     /// Verifies an entry and its transaction.
