@@ -50,6 +50,19 @@ impl Meta {
         by: &str,
         deadline: Instant,
     ) -> Result<(), MetaError> {
+        let mut begun = false;
+        let recorded = self.record_deletion_in_parts(expected, by, deadline, &mut begun).await;
+        recorded.map_err(|error| if begun { after_a_part(error) } else { error })
+    }
+
+    /// Sets `begun` when a right may be gone and the database is still there.
+    async fn record_deletion_in_parts(
+        &self,
+        expected: &DatabaseRecord,
+        by: &str,
+        deadline: Instant,
+        begun: &mut bool,
+    ) -> Result<(), MetaError> {
         let name = &expected.name;
         loop {
             // Before the records: a change in between is then taken for a conflict, never overlooked.
@@ -62,8 +75,9 @@ impl Meta {
                 let (entries, mut preconditions) = self.without_rights(&concerned, name, by)?;
                 // Nobody loses a right in a database that is loaded again, or another one by now.
                 preconditions.push(unchanged);
-                if let Written::Refused(_) = self.write(entries, preconditions, deadline).await? {
-                    self.barrier(deadline).await?;
+                match self.write(entries, preconditions, deadline).await? {
+                    Written::At(_) => *begun = true,
+                    Written::Refused(_) => self.barrier(deadline).await?,
                 }
                 continue;
             }
@@ -204,6 +218,38 @@ fn deleted_with(snapshot: &ReadSnapshot, digits: &str) -> Result<Vec<DeletedData
     Ok(deleted)
 }
 
+/// What an error means when some have lost their rights already: nobody may say that nothing was done.
+fn after_a_part(error: MetaError) -> MetaError {
+    match error {
+        // Told by the records, and looked at again by whoever asked.
+        MetaError::Conflict { .. } | MetaError::NotFound { .. } => error,
+        _ => MetaError::Propose(ProposeError::OutcomeUnknown),
+    }
+}
+
 fn has_rights_in(user: &User, database: &str) -> bool {
     user.permissions.contains_key(database) || user.sql_privileges.contains_key(database)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ReadError;
+
+    #[test]
+    fn a_deletion_that_was_begun_is_not_told_as_undone() {
+        let name = || "orders".to_owned();
+        for error in [
+            MetaError::Propose(ProposeError::NoQuorum),
+            MetaError::Propose(ProposeError::NotLeader { leader: None }),
+            MetaError::Read(ReadError::NoQuorum),
+            MetaError::Starting,
+            MetaError::Rejected { rejection: Rejection::NothingToPrune },
+        ] {
+            let told = after_a_part(error);
+            assert!(matches!(told, MetaError::Propose(ProposeError::OutcomeUnknown)), "{told:?}");
+        }
+        assert!(matches!(after_a_part(MetaError::Conflict { name: name() }), MetaError::Conflict { .. }));
+        assert!(matches!(after_a_part(MetaError::NotFound { name: name() }), MetaError::NotFound { .. }));
+    }
 }
