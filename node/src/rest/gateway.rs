@@ -21,13 +21,15 @@ use tonic::{Code, Status};
 use crate::grpc::counted::Counted;
 use crate::grpc::gate::{SESSION_HEADER, TOKEN_HEADER, too_large};
 use crate::grpc::{self, InProcess};
+use crate::method::Method;
 use crate::rest::binding::{Binding, POOL};
 use crate::rest::json;
 use crate::service::App;
 use crate::throttle::Source;
 use crate::uploads::Uploads;
 
-/// Largest answer, bytes of the message: what clients of the original get over REST.
+/// Largest answer of a call that only reads, bytes of the message: what clients of the original get over REST. One that writes has
+/// been done when its answer is there, so its answer is as large as it is.
 const REPLY_BYTES_MAX: usize = 4 << 20;
 /// Headers with this prefix become metadata, and metadata of the answer get it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
@@ -130,11 +132,13 @@ impl Gateway {
         request.extensions_mut().insert(source);
         *request.metadata_mut() = MetadataMap::from_headers(metadata_of(headers));
         let path = PathAndQuery::try_from(binding.grpc_path()).map_err(|_| Status::internal("no path"))?;
-        let mut client = Grpc::new(self.services.clone()).max_decoding_message_size(REPLY_BYTES_MAX);
+        let reads_only = Method::of_path(path.as_str()).is_some_and(|method| !method.writes());
+        let reply_bytes_max = if reads_only { REPLY_BYTES_MAX } else { usize::MAX };
+        let mut client = Grpc::new(self.services.clone()).max_decoding_message_size(reply_bytes_max);
         let Ok(()) = client.ready().await;
         client.unary(request, path, AsItIs).await.map_err(|status| match reply_too_large(&status) {
             Some(size) => Status::resource_exhausted(format!(
-                "grpc: received message larger than max ({size} vs. {REPLY_BYTES_MAX})"
+                "grpc: received message larger than max ({size} vs. {reply_bytes_max})"
             )),
             None => status,
         })

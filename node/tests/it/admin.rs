@@ -19,7 +19,11 @@ fn number(value: u32) -> Option<schema::NullableUint32> {
 
 impl Client {
     pub async fn create(&self, name: &str) {
-        let request = schema::CreateDatabaseRequest { name: name.to_owned(), ..Default::default() };
+        self.create_with(name, None).await;
+    }
+
+    pub async fn create_with(&self, name: &str, settings: Option<schema::DatabaseNullableSettings>) {
+        let request = schema::CreateDatabaseRequest { name: name.to_owned(), settings, if_not_exists: false };
         self.inner.clone().create_database_v2(self.request(request)).await.unwrap();
     }
 

@@ -48,12 +48,7 @@ impl Client {
     }
 
     async fn create_replica(&self, name: &str) {
-        let request = schema::CreateDatabaseRequest {
-            name: name.to_owned(),
-            settings: Some(replica(true)),
-            if_not_exists: false,
-        };
-        self.inner.clone().create_database_v2(self.request(request)).await.unwrap();
+        self.create_with(name, Some(replica(true))).await;
     }
 
     async fn export_stream(&self, tx: u64) -> Vec<u8> {

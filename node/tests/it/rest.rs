@@ -3,6 +3,7 @@
 use alhambra_node::NodeHandle;
 use alhambra_node::rest::binding::{self, Binding, Verb};
 use alhambra_node::rest::openapi;
+use alhambra_proto::schema;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::{Value, json};
@@ -205,6 +206,25 @@ async fn sizes_have_limits_and_say_so() {
     let (status, code, text) = rest.post("/api/db/scan", &json!({ "prefix": b64("big") })).await.error();
     assert!((status, code) == (429, 8) && text.starts_with("grpc: received message larger than max ("), "{text}");
     assert_eq!(rest.post("/api/db/scan", &json!({ "prefix": b64("big"), "limit": "3" })).await.status, 200);
+    node.shutdown().await;
+}
+
+/// What was written must not be answered as if it were not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_answered_however_large_the_answer_is() {
+    let node = single().await;
+    let settings = schema::DatabaseNullableSettings {
+        max_tx_entries: Some(schema::NullableUint32 { value: 8192 }),
+        ..Default::default()
+    };
+    Client::on(&node, "defaultdb").await.create_with("wide", Some(settings)).await;
+    let rest = Rest::on(&node, "wide").await;
+    let entry = |n: usize| json!({ "key": b64(format!("{n:01000}")), "value": b64("v") });
+    let request = json!({ "setRequest": { "KVs": (0..5000).map(entry).collect::<Vec<_>>() }, "proveSinceTx": "0" });
+    let reply = rest.post("/api/db/verifiable/set", &request).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.json()["tx"]["header"]["id"], "1");
+    assert_eq!(reply.json()["tx"]["entries"].as_array().map(Vec::len), Some(5000));
     node.shutdown().await;
 }
 
