@@ -36,26 +36,26 @@ const LOCAL_ONLY: &str = "server has authentication disabled: only local connect
 /// Code, text, and the code in the details or "".
 type Refusal = (Code, &'static str, &'static str);
 
-fn off() -> Config {
+pub fn off() -> Config {
     let mut config = config();
     config.auth = false;
     config
 }
 
-fn maintenance() -> Config {
+pub fn maintenance() -> Config {
     let mut config = off();
     config.maintenance = true;
     config
 }
 
-async fn start(config: Config, disk: &MemVfs) -> NodeHandle {
+pub async fn start(config: Config, disk: &MemVfs) -> NodeHandle {
     let node = Node::start(config, env(disk)).await.expect("the node starts");
     assert!(node.wait_ready(Instant::now() + PATIENCE).await, "{:?}", node.groups().ready());
     node
 }
 
 /// A disk with the databases and users of the permission tests.
-async fn populated_disk() -> MemVfs {
+pub async fn populated_disk() -> MemVfs {
     let disk = MemVfs::new();
     let node = start(config(), &disk).await;
     populate(&node).await;
@@ -69,7 +69,7 @@ async fn use_database(client: &Client, name: &str) -> Result<String, Status> {
 }
 
 /// Nobody, on a node in maintenance mode, with a database.
-async fn nobody_on(node: &NodeHandle, database: &str) -> Client {
+pub async fn nobody_on(node: &NodeHandle, database: &str) -> Client {
     let client = Client::anonymous(node).await;
     let token = use_database(&client, database).await.unwrap();
     client.with("authorization", format!("Bearer {token}"))

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use alhambra_node::NodeHandle;
 use alhambra_node::method::{ALL, Kind as CallKind};
 use alhambra_node::rest::binding::POOL;
 use alhambra_proto::schema;
@@ -14,8 +15,10 @@ use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
 
-use crate::permissions::{Login, populated, raw};
+use crate::access::{maintenance, nobody_on, off, populated_disk, start};
+use crate::permissions::{ELSEWHERE, Login, populated, raw};
 use crate::support::*;
 
 /// A small generator (xorshift64*), so that a seed repeats a run.
@@ -112,42 +115,51 @@ impl Random {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_requests_neither_stop_a_node_nor_show_what_is_not_theirs() {
-    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = setting("ALHAMBRA_FUZZ_SEED")
-        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos().into()) | 1);
-    let seconds = setting("ALHAMBRA_FUZZ_SECONDS").unwrap_or(3);
-    println!("ALHAMBRA_FUZZ_SEED={seed}");
-    let mut random = Random(seed | 1);
+/// Throws wrong calls at a node until its time is over.
+struct Thrower {
+    random: Random,
+    seed: u64,
+    channel: Channel,
+    until: Instant,
+    number: u64,
+    counts: std::collections::BTreeMap<i32, u64>,
+}
 
-    let node = populated().await;
-    let channel = channel(&node).await;
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let mut logins: Vec<Option<(Login, MetadataMap)>> = Login::all().into_iter().map(|_| None).collect();
-    let mut counts = std::collections::BTreeMap::<i32, u64>::new();
-    let mut number = 0_u64;
-    while Instant::now() < until {
-        number += 1;
-        let method = &ALL[random.below(ALL.len())];
-        let place = random.below(logins.len());
-        // Calls end sessions, change passwords and permissions: one that does not work any more is made anew, if it can be.
-        if logins[place].is_none() || number.is_multiple_of(64) {
-            let login = Login::all()[place];
-            logins[place] = login.try_on(&node).await.map(|headers| (login, headers));
+impl Thrower {
+    async fn at(node: &NodeHandle) -> Self {
+        let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let seed = setting("ALHAMBRA_FUZZ_SEED")
+            .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos().into()) | 1);
+        let seconds = setting("ALHAMBRA_FUZZ_SECONDS").unwrap_or(3);
+        println!("ALHAMBRA_FUZZ_SEED={seed}");
+        Self {
+            random: Random(seed | 1),
+            seed,
+            channel: channel(node).await,
+            until: Instant::now() + Duration::from_secs(seconds),
+            number: 0,
+            counts: Default::default(),
         }
-        let Some((login, headers)) = &logins[place] else { continue };
-        let descriptor = POOL.get_service_by_name(method.service).unwrap();
-        let descriptor = descriptor.methods().find(|one| one.name() == method.name).unwrap();
+    }
+
+    /// Whether there is time for another one.
+    fn goes_on(&mut self) -> bool {
+        self.number += 1;
+        Instant::now() < self.until
+    }
+
+    /// One wrong call. It is answered, and neither the answer nor the details of an error are such that `sees_wrongly` says so.
+    async fn throw(&mut self, headers: &MetadataMap, who: &str, sees_wrongly: impl Fn(&[u8]) -> bool) {
+        let random = &mut self.random;
+        let method = &ALL[random.below(ALL.len())];
+        let described = |method: &alhambra_node::method::Method| {
+            let service = POOL.get_service_by_name(method.service).unwrap();
+            service.methods().find(|one| one.name() == method.name).unwrap()
+        };
+        let descriptor = described(method);
         let mut message = if random.below(20) == 0 {
             // Of another call altogether.
-            let other = &ALL[random.below(ALL.len())];
-            let other = POOL
-                .get_service_by_name(other.service)
-                .unwrap()
-                .methods()
-                .find(|one| one.name() == other.name)
-                .unwrap();
+            let other = described(&ALL[random.below(ALL.len())]);
             random.message(&other.input(), 0).encode_to_vec()
         } else {
             random.message(&descriptor.input(), 0).encode_to_vec()
@@ -158,18 +170,19 @@ async fn wrong_requests_neither_stop_a_node_nor_show_what_is_not_theirs() {
         // What is looked for has to stay there.
         let removes = matches!(method.name, "UnloadDatabase" | "DeleteDatabase" | "TruncateDatabase");
         if removes && message.windows(5).any(|window| window == b"alpha") {
-            continue;
+            return;
         }
         let mut headers = headers.clone();
         // Quick answers from calls that wait for what never comes.
         headers.insert("grpc-timeout", "2S".parse().unwrap());
         let many = if descriptor.is_client_streaming() { random.below(4) } else { 1 };
         let messages = vec![Bytes::from(message); many];
-        let what = || format!("seed {seed}, call {number}: {}/{} as {login:?}", method.service, method.name);
-        match raw(&channel, &headers, method.path, messages).await {
+        let (seed, number) = (self.seed, self.number);
+        let what = || format!("seed {seed}, call {number}: {}/{} as {who}", method.service, method.name);
+        match raw(&self.channel, &headers, method.path, messages).await {
             Ok(reply) => {
-                assert!(!login.sees_wrongly(&reply), "{} saw what is not theirs", what());
-                *counts.entry(0).or_default() += 1;
+                assert!(!sees_wrongly(&reply), "{} saw what is not theirs", what());
+                *self.counts.entry(0).or_default() += 1;
             }
             Err(status) => {
                 // A handler that panics takes its connection with it.
@@ -177,17 +190,84 @@ async fn wrong_requests_neither_stop_a_node_nor_show_what_is_not_theirs() {
                     || status.message().contains("transport error")
                     || matches!(status.code(), Code::DataLoss);
                 assert!(!broken && !status.message().contains("panic"), "{}: {status:?}", what());
-                assert!(!login.sees_wrongly(status.details()), "{}", what());
-                *counts.entry(status.code() as i32).or_default() += 1;
+                assert!(!sees_wrongly(status.details()), "{}", what());
+                *self.counts.entry(status.code() as i32).or_default() += 1;
             }
         }
         assert!(method.kind == CallKind::Stream || many == 1);
     }
-    println!("{number} calls, by code: {counts:?}");
-    assert!(counts[&0] > 0 && counts.len() > 3, "the requests were too wrong to reach anything: {counts:?}");
+
+    /// The calls were not too wrong to reach anything.
+    fn has_reached(&self, codes_min: usize) {
+        println!("{} calls, by code: {:?}", self.number, self.counts);
+        let counts = &self.counts;
+        assert!(
+            counts[&0] > 0 && counts.len() >= codes_min,
+            "the requests were too wrong to reach anything: {counts:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_requests_neither_stop_a_node_nor_show_what_is_not_theirs() {
+    let node = populated().await;
+    let mut thrower = Thrower::at(&node).await;
+    let mut logins: Vec<Option<(Login, MetadataMap)>> = Login::all().into_iter().map(|_| None).collect();
+    while thrower.goes_on() {
+        let place = thrower.random.below(logins.len());
+        // Calls end sessions, change passwords and permissions: one that does not work any more is made anew, if it can be.
+        if logins[place].is_none() || thrower.number.is_multiple_of(64) {
+            let login = Login::all()[place];
+            logins[place] = login.try_on(&node).await.map(|headers| (login, headers));
+        }
+        let Some((login, headers)) = &logins[place] else { continue };
+        thrower.throw(headers, &format!("{login:?}"), |reply| login.sees_wrongly(reply)).await;
+    }
+    thrower.has_reached(4);
     // It still serves, and what was there is there. The password of the administrator cannot have been changed.
     let root = Client::on(&node, "alpha").await;
     let key = schema::KeyRequest { key: bytes("key"), at_revision: 1, ..Default::default() };
     assert_eq!(&*root.get_of(key).await.unwrap().value, crate::permissions::SECRET);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_requests_without_authentication_stop_no_node_and_make_no_users() {
+    let disk = alhambra_storage::vfs::mem::MemVfs::new();
+    let node = start(off(), &disk).await;
+    let nobody = Client::anonymous(&node).await;
+    nobody.set("key", "first").await.unwrap();
+    let mut thrower = Thrower::at(&node).await;
+    let headers = nobody.request(()).metadata().clone();
+    while thrower.goes_on() {
+        thrower.throw(&headers, "nobody", |_| false).await;
+    }
+    thrower.has_reached(4);
+    let key = schema::KeyRequest { key: bytes("key"), at_revision: 1, ..Default::default() };
+    assert_eq!(nobody.get_of(key).await.unwrap().value, "first");
+    // Had one of them made a database or a user, the node would not start without authentication any more.
+    node.shutdown().await;
+    start(off(), &disk).await.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_requests_in_maintenance_mode_stop_no_node_and_show_no_other_database() {
+    let disk = populated_disk().await;
+    let node = start(maintenance(), &disk).await;
+    let nobody = nobody_on(&node, ELSEWHERE).await;
+    let mut thrower = Thrower::at(&node).await;
+    let headers = nobody.request(()).metadata().clone();
+    while thrower.goes_on() {
+        // The token names the database, whatever the request says.
+        thrower.throw(&headers, "nobody", crate::permissions::has_secret).await;
+    }
+    thrower.has_reached(3);
+    assert_eq!(nobody.get("key").await.unwrap().value, "nothing special");
+    node.shutdown().await;
+    // Whoever logs in finds what was there.
+    let node = start(config(), &disk).await;
+    let root = Client::on(&node, "alpha").await;
+    assert_eq!(root.get("key").await.unwrap().value, crate::permissions::SECRET);
+    assert_eq!(root.state().await.unwrap().tx_id, 1);
     node.shutdown().await;
 }

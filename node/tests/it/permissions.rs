@@ -118,7 +118,7 @@ pub const SQL: [&str; 11] = [
 /// The database in which everybody's right is tried.
 pub const DATABASE: &str = "alpha";
 /// Another one, which only the stranger may enter.
-const ELSEWHERE: &str = "beta";
+pub const ELSEWHERE: &str = "beta";
 /// The one that is administrated.
 const TARGET: &str = "gamma";
 /// In every value of [`DATABASE`]; nobody from elsewhere may see it.
