@@ -1,7 +1,6 @@
 //! `alhambra database`: the databases of a cluster, through any of its nodes.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-use std::time::Duration;
 
 use alhambra_client::Error;
 use alhambra_proto::code::text;
@@ -13,6 +12,9 @@ use crate::failure::{Failure, Kind, OrFail};
 use crate::kv::yes;
 use crate::output::{Output, Table, print_json, print_raw};
 use crate::trusted::Trusted;
+
+const HOUR_MS: i64 = 3_600_000;
+const DAY_MS: i64 = 24 * HOUR_MS;
 
 /// Flags of `alhambra database`.
 #[derive(Debug, clap::Args)]
@@ -89,6 +91,12 @@ struct UpdateArgs {
     /// Kept and shown; whether a database is loaded is said by load and unload.
     #[arg(long, value_name = "BOOL")]
     autoload: Option<bool>,
+    /// Forget values by themselves that are older than so many days; 0 keeps them for ever. What is forgotten is gone for good.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    retention_days: Option<u32>,
+    /// How often it is looked for such values.
+    #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(1..=8_760))]
+    truncation_hours: Option<u32>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,8 +132,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
                 days => format!("older than {days} days"),
             };
             confirm(args.yes, name, &format!("All values of {name} that were written {kept} will be gone for good."))?;
-            let period = Duration::from_secs(86_400 * u64::from(args.keep_days));
-            let retention_ms = i64::try_from(period.as_millis()).expect("a few hundred years");
+            let retention_ms = DAY_MS * i64::from(args.keep_days);
             on(&args.of.common, async |client| client.truncate_database(name, retention_ms).await).await?;
             tell(args.of.common.output, name, "truncated")
         }
@@ -261,11 +268,24 @@ fn shown(info: &schema::DatabaseInfo) -> Value {
     })
 }
 
+/// What of truncation is to be changed.
+fn truncation(args: &UpdateArgs) -> Option<schema::TruncationNullableSettings> {
+    let time = |count: Option<u32>, unit_ms: i64| {
+        count.map(|count| schema::NullableMilliseconds { value: i64::from(count) * unit_ms })
+    };
+    let change = schema::TruncationNullableSettings {
+        retention_period: time(args.retention_days, DAY_MS),
+        truncation_frequency: time(args.truncation_hours, HOUR_MS),
+    };
+    (change != schema::TruncationNullableSettings::default()).then_some(change)
+}
+
 async fn update(args: UpdateArgs) -> Result<(), Failure> {
     let truth = |value: Option<bool>| value.map(|value| schema::NullableBool { value });
     let change = schema::DatabaseNullableSettings {
         exclude_commit_time: truth(args.exclude_commit_time),
         autoload: truth(args.autoload),
+        truncation_settings: truncation(&args),
         ..Default::default()
     };
     if change == schema::DatabaseNullableSettings::default() {
@@ -279,12 +299,26 @@ async fn update(args: UpdateArgs) -> Result<(), Failure> {
     let now = on(&args.of.common, async |client| client.update_database(name, change).await).await?;
     let exclude = now.exclude_commit_time.is_some_and(|setting| setting.value);
     let autoload = now.autoload.is_some_and(|setting| setting.value);
+    let truncation = now.truncation_settings.unwrap_or_default();
+    let retention_days = truncation.retention_period.unwrap_or_default().value / DAY_MS;
+    let truncation_hours = truncation.truncation_frequency.unwrap_or_default().value / HOUR_MS;
     match args.of.common.output {
-        Output::Json => print_json(&json!({ "database": name, "exclude_commit_time": exclude, "autoload": autoload })),
+        Output::Json => print_json(&json!({
+            "database": name,
+            "exclude_commit_time": exclude,
+            "autoload": autoload,
+            "retention_days": retention_days,
+            "truncation_hours": truncation_hours,
+        })),
         Output::Raw => print_raw(format!("{name}\n")),
         Output::Table => {
-            let mut table = Table::new(&["database", "exclude commit time", "autoload"]);
-            table.row([name.clone(), yes(exclude), yes(autoload)]);
+            let mut table = Table::new(&["database", "exclude commit time", "autoload", "retention", "looked for"]);
+            let retention = match retention_days {
+                0 => "none".to_owned(),
+                days => format!("{days} days"),
+            };
+            let every = format!("every {truncation_hours} hours");
+            table.row([name.clone(), yes(exclude), yes(autoload), retention, every]);
             print_raw(table.render())
         }
     }

@@ -32,6 +32,7 @@ use crate::health::{self, HttpListener, Pages};
 use crate::keys::{KeyError, NodeKey};
 use crate::metrics::Metrics;
 use crate::service::peers::{self, Peers};
+use crate::service::retention;
 use crate::service::settings::DatabaseSettings;
 use crate::service::{App, Choices};
 use crate::session::{Limits, Sessions};
@@ -193,6 +194,7 @@ impl Node {
             move || sessions.sweep()
         })));
         others.push(spawn(keep_settings(groups.clone())));
+        others.push(spawn(retention::keep_retention(app.clone())));
         if let Some(tls) = tls {
             let clock = env.clock.clone();
             others.push(spawn(every(config.certificate_check_interval, move || {

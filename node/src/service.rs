@@ -10,6 +10,7 @@ pub mod lifecycle;
 mod password;
 pub mod peers;
 pub mod resolve;
+pub mod retention;
 pub mod server;
 pub mod session;
 pub mod settings;

@@ -349,6 +349,11 @@ fn databases_are_made_unloaded_loaded_and_deleted() {
     refused(&["database", "update", "orders"], 2, "nothing to change");
     let changed = client.json(&["database", "update", "orders", "--exclude-commit-time", "true"]);
     assert_eq!(changed["exclude_commit_time"], json!(true));
+    assert_eq!((&changed["retention_days"], &changed["truncation_hours"]), (&json!(0), &json!(24)));
+    let changed = client.json(&["database", "update", "orders", "--retention-days", "30", "--truncation-hours", "1"]);
+    assert_eq!((&changed["retention_days"], &changed["truncation_hours"]), (&json!(30), &json!(1)));
+    assert_eq!(changed["exclude_commit_time"], json!(true), "what is not named stays");
+    refused(&["database", "update", "orders", "--truncation-hours", "0"], 2, "--truncation-hours");
     assert_eq!(client.json(&["database", "flush", "orders"]), json!({"database": "orders", "done": "flushed"}));
     // Perhaps the node was first; after it nothing is left.
     let merged = client.json(&["database", "compact", "orders"])["done"].clone();

@@ -9,11 +9,11 @@ use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_raft::forward::Written;
 use alhambra_raft::group::Level;
-use alhambra_raft::meta::{MetaError, TruncationOrder};
+use alhambra_raft::meta::{DatabaseRecord, MetaError, TruncationOrder};
 use alhambra_raft::strand::of_node;
 use alhambra_storage::Database;
 use alhambra_storage::apply::Rejection;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use crate::context::Call;
@@ -27,6 +27,17 @@ fn cutoff(now_ms: i64, retention_ms: i64) -> i64 {
     now_ms.saturating_sub(retention_ms).div_euclid(DAY_MS) * DAY_S
 }
 
+/// What an order to truncate came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Truncated {
+    /// The values are gone for every read on this node from now on.
+    Done,
+    /// Nothing is old enough.
+    NotReached,
+    /// The record of the database is another one by now; nothing was done.
+    Changed,
+}
+
 impl App {
     /// Has all values forgotten that were written before the day that lay `retention_ms` back; 0 for today.
     pub async fn truncate_database(&self, call: &Call, name: &str, retention_ms: i64) -> Result<()> {
@@ -35,46 +46,60 @@ impl App {
             if retention_ms != 0 && retention_ms < DAY_MS {
                 return Err(Error::RetentionPeriod { name: name.to_owned() });
             }
-            let replica = self.router.locate(name, call.deadline).await?;
-            if replica.database().settings().is_some_and(|settings| settings.replica) {
-                return Err(text::IS_REPLICA.into());
-            }
-            replica.barrier(Level::Linearizable, call.deadline).await?;
-            let cutoff = cutoff(self.env.clock.now_unix_ms(), retention_ms);
-            let database = replica.database().clone();
-            let found = self.env.blocking(of_node::MEMORY, move || {
-                let known = database.truncated_before();
-                newest_before(&database, known, cutoff)
-            });
-            let found =
-                timeout_at(call.deadline, found).await.map_err(|_| Error::GoesOn { what: "looking for old data" })?;
-            // Before the first transaction there is nothing, and what is forgotten already is not forgotten again.
-            let before = found.ok_or(Error::Stopping)??.filter(|tx| *tx > replica.database().truncated_before());
-            let before = before.filter(|tx| tx.get() > 1).ok_or(text::RETENTION_NOT_REACHED)?;
             let by = self.authenticate(call)?.user;
-            let order = TruncationOrder { before, cutoff, retention_ms, by: &by.name };
-            let citation = match self.groups.meta().order_truncation(&record, &order, call.deadline).await {
-                Err(MetaError::Conflict { .. }) => continue,
-                ordered => ordered?,
-            };
-            return match replica.truncate(citation, before, Vec::new(), call.deadline).await? {
-                Written::Committed(marker) => {
-                    // Whoever reads here from now on does not find them.
-                    let point = Level::AtLeast(marker.id);
-                    replica
-                        .barrier(point, call.deadline)
-                        .await
-                        .map_err(|_| Error::CommittedNotShown { tx: marker.id })?;
-                    tracing::info!(name, %before, marker = %marker.id, order = %citation.tx, "the database is truncated");
-                    Ok(())
-                }
-                // Somebody else was faster.
-                Written::Rejected(Rejection::NothingToPrune) => Err(text::RETENTION_NOT_REACHED.into()),
-                Written::Rejected(Rejection::Replica) => Err(text::IS_REPLICA.into()),
-                // The marker is metadata.
-                Written::Rejected(Rejection::MetadataUnsupported) => Err(text::METADATA_UNSUPPORTED.into()),
-                Written::Rejected(rejection) => Err(MetaError::Rejected { rejection }.into()),
-            };
+            match self.truncate(&record, retention_ms, &by.name, call.deadline).await? {
+                Truncated::Done => return Ok(()),
+                Truncated::NotReached => return Err(text::RETENTION_NOT_REACHED.into()),
+                Truncated::Changed => {}
+            }
+        }
+    }
+
+    /// The same for a database whose record was just read. `by` is who orders it.
+    pub(super) async fn truncate(
+        &self,
+        record: &DatabaseRecord,
+        retention_ms: i64,
+        by: &str,
+        deadline: Instant,
+    ) -> Result<Truncated> {
+        let replica = self.router.locate(&record.name, deadline).await?;
+        if replica.database().settings().is_some_and(|settings| settings.replica) {
+            return Err(text::IS_REPLICA.into());
+        }
+        replica.barrier(Level::Linearizable, deadline).await?;
+        let cutoff = cutoff(self.env.clock.now_unix_ms(), retention_ms);
+        let database = replica.database().clone();
+        let found = self.env.blocking(of_node::MEMORY, move || {
+            let known = database.truncated_before();
+            newest_before(&database, known, cutoff)
+        });
+        let found = timeout_at(deadline, found).await.map_err(|_| Error::GoesOn { what: "looking for old data" })?;
+        // Before the first transaction there is nothing, and what is forgotten already is not forgotten again.
+        let forgotten = replica.database().truncated_before();
+        let Some(before) = found.ok_or(Error::Stopping)??.filter(|tx| *tx > forgotten && tx.get() > 1) else {
+            return Ok(Truncated::NotReached);
+        };
+        let order = TruncationOrder { before, cutoff, retention_ms, by };
+        let citation = match self.groups.meta().order_truncation(record, &order, deadline).await {
+            Err(MetaError::Conflict { .. }) => return Ok(Truncated::Changed),
+            ordered => ordered?,
+        };
+        match replica.truncate(citation, before, Vec::new(), deadline).await? {
+            Written::Committed(marker) => {
+                // Whoever reads here from now on does not find them.
+                let point = Level::AtLeast(marker.id);
+                replica.barrier(point, deadline).await.map_err(|_| Error::CommittedNotShown { tx: marker.id })?;
+                let name = &record.name;
+                tracing::info!(name, by, %before, marker = %marker.id, order = %citation.tx, "the database is truncated");
+                Ok(Truncated::Done)
+            }
+            // Somebody else was faster.
+            Written::Rejected(Rejection::NothingToPrune) => Ok(Truncated::NotReached),
+            Written::Rejected(Rejection::Replica) => Err(text::IS_REPLICA.into()),
+            // The marker is metadata.
+            Written::Rejected(Rejection::MetadataUnsupported) => Err(text::METADATA_UNSUPPORTED.into()),
+            Written::Rejected(rejection) => Err(MetaError::Rejected { rejection }.into()),
         }
     }
 }

@@ -74,6 +74,16 @@ async fn what_cannot_be_truncated_is_refused() {
     assert_eq!(client.get("k0").await.unwrap().value, "v");
 }
 
+/// The text of the record in `systemdb` that the newest prune cites.
+fn cited(node: &alhambra_node::NodeHandle) -> String {
+    let prunes = node.groups().group_by_name(DATABASE).unwrap().database().prunes().unwrap();
+    let order = prunes.last().unwrap().order.unwrap();
+    let system = node.groups().group_by_name("systemdb").unwrap().database().clone();
+    assert_eq!(system.alh(order.tx).unwrap().0, order.alh);
+    let record = system.tx(order.tx).unwrap();
+    String::from_utf8(system.value(&record.entries[0]).unwrap().to_vec()).unwrap()
+}
+
 /// Closed segments of the database, by name.
 fn segments(disk: &MemVfs) -> BTreeMap<PathBuf, Vec<u8>> {
     let databases = Path::new("/data/databases");
@@ -148,11 +158,7 @@ async fn old_values_are_gone_from_every_node_and_their_proofs_hold() {
         let database = cluster.node(n).groups().group_by_name(DATABASE).unwrap().database().clone();
         let prunes = database.prunes().unwrap();
         assert_eq!(prunes.len(), 1);
-        let order = prunes[0].order.unwrap();
-        let system = cluster.node(n).groups().group_by_name("systemdb").unwrap().database().clone();
-        assert_eq!(system.alh(order.tx).unwrap().0, order.alh);
-        let record = system.tx(order.tx).unwrap();
-        let text = String::from_utf8(system.value(&record.entries[0]).unwrap().to_vec()).unwrap();
+        let text = cited(cluster.node(n));
         assert!(
             text.contains(&format!(r#""before":{last_old},"#)) && text.contains(r#""ordered_by":"immudb""#),
             "{text}"
@@ -175,4 +181,48 @@ async fn old_values_are_gone_from_every_node_and_their_proofs_hold() {
             client.prove(&mut state, tx).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_a_retention_period_is_truncated_by_itself() {
+    let cluster = Cluster::start(Duration::from_secs(20)).await;
+    cluster.clock.days(-3);
+    let admin = Client::on(cluster.node(0), "defaultdb").await;
+    admin.create(DATABASE).await;
+    admin.create("kept").await;
+    let client = Client::on(cluster.node(1), DATABASE).await;
+    let kept = Client::on(cluster.node(1), "kept").await;
+    for n in 0..5 {
+        client.set(&format!("old-{n}"), "old").await.unwrap();
+        kept.set(&format!("old-{n}"), "old").await.unwrap();
+    }
+    cluster.clock.days(0);
+    client.set("new", "new").await.unwrap();
+    let retention = |period: i64| schema::DatabaseNullableSettings {
+        truncation_settings: Some(schema::TruncationNullableSettings {
+            retention_period: Some(schema::NullableMilliseconds { value: period }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    // Nothing is so old; another period is looked at at once, not after the frequency of a day.
+    admin.update(DATABASE, retention(30 * DAY_MS)).await.unwrap();
+    let shown = client.settings().await.unwrap().truncation_settings.unwrap();
+    assert_eq!(shown.retention_period.map(|period| period.value), Some(30 * DAY_MS));
+    admin.update(DATABASE, retention(DAY_MS)).await.unwrap();
+    for n in 0..3 {
+        let client = Client::on(cluster.node(n), DATABASE).await;
+        eventually("old values are gone", async || client.get("old-0").await.is_err()).await;
+        let status = client.get("old-0").await.unwrap_err();
+        assert!(status.message().ends_with("was pruned; its hash and proofs are still there"), "{status:?}");
+        assert_eq!(client.get("new").await.unwrap().value, "new");
+        let text = cited(cluster.node(n));
+        assert!(
+            text.contains(&format!(r#""retention_ms":{DAY_MS},"#))
+                && text.contains(r#""ordered_by":"setting retention-period""#),
+            "{text}"
+        );
+        assert_eq!(Client::on(cluster.node(n), "kept").await.get("old-0").await.unwrap().value, "old");
+    }
+    client.prove(&mut TrustedState::empty(DATABASE.into()), 2).await;
 }
