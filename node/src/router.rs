@@ -24,6 +24,12 @@ const NEVER_MS: i64 = -62_135_596_800_000;
 /// How long a call waits for a database that is being opened on this node. Longer, and another node would be the better choice.
 const OPENING_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a call waits for what this node is about to have: with the rest of its time it may be made on another one.
+pub(crate) fn part_of(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 4
+}
+
 /// Calls on one database through this node.
 #[derive(Debug)]
 pub struct Load {
@@ -117,20 +123,35 @@ impl Router {
         Self { groups, clock, loads: RwLock::default() }
     }
 
-    /// The database of this name. Fails when there is none, when it is unloaded, or when it is not open here and will not be soon:
-    /// a new one is opened in a moment, one that is brought up to date after a crash is not.
-    pub async fn locate(&self, name: &str, deadline: Instant) -> Result<Replica> {
-        let mut found = self.groups.group_by_name(name);
-        if found.is_none() {
-            self.must_be_loaded(name)?;
-            found = self.groups.wait_open(name, deadline.min(Instant::now() + OPENING_WAIT)).await;
+    /// The database of this name, if it is open here. Fails when there is none, and when it is unloaded.
+    pub fn find(&self, name: &str) -> Result<Option<Replica>> {
+        match self.groups.group_by_name(name) {
+            Some(group) => Ok(Some(self.replica(name, group))),
+            None => self.must_be_loaded(name).map(|()| None),
         }
-        let Some(group) = found else {
-            self.must_be_loaded(name)?;
-            return Err(Error::Starting { what: "the database" });
-        };
+    }
+
+    /// The same, and waits for one that is being opened; not for another one that gets the name meanwhile. Fails when it will not be
+    /// open here soon: a new one is opened in a moment, one that is brought up to date after a crash is not.
+    pub async fn locate(&self, name: &str, deadline: Instant) -> Result<Replica> {
+        if let Some(replica) = self.find(name)? {
+            return Ok(replica);
+        }
+        let id = if name == SYSTEM_DATABASE { Some(GroupId(0)) } else { self.groups.meta().group_of(name) };
+        let id = id.ok_or(text::DATABASE_NOT_FOUND)?;
+        let until = part_of(deadline).min(Instant::now() + OPENING_WAIT);
+        match self.groups.wait_open(id, until).await {
+            Some(group) => Ok(self.replica(name, group)),
+            None => {
+                self.must_be_loaded(name)?;
+                Err(Error::Starting { what: "the database" })
+            }
+        }
+    }
+
+    fn replica(&self, name: &str, group: Arc<Group>) -> Replica {
         let counted = self.count(name, group.id());
-        Ok(Replica { group, counted })
+        Replica { group, counted }
     }
 
     /// Ends when the database is closed here while a call uses it, with what the call is told.

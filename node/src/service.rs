@@ -249,8 +249,17 @@ impl App {
     /// Lets a call on the selected database in, when its caller may make it.
     pub async fn enter(&self, call: &Call, method: &Method) -> Result<Context> {
         let (caller, database) = self.selected(call)?;
-        let replica = self.router.locate(&database, call.deadline).await?;
+        let found = self.router.find(&database)?;
         must_be_granted(&caller, &database, method)?;
+        let replica = match found {
+            Some(replica) => replica,
+            None => {
+                let replica = self.router.locate(&database, call.deadline).await?;
+                // Rights may have gone while it was waited for.
+                self.must_be_current(&caller, text::INVALID_TOKEN)?;
+                replica
+            }
+        };
         Ok(Context { replica, deadline: call.deadline, level: call.level })
     }
 

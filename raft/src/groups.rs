@@ -302,9 +302,9 @@ impl Groups {
         self.hosting.by_name(name)
     }
 
-    /// As [`Self::group_by_name`], and waits for one that is being opened; None at the deadline, and at once when it has trouble.
-    pub async fn wait_open(&self, name: &str, deadline: Instant) -> Option<Arc<Group>> {
-        self.hosting.wait_found(name, deadline).await
+    /// Waits for a group that is being opened; None at the deadline, and at once when it has trouble or is being closed.
+    pub async fn wait_open(&self, id: GroupId, deadline: Instant) -> Option<Arc<Group>> {
+        self.hosting.wait_found(id, deadline).await
     }
 
     /// Whether this node may be sent traffic, and what is missing.

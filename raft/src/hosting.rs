@@ -145,18 +145,17 @@ impl Hosting {
         look(self.groups.read().values().rev().find(|hosted| hosted.name == name))
     }
 
-    /// Waits until the newest group of this name is open. None at the deadline, and when it has trouble or is being closed.
-    pub(crate) async fn wait_found(&self, name: &str, deadline: Instant) -> Option<Arc<Group>> {
+    /// Waits until this group is open. None at the deadline, and when it has trouble or is being closed.
+    pub(crate) async fn wait_found(&self, id: GroupId, deadline: Instant) -> Option<Arc<Group>> {
         let mut changes = self.changes.subscribe();
         let found = async {
             loop {
                 changes.mark_unchanged();
-                let (found, is_hopeless) = self.newest(name, |hosted| {
-                    (
-                        hosted.and_then(Hosted::found),
-                        hosted.is_some_and(|hosted| hosted.trouble.is_some() || hosted.is_unwanted()),
-                    )
-                });
+                // One that nobody has begun to open here yet is waited for too.
+                let (found, is_hopeless) =
+                    self.groups.read().get(&id).map_or((None, false), |hosted| {
+                        (hosted.found(), hosted.trouble.is_some() || hosted.is_unwanted())
+                    });
                 if found.is_some() || is_hopeless {
                     return found;
                 }

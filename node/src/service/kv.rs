@@ -21,6 +21,7 @@ use super::walk::{HistoryWalk, ScanWalk};
 use super::{App, ENTRIES_PER_TURN, import};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::router::part_of;
 
 /// A value as it is to be written.
 #[derive(Clone, Debug)]
@@ -488,14 +489,14 @@ pub(crate) async fn take_turns(n: usize) {
     }
 }
 
-/// Settings in force. A new database has none here until its first command is applied, for which the call waits to its deadline.
+/// Settings in force. A new database has none here until its first command is applied, for which the call waits a part of its time.
 pub(crate) async fn settings(cx: &Context) -> Result<Settings> {
     let database = cx.replica.database();
     if let Some(settings) = database.settings() {
         return Ok(settings);
     }
     let mut applied = cx.replica.watch_applied();
-    let _ = timeout_at(cx.deadline, applied.wait_for(|_| database.settings().is_some())).await;
+    let _ = timeout_at(part_of(cx.deadline), applied.wait_for(|_| database.settings().is_some())).await;
     database.settings().ok_or(Error::Starting { what: "the database" })
 }
 

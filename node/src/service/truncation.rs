@@ -89,7 +89,8 @@ impl App {
             Written::Committed(marker) => {
                 // Whoever reads here from now on does not find them.
                 let point = Level::AtLeast(marker.id);
-                replica.barrier(point, deadline).await.map_err(|_| Error::CommittedNotShown { tx: marker.id })?;
+                let shown = replica.barrier(point, deadline).await;
+                shown.map_err(|error| Error::from(error).after_commit(marker.id))?;
                 let name = &record.name;
                 tracing::info!(name, by, %before, marker = %marker.id, order = %citation.tx, "the database is truncated");
                 Ok(Truncated::Done)
