@@ -237,6 +237,7 @@ async fn run(replicas: u64, seconds: u64, dir: PathBuf) {
             settings: Settings::DEFAULT,
             dir: dir.join(id.to_string()),
             node_id: id,
+            first_members: BTreeMap::new(),
         };
         let calls = Calls { nodes: nodes.clone(), to: id };
         let group = Group::start(env, spec, Tuning::default(), calls.clone(), Arc::new(calls)).await;

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,6 +73,8 @@ pub struct GroupSpec {
     pub dir: PathBuf,
     /// This node.
     pub node_id: u64,
+    /// Node id and peer address of the members that the group begins with; empty where this replica must not begin it.
+    pub first_members: BTreeMap<u64, String>,
 }
 
 /// Timing and bounds of a group. Node-local: replicas may differ.
@@ -391,6 +394,10 @@ impl Group {
         let log_store =
             LogStore::open(database.clone(), strands.clone(), gate.clone(), failure.clone(), tuning.read_batch_bytes)
                 .map_err(|e| storage_error(e.into()))?;
+        if !spec.first_members.is_empty() && log_store.has_only_voted() {
+            log_store.begin(&spec.first_members).await.map_err(|e| storage_error(e.into()))?;
+            tracing::info!(group = %spec.group, name = spec.name, "the group begins here: no entry had come with the vote");
+        }
         let own_log = log_store.clone();
         let state_machine = StateMachine::new(
             env.vfs.clone(),
@@ -460,6 +467,12 @@ impl Group {
     /// Whether the group has members: it was initialised here, or this replica has heard of a leader.
     pub async fn is_initialized(&self) -> bool {
         self.replica.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// Stops the replica, to be opened again: then it begins the group itself, see [`GroupSpec::first_members`].
+    pub(crate) fn begin_anew(&self) {
+        let gone = io::Error::new(io::ErrorKind::TimedOut, "whoever began the group was not heard of again");
+        self.replica.failure.fail("no first entry came", &gone);
     }
 
     /// Number of the group.

@@ -49,6 +49,10 @@ const INITIALISE_GRACE: Duration = Duration::from_secs(2);
 const BOOTSTRAP_WAIT: Duration = Duration::from_secs(10);
 /// Wait before a failed attempt is repeated.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
+/// After records of `systemdb` could not be read, before they are read again.
+const REREAD_WAIT: Duration = Duration::from_secs(1);
+/// How long the first entry of a new group may take to come here from whoever began it.
+const FIRST_ENTRY_WAIT: Duration = Duration::from_secs(10);
 /// How often a wait looks at what nothing wakes it for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a node that stops tries to hand its leaderships over.
@@ -420,7 +424,7 @@ impl Groups {
         *self.server.network.write() = Some(network.clone());
         self.spawn(self.clone().watch_company(identity.clone(), network.clone(), channels));
         let spec = self.system_spec(&identity);
-        let (group, unwanted) = match self.open_system(&identity, spec.clone(), &network).await {
+        let (group, unwanted) = match self.open_system(spec.clone(), &network).await {
             Some(Ok(opened)) => opened,
             Some(Err(error)) => return self.fail(StartError::SystemDatabase(error)),
             None => return,
@@ -447,6 +451,7 @@ impl Groups {
                 biased;
                 changed = applied.changed() => changed,
                 () = self.reconsider.notified() => continue,
+                () = sleep(REREAD_WAIT), if self.meta.is_incomplete() => continue,
             };
             if changed.is_err() {
                 // Its disk failed; it is being opened again.
@@ -502,12 +507,16 @@ impl Groups {
             settings: self.spec.settings.clone(),
             dir: self.spec.dir.join(SYSTEM_DATABASE),
             node_id: identity.node_id,
+            // Only the initiator begins: a member that has lost its files must not invent a new beginning.
+            first_members: match identity.initiator == identity.node_id {
+                true => identity.members.clone(),
+                false => BTreeMap::new(),
+            },
         }
     }
 
     async fn open_system(
         &self,
-        identity: &Identity,
         spec: GroupSpec,
         network: &Arc<Network>,
     ) -> Option<Result<(Arc<Group>, watch::Receiver<bool>), GroupError>> {
@@ -518,9 +527,8 @@ impl Groups {
             Err(error) => return Some(Err(error)),
         };
         self.hosting.settle(id, Ok(group.clone()));
-        // Only the initiator initialises: a member that has lost its files must not invent a new beginning.
-        if identity.initiator == identity.node_id && !group.is_initialized().await {
-            initialise(&group, &identity.members).await;
+        if !spec.first_members.is_empty() && !group.is_initialized().await {
+            initialise(&group, &spec.first_members).await;
         }
         Some(Ok((group, unwanted)))
     }
@@ -620,6 +628,7 @@ impl Groups {
             settings: record.settings.clone(),
             dir: self.dir_of(&record),
             node_id,
+            first_members: record.members.clone(),
         };
         let Ok(permit) = opening.acquire().await else { return };
         // One whose disk fails must not keep others from being opened.
@@ -636,6 +645,7 @@ impl Groups {
         tokio::select! {
             biased;
             _ = until_unwanted(&mut unwanted) => {}
+            () = group.ended() => {}
             () = begin(&group, &record, node_id) => {}
         }
         self.keep_open(group, spec, network, unwanted).await;
@@ -723,11 +733,21 @@ async fn begin(group: &Group, record: &DatabaseRecord, node_id: u64) {
     if !begun {
         initialise(group, &record.members).await;
     }
+    // With a vote alone the core does not let the group be initialised.
+    if timeout(FIRST_ENTRY_WAIT, until_first_entry(group)).await.is_err() {
+        group.begin_anew();
+    }
 }
 
 async fn until_initialised(group: &Group) {
     while !group.is_initialized().await {
         sleep(RETRY_WAIT).await;
+    }
+}
+
+async fn until_first_entry(group: &Group) {
+    while group.database().ledger().last_log_id().is_none() {
+        sleep(LOOK_AGAIN).await;
     }
 }
 

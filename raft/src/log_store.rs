@@ -13,6 +13,7 @@
 //! A full disk is waited for: appends, and votes behind them, stay unanswered until there is space, and then go on in their
 //! order. Any other failure of the disk stops the replica.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -20,14 +21,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use alhambra_ledger::ids::{LogId, LogIndex};
+use alhambra_ledger::ids::{LogId, LogIndex, Term};
 use alhambra_storage::database::Database;
 use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::plant::{Plant, is_planted};
 use alhambra_storage::segment::{Frame, FrameKind, Position};
 use futures::{Stream, stream};
-use openraft::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{BasicNode, EntryPayload};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, RwLock};
 
@@ -132,6 +133,29 @@ impl LogStore {
 
     fn purged(&self) -> Option<LogId> {
         self.0.state.lock().purged
+    }
+
+    /// Whether this replica has voted and has no entry: whoever began the group was not heard of again. The core takes neither
+    /// elections nor another beginning then.
+    pub(crate) fn has_only_voted(&self) -> bool {
+        let state = self.0.state.lock();
+        let voted = state.vote.is_some_and(|vote| vote.leader_id.term > 0);
+        voted && state.purged.is_none() && self.0.database.ledger().last_log_id().is_none()
+    }
+
+    /// Writes the entry with which every group begins, the same on every member. Before the core starts.
+    pub(crate) async fn begin(&self, members: &BTreeMap<u64, String>) -> Result<(), StorageError> {
+        let nodes: BTreeMap<u64, BasicNode> = members.iter().map(|(id, addr)| (*id, BasicNode::new(addr))).collect();
+        let first = RaftEntry {
+            log_id: to_raft_log_id(LogId { term: Term(0), index: LogIndex(0) }),
+            payload: EntryPayload::Membership(nodes.into()),
+        };
+        let (shared, frame) = (self.0.clone(), frame_of_entry(first));
+        let written = self.0.strands.log.run(move || {
+            shared.database.ledger().stage(&[frame])?;
+            shared.database.ledger().flush().map(drop)
+        });
+        written.await.unwrap_or(Err(StorageError::Poisoned))
     }
 
     /// Entries of `from..to`, as many as fit into `bytes_max`, at least one when there is one.
@@ -241,6 +265,10 @@ impl Shared {
             if self.waits_for_space.load(Ordering::Acquire) {
                 return None;
             }
+        }
+        // A candidate promises with its vote what stands in its log, the entry that begins the group first of all.
+        if self.failure.get().is_some() {
+            return Some(Err(StorageError::Poisoned));
         }
         if is_planted(Plant::ForgetVote) && self.database.load_vote().is_ok_and(|vote| vote.is_some()) {
             return Some(Ok(()));

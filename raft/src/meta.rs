@@ -13,6 +13,7 @@ mod record;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
 use alhambra_ledger::kv::{set_key, set_value};
@@ -186,6 +187,8 @@ struct Inner {
     members: RwLock<BTreeMap<u64, String>>,
     records: RwLock<Records>,
     changes: watch::Sender<TxId>,
+    /// See [`Meta::is_incomplete`].
+    incomplete: AtomicBool,
     hosting: Arc<Hosting>,
 }
 
@@ -265,32 +268,38 @@ impl Meta {
     ) -> Result<(DatabaseRecord, bool), MetaError> {
         let name = new.name.clone();
         self.barrier(deadline).await?;
-        let existed = if name == SYSTEM_DATABASE {
+        let made = if name == SYSTEM_DATABASE {
             return Err(MetaError::Exists { name });
         } else if self.database(&name).is_some() {
-            true
+            None
         } else {
             let json = self.database_json(new);
             let key = database_key(&name);
             let preconditions = vec![Precondition::MustNotExist(key.clone())];
             match self.write(vec![entry(key, &json)], preconditions, deadline).await? {
-                Written::At(_) => false,
+                Written::At(tx) => Some(tx),
                 // Another call was faster.
                 Written::Refused(_) => {
                     self.barrier(deadline).await?;
-                    true
+                    None
                 }
             }
         };
-        if existed && !if_not_exists {
+        if made.is_none() && !if_not_exists {
             return Err(MetaError::Exists { name });
         }
-        let record = self.database(&name).ok_or_else(|| MetaError::NotFound { name: name.clone() })?;
+        let record = match (self.database(&name), made) {
+            (Some(record), Some(tx)) if record.group.get() == tx.get() => record,
+            // Made, and by now deleted by somebody else, who may have made another one.
+            (_, Some(tx)) => return Err(MetaError::NotShown { tx }),
+            (Some(record), None) => record,
+            (None, None) => return Err(MetaError::NotFound { name }),
+        };
         // One that exists may be closed, which is nobody's to wait for.
         if record.loaded {
             self.wait_serving(&name, deadline).await?;
         }
-        Ok((record, existed))
+        Ok((record, made.is_none()))
     }
 
     /// Records other settings for a database. `expected` is the record that the caller has read; [`MetaError::Conflict`] tells
@@ -362,6 +371,7 @@ impl Meta {
                 members: RwLock::default(),
                 records: RwLock::default(),
                 changes: watch::Sender::new(TxId(0)),
+                incomplete: AtomicBool::new(false),
                 hosting,
             }),
         }
@@ -384,23 +394,32 @@ impl Meta {
         let Ok(group) = self.group() else { return };
         let snapshot = group.database().snapshot();
         let tx = snapshot.tx();
-        if *self.inner.changes.borrow() == tx {
+        let is_new = *self.inner.changes.borrow() != tx;
+        if !is_new && !self.is_incomplete() {
             return;
         }
         let mut records = self.inner.records.write();
         let refused = match records.refresh(&snapshot) {
             Ok(refused) => refused,
             Err(error) => {
-                // The next call tries again.
                 tracing::warn!(%error, "the records of systemdb cannot be read now");
+                self.inner.incomplete.store(true, Ordering::Release);
                 return;
             }
         };
         drop(records);
-        for error in refused {
-            tracing::error!(%error, "a record of systemdb is ignored");
+        self.inner.incomplete.store(refused.iter().any(RecordError::may_pass), Ordering::Release);
+        if is_new {
+            for error in refused {
+                tracing::error!(%error, source = ?std::error::Error::source(&error), "a record of systemdb is ignored");
+            }
         }
         self.inner.changes.send_replace(tx);
+    }
+
+    /// Whether some record could not be read that may be readable later: it is read again then.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.inner.incomplete.load(Ordering::Acquire)
     }
 
     /// What the first leader writes: the nodes, the first user, the default database. Answers whether it is there.

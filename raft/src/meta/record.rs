@@ -287,6 +287,13 @@ pub enum RecordError {
     },
 }
 
+impl RecordError {
+    /// Whether it may be readable later: what has rotted on one node is mended from the others.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Storage { .. })
+    }
+}
+
 fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     if text.len() != 2 * N || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
@@ -448,7 +455,10 @@ fn refresh<T>(
             }
             Err(error) => {
                 errors.push(error);
-                new.extend(old.remove(name).map(|kept| (name.to_owned(), kept)));
+                // What nobody can read may have taken rights away.
+                if prefix != USER {
+                    new.extend(old.remove(name).map(|kept| (name.to_owned(), kept)));
+                }
             }
         }
     }

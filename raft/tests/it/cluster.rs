@@ -512,6 +512,8 @@ pub struct Cluster {
     slow: bool,
     tuning: Tuning,
     settings: Settings,
+    /// See [`GroupSpec`].
+    pub first_members: BTreeMap<u64, String>,
 }
 
 impl Cluster {
@@ -538,6 +540,15 @@ impl Cluster {
         tuning: Tuning,
         settings: Settings,
     ) -> Self {
+        let cluster = Self::unformed(voters, segment_bytes, slow, tuning, settings).await;
+        let members = (1..=voters).map(|id| (id, node(id))).collect();
+        cluster.group(1).initialize(members).await.unwrap();
+        cluster.leader().await;
+        cluster
+    }
+
+    /// Nodes that do not know of each other.
+    pub async fn unformed(voters: u64, segment_bytes: u64, slow: bool, tuning: Tuning, settings: Settings) -> Self {
         let mut cluster = Self {
             switch: Switch::default(),
             machines: BTreeMap::new(),
@@ -546,13 +557,11 @@ impl Cluster {
             slow,
             tuning,
             settings,
+            first_members: BTreeMap::new(),
         };
         for id in 1..=voters {
             cluster.start(id).await;
         }
-        let members = (1..=voters).map(|id| (id, node(id))).collect();
-        cluster.group(1).initialize(members).await.unwrap();
-        cluster.leader().await;
         cluster
     }
 
@@ -592,6 +601,7 @@ impl Cluster {
             settings: self.settings.clone(),
             dir: PathBuf::from("/data/db"),
             node_id: id,
+            first_members: self.first_members.clone(),
         }
     }
 

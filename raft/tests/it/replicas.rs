@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use alhambra_ledger::ids::{LogIndex, TxId};
-use alhambra_raft::error::{ProposeError, ReadError};
+use alhambra_ledger::ids::{LogId, LogIndex, Term, TxId};
+use alhambra_raft::error::{MembershipError, ProposeError, ReadError};
 use alhambra_raft::group::{Level, Role, Tuning};
+use alhambra_raft::types::to_raft_log_id;
 use alhambra_storage::apply::Outcome;
-use alhambra_storage::command::RequestId;
+use alhambra_storage::command::{RequestId, Settings};
 use futures::future::join_all;
+use openraft::impls::Vote;
+use openraft::impls::leader_id_std::LeaderId;
+use openraft::raft::VoteRequest;
 
-use crate::cluster::{Cluster, after, get, peek, put, revisions, run, set, settled, until};
+use crate::cluster::{Cluster, after, get, node, peek, put, revisions, run, set, settled, until};
 
 #[test]
 fn a_write_through_any_node_is_seen_through_every_node() {
@@ -28,6 +32,35 @@ fn a_write_through_any_node_is_seen_through_every_node() {
                 assert!(point.tx >= tx);
             }
         }
+        cluster.assert_equal().await;
+    });
+}
+
+/// Whoever begins a group asks for votes before its first entry is anywhere else. When it is gone then, the others have a vote and
+/// no entry, with which the core takes neither elections nor another beginning.
+#[test]
+fn a_group_whose_beginner_is_gone_after_the_votes_is_begun_by_the_others() {
+    run(async {
+        let mut cluster = Cluster::unformed(3, 64 << 20, false, Tuning::default(), Settings::DEFAULT).await;
+        for id in [1, 3] {
+            let vote = Vote { leader_id: LeaderId { term: 1, voted_for: 2 }, committed: false };
+            let first = Some(to_raft_log_id(LogId { term: Term(0), index: LogIndex(0) }));
+            let request = VoteRequest { vote, last_log_id: first, leadership_transfer: false };
+            let answer = cluster.group(id).raft().vote(request).await.unwrap();
+            assert!(answer.vote_granted, "{answer:?}");
+        }
+        cluster.stop(2).await;
+        let begun = cluster.group(1).initialize([(1, node(1))].into()).await;
+        assert!(matches!(begun, Err(MembershipError::AlreadyInitialised)), "{begun:?}");
+        cluster.first_members = (1..=3).map(|id| (id, node(id).addr)).collect();
+        for id in [1, 3] {
+            cluster.stop(id).await;
+            cluster.start(id).await;
+        }
+        let leader = cluster.leader().await;
+        put(&cluster.group(leader), "first", "v").await.unwrap();
+        cluster.start(2).await;
+        put(&cluster.group(2), "second", "v").await.unwrap();
         cluster.assert_equal().await;
     });
 }
