@@ -15,6 +15,8 @@ use crate::model::proof::Header;
 
 /// Transactions, versions or keys of one answer.
 const BATCH: u32 = 250;
+/// Header in which a call says how new what it reads has to be.
+const READ_LEVEL: &str = "alhambra-read-level";
 /// Largest answer that is taken, bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -77,13 +79,21 @@ impl Reader {
         let text = |text: &str| text.parse().map_err(|_| Status::internal("not header text"));
         let mut request = Request::new(message);
         request.metadata_mut().insert("sessionid", text(&self.session)?);
-        request.metadata_mut().insert("alhambra-read-level", text("local")?);
+        request.metadata_mut().insert(READ_LEVEL, text("local")?);
         Ok(request)
     }
 
     /// The newest transaction that this node has applied, and its Alh.
     pub async fn state(&mut self) -> Result<(u64, Vec<u8>), Status> {
         let request = self.local(())?;
+        let state = bounded(self.deadline, self.api.current_state(request)).await?;
+        Ok((state.tx_id, state.tx_hash.to_vec()))
+    }
+
+    /// The newest transaction that was acknowledged by whatever node, and its Alh.
+    pub async fn newest(&mut self) -> Result<(u64, Vec<u8>), Status> {
+        let mut request = self.local(())?;
+        request.metadata_mut().remove(READ_LEVEL);
         let state = bounded(self.deadline, self.api.current_state(request)).await?;
         Ok((state.tx_id, state.tx_hash.to_vec()))
     }

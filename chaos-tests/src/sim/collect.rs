@@ -122,7 +122,8 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Waits until all nodes have the same newest transaction of a database; nothing when it is there no more.
+    /// Waits until all nodes have the newest transaction of a database that was acknowledged; nothing when it is there no more. That
+    /// they are alike is not enough: without a leader they may be alike in what they do not know yet.
     async fn alike(&self, name: &str, inside: &[usize], until: Instant) -> Result<Option<Vec<Open>>, String> {
         loop {
             let (mut states, mut open) = (Vec::new(), Vec::new());
@@ -137,7 +138,11 @@ impl Collector<'_> {
                 };
                 states.push(state.map_err(|e| format!("{}: {e}", NAMES[*node])));
             }
-            if states.iter().all(|state| state.is_ok() && state == &states[0]) {
+            let newest = match open.first_mut() {
+                Some(open) => open.reader.newest().await.map_err(|e| e.to_string()),
+                None => Err("it is open nowhere".to_string()),
+            };
+            if newest.is_ok() && states.iter().all(|state| *state == newest) {
                 return Ok(Some(open));
             }
             if name != DATABASE
@@ -149,7 +154,8 @@ impl Collector<'_> {
             if Instant::now() > until {
                 let patience = self.patience;
                 return Err(format!(
-                    "liveness: the nodes did not converge in {name} within {patience:?} after healing: {states:?}"
+                    "liveness: the nodes did not converge in {name} within {patience:?} after healing: {states:?}, the newest: \
+                     {newest:?}"
                 ));
             }
             pause().await;
