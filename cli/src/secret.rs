@@ -2,10 +2,10 @@
 //! every user of the machine can see.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal as _, Write as _};
+use std::io::{self, BufRead, BufReader, IsTerminal as _, Read, Write as _};
 use std::path::Path;
 
-use rustix::termios::{self, LocalModes, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
 use crate::failure::{Failure, Kind, OrFail};
 
@@ -96,14 +96,35 @@ pub fn ask(prompt: &str) -> Result<String, Failure> {
         let terminal = File::options().read(true).write(true).open(TERMINAL)?;
         let quiet = Quiet::on(&terminal)?;
         (&terminal).write_all(prompt.as_bytes())?;
-        let line = line_of(&mut BufReader::new(&terminal));
+        let entered = entered(&mut &terminal);
         drop(quiet);
-        line
+        if entered.is_err() {
+            (&terminal).write_all(b"\n")?;
+        }
+        entered
     };
     asked().or_fail("reading the password", "give the command again at a terminal")
 }
 
-/// A terminal that does not show what is entered, but that a line has ended.
+/// What Ctrl-C sends.
+const INTERRUPT: u8 = 3;
+
+/// A line of a terminal; an error when whoever is asked gives up, by Ctrl-C or the end of the input.
+fn entered(terminal: &mut impl Read) -> io::Result<String> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        match terminal.read(&mut byte)? {
+            1 if byte[0] == b'\n' => break,
+            1 if byte[0] != INTERRUPT => line.extend(byte),
+            _ => return Err(io::Error::other("nothing was entered")),
+        }
+    }
+    String::from_utf8(line).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// A terminal that does not show what is entered, but that a line has ended. Ctrl-C ends a line as well, and not the process, which
+/// would leave the terminal as it is.
 struct Quiet<'t> {
     terminal: &'t File,
     before: Termios,
@@ -113,7 +134,8 @@ impl<'t> Quiet<'t> {
     fn on(terminal: &'t File) -> io::Result<Self> {
         let before = termios::tcgetattr(terminal)?;
         let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
+        quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+        quiet.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
         quiet.local_modes.insert(LocalModes::ECHONL | LocalModes::ICANON);
         termios::tcsetattr(terminal, OptionalActions::Flush, &quiet)?;
         Ok(Self { terminal, before })
@@ -147,5 +169,14 @@ mod tests {
         assert_eq!(line_of(&mut reader).unwrap(), "first ");
         assert_eq!(line_of(&mut reader).unwrap(), "second");
         assert_eq!(line_of(&mut reader).unwrap(), "");
+    }
+
+    #[test]
+    fn whoever_gives_up_has_entered_nothing() {
+        assert_eq!(entered(&mut &b"pass \nmore"[..]).unwrap(), "pass ");
+        assert_eq!(entered(&mut &b"\n"[..]).unwrap(), "");
+        for given_up in [&b""[..], b"pas", b"pass\x03", b"\x03\n"] {
+            assert_eq!(entered(&mut &given_up[..]).unwrap_err().to_string(), "nothing was entered");
+        }
     }
 }

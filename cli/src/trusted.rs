@@ -155,6 +155,11 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::OtherServer { .. } => {
             Failure::failed(what, "name only nodes of one cluster with --endpoint; a new cluster is another server")
         }
+        Error::NotKept { .. } => Failure::new(
+            Kind::OutcomeUnknown,
+            what,
+            "the write stands: do not repeat it; make the state folder writable or name another with --state-dir",
+        ),
         Error::State(_) => Failure::failed(
             what,
             "make the state folder writable, name another with --state-dir, or remove the file to trust anew",

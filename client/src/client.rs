@@ -266,7 +266,7 @@ impl Client {
         let reply = connection
             .call("set", Kind::Write, connection.deadline(), request, async |mut c, r| c.set(r).await)
             .await?;
-        header("set", &reply)
+        written("set", &reply)
     }
 
     /// Writes a reference to `target` under `key`, which leads to its newest value, or with an `at_tx` other than 0 to what that
@@ -284,7 +284,7 @@ impl Client {
                 c.set_reference(r).await
             })
             .await?;
-        header("set_reference", &reply)
+        written("set_reference", &reply)
     }
 
     /// Adds `key` with a score to a sorted set; `at_tx` as for [`Self::set_reference`].
@@ -300,7 +300,7 @@ impl Client {
         let reply = connection
             .call("z_add", Kind::Write, connection.deadline(), request, async |mut c, r| c.z_add(r).await)
             .await?;
-        header("z_add", &reply)
+        written("z_add", &reply)
     }
 
     /// Members of a sorted set, by score.
@@ -335,7 +335,7 @@ impl Client {
         let reply = connection
             .call("delete", Kind::Write, connection.deadline(), request, async |mut c, r| c.delete(r).await)
             .await?;
-        header("delete", &reply)
+        written("delete", &reply)
     }
 
     /// The newest value of a key.
@@ -608,6 +608,7 @@ pub(crate) fn set_request(pairs: &[KeyValue]) -> schema::SetRequest {
     schema::SetRequest { k_vs: pairs.iter().map(key_value).collect(), no_wait: false, preconditions: Vec::new() }
 }
 
-pub(crate) fn header(call: &'static str, header: &schema::TxHeader) -> Result<TxHeader, Error> {
-    header.try_into().map_err(|source| Error::Malformed { call, source })
+/// The header in the answer of a write, which is there when it has been done.
+pub(crate) fn written(call: &'static str, header: &schema::TxHeader) -> Result<TxHeader, Error> {
+    header.try_into().map_err(|source| Error::Malformed { call, source }.after_writing(call))
 }

@@ -156,22 +156,36 @@ impl Connection {
         self.database.read().await.clone()
     }
 
-    /// Selects another database where nobody logs in; when that one is not served, the selection stays.
+    /// Selects another database where nobody logs in, once an endpoint serves it; until then, and if none does, the selection stays.
     pub(crate) async fn reselect(&self, name: &str) -> Result<(), Error> {
-        let before = self.database().await;
-        self.select(name.to_owned()).await;
-        let health = async |mut service: Service, request| service.health(request).await;
-        let selected = self.call("use_database", Kind::Read, self.deadline(), (), health).await;
-        if selected.is_err() {
-            self.select(before).await;
+        let deadline = self.deadline();
+        let mut backoff = Backoff::new();
+        let mut last = None;
+        loop {
+            for left in (1..=self.targets.len()).rev() {
+                let index = self.preferred.load(Ordering::Relaxed);
+                match self.log_in(index, name, share(deadline, left)).await {
+                    Ok(session) => {
+                        // Both or neither, also for whoever calls meanwhile.
+                        let mut sessions = self.sessions.lock().await;
+                        let mut database = self.database.write().await;
+                        name.clone_into(&mut database);
+                        sessions.fill(None);
+                        sessions[index] = Some(Arc::new(session));
+                        return Ok(());
+                    }
+                    Err(LoginFailure::Final(error)) => return Err(error),
+                    Err(LoginFailure::Elsewhere(status)) => {
+                        last = status.or(last);
+                        self.leave(index);
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Unavailable { call: "use_database", last });
+            }
+            sleep_until((Instant::now() + backoff.pause()).min(deadline)).await;
         }
-        selected.map(drop)
-    }
-
-    async fn select(&self, name: String) {
-        let mut sessions = self.sessions.lock().await;
-        *self.database.write().await = name;
-        sessions.fill(None);
     }
 
     /// Logins from now on select `name`; sessions elsewhere, which have another one selected, are forgotten.
@@ -276,7 +290,8 @@ impl Connection {
         if let Some(session) = &sessions[index] {
             return Ok(Arc::clone(session));
         }
-        let session = match self.log_in(index, deadline).await {
+        let database = self.database().await;
+        let session = match self.log_in(index, &database, deadline).await {
             Ok(session) => Arc::new(session),
             Err(failure) => {
                 if matches!(failure, LoginFailure::Elsewhere(_)) {
@@ -294,11 +309,11 @@ impl Connection {
         self.credentials.is_some()
     }
 
-    async fn log_in(&self, index: usize, deadline: Instant) -> Result<Session, LoginFailure> {
+    async fn log_in(&self, index: usize, database: &str, deadline: Instant) -> Result<Session, LoginFailure> {
         let target = &self.targets[index];
         let (server_uuid, pass) = match &self.credentials {
-            Some(credentials) => self.open_session(target, credentials, deadline).await?,
-            None => self.look_around(target, deadline).await?,
+            Some(credentials) => open_session(target, credentials, database, deadline).await?,
+            None => look_around(target, database, deadline).await?,
         };
         let mut known = self.server_uuid.write().await;
         match &*known {
@@ -313,48 +328,6 @@ impl Connection {
             None => *known = Some(server_uuid),
         }
         Ok(Session { target: index, service: target.service.clone(), pass })
-    }
-
-    async fn open_session(
-        &self,
-        target: &Target,
-        credentials: &Credentials,
-        deadline: Instant,
-    ) -> Result<(String, Option<Pass>), LoginFailure> {
-        let request = OpenSessionRequest {
-            username: credentials.user.clone().into(),
-            password: credentials.password.clone().into(),
-            database_name: self.database().await,
-        };
-        let mut service = target.service.clone();
-        let opened = async |request| service.open_session(request).await;
-        let opened = attempt(target, "open_session", request, deadline, opened).await?.into_inner();
-        let id = opened.session_id.parse().map_err(|_| LoginFailure::Final(Error::BadSessionId))?;
-        Ok((opened.server_uuid, Some((SESSION_KEY, id))))
-    }
-
-    /// Finds out which server it is, and how its database is reached where nobody logs in: without anything when authentication
-    /// is off, with a token in maintenance mode.
-    async fn look_around(&self, target: &Target, deadline: Instant) -> Result<(String, Option<Pass>), LoginFailure> {
-        let mut service = target.service.clone();
-        let health = async |request| service.health(request).await;
-        let reply = attempt(target, "health", (), deadline, health).await?;
-        let uuid = reply.metadata().get(UUID_KEY).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default().to_owned();
-        let database = Database { database_name: self.database().await };
-        let mut service = target.service.clone();
-        let select = async |request| service.use_database(request).await;
-        match attempt(target, "use_database", database.clone(), deadline, select).await {
-            Ok(reply) => {
-                let token = reply.into_inner().token.parse();
-                Ok((uuid, Some((TOKEN_KEY, token.map_err(|_| LoginFailure::Final(Error::BadSessionId))?))))
-            }
-            Err(LoginFailure::Final(Error::Refused { status, .. }))
-                if database.database_name == DEFAULT_DATABASE && text::ONLY_WITH_AUTH.is(&status) =>
-            {
-                Ok((uuid, None))
-            }
-            Err(failure) => Err(failure),
-        }
     }
 
     /// The session is not known to the server any more.
@@ -381,6 +354,57 @@ impl Connection {
             session.admit(&mut request);
             let _ = timeout_at(end, session.service.clone().close_session(request)).await;
         }
+    }
+}
+
+async fn open_session(
+    target: &Target,
+    credentials: &Credentials,
+    database: &str,
+    deadline: Instant,
+) -> Result<(String, Option<Pass>), LoginFailure> {
+    let request = OpenSessionRequest {
+        username: credentials.user.clone().into(),
+        password: credentials.password.clone().into(),
+        database_name: database.to_owned(),
+    };
+    let mut service = target.service.clone();
+    let opened = async |request| service.open_session(request).await;
+    let opened = attempt(target, "open_session", request, deadline, opened).await?.into_inner();
+    let id = opened.session_id.parse().map_err(|_| LoginFailure::Final(Error::BadSessionId))?;
+    Ok((opened.server_uuid, Some((SESSION_KEY, id))))
+}
+
+/// Finds out which server it is, and how a database is reached where nobody logs in: without anything when authentication is off,
+/// with a token in maintenance mode.
+async fn look_around(
+    target: &Target,
+    database: &str,
+    deadline: Instant,
+) -> Result<(String, Option<Pass>), LoginFailure> {
+    let mut service = target.service.clone();
+    let health = async |request| service.health(request).await;
+    let reply = attempt(target, "health", (), deadline, health).await?;
+    let uuid = reply.metadata().get(UUID_KEY).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default().to_owned();
+    if uuid.is_empty() {
+        // A node that is of no cluster yet. What is trusted is kept under the identity, so it is not guessed.
+        let status = Status::unavailable("the node does not know yet of which cluster it is");
+        return Err(LoginFailure::Elsewhere(Some(Box::new(status))));
+    }
+    let request = Database { database_name: database.to_owned() };
+    let mut service = target.service.clone();
+    let select = async |request| service.use_database(request).await;
+    match attempt(target, "use_database", request, deadline, select).await {
+        Ok(reply) => {
+            let token = reply.into_inner().token.parse();
+            Ok((uuid, Some((TOKEN_KEY, token.map_err(|_| LoginFailure::Final(Error::BadSessionId))?))))
+        }
+        Err(LoginFailure::Final(Error::Refused { status, .. }))
+            if database == DEFAULT_DATABASE && text::ONLY_WITH_AUTH.is(&status) =>
+        {
+            Ok((uuid, None))
+        }
+        Err(failure) => Err(failure),
     }
 }
 

@@ -68,6 +68,15 @@ pub enum Error {
         #[source]
         source: Option<Box<Status>>,
     },
+    /// The write is done, but what is trusted from now on cannot be kept; do not repeat it.
+    #[error("{call}: written, but the trusted state cannot be kept")]
+    NotKept {
+        /// The call.
+        call: &'static str,
+        /// What stood in the way.
+        #[source]
+        source: StateError,
+    },
     /// A reference or member was to be bound to transaction 0, which never exists; nothing was sent.
     #[error("{call}: transaction 0 has no versions to bind to")]
     NoSuchVersion {
@@ -137,7 +146,8 @@ impl Error {
             | Self::OtherServer { .. }
             | Self::Malformed { .. }
             | Self::Tampered { .. }
-            | Self::State(_) => None,
+            | Self::State(_)
+            | Self::NotKept { .. } => None,
         }
     }
 
@@ -185,7 +195,8 @@ impl Error {
     /// What is answered when this stands in the way after something was written: never that it was not.
     pub(crate) fn after_writing(self, call: &'static str) -> Self {
         match self {
-            error @ (Self::Tampered { .. } | Self::State(_) | Self::OutcomeUnknown { .. }) => error,
+            error @ (Self::Tampered { .. } | Self::OutcomeUnknown { .. } | Self::NotKept { .. }) => error,
+            Self::State(source) => Self::NotKept { call, source },
             Self::Unavailable { last, .. } => Self::OutcomeUnknown { call, source: last },
             Self::Refused { status, .. } => Self::OutcomeUnknown { call, source: Some(status) },
             _ => Self::OutcomeUnknown { call, source: None },

@@ -7,7 +7,7 @@ use alhambra_proto::schema::{self, op};
 use bytes::Bytes;
 
 use crate::check::{KeyValue, Wanted};
-use crate::client::{Client, header, key_value, reference_request, z_add_request};
+use crate::client::{Client, key_value, reference_request, written, z_add_request};
 use crate::error::Error;
 use crate::retry::Kind;
 use crate::verified::Verified;
@@ -126,7 +126,7 @@ impl Client {
         let connection = &self.inner.connection;
         let reply = connection.call(call, Kind::Write, deadline, request, async |mut c, r| c.exec_all(r).await).await?;
         // It has been written, whatever else is wrong with the answer.
-        header(call, &reply).map_err(|_| Error::OutcomeUnknown { call, source: None })
+        written(call, &reply)
     }
 
     /// Carries all operations out as one transaction, in this order, and verifies that a transaction of exactly these entries is in the
@@ -138,8 +138,8 @@ impl Client {
     pub async fn verified_exec_all(&self, operations: &[Operation]) -> Result<Verified<()>, Error> {
         let _one_at_a_time = self.inner.verifying.lock().await;
         let round = self.begin(VERIFIED_CALL).await?;
-        let written = self.exec(VERIFIED_CALL, operations, round.deadline()).await?;
-        let wanted: Vec<_> = operations.iter().map(|operation| operation.wanted(written.id)).collect();
-        self.proven(round, written.id, &wanted).await.map_err(|error| error.after_writing(VERIFIED_CALL))
+        let header = self.exec(VERIFIED_CALL, operations, round.deadline()).await?;
+        let wanted: Vec<_> = operations.iter().map(|operation| operation.wanted(header.id)).collect();
+        self.proven(round, header.id, &wanted).await.map_err(|error| error.after_writing(VERIFIED_CALL))
     }
 }

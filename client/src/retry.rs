@@ -66,9 +66,16 @@ pub(crate) fn judge(kind: Kind, status: &Status) -> Verdict {
 
 /// The server does not know the session, so it has not looked at the call.
 fn is_session_lost(status: &Status) -> bool {
-    [text::SESSION_NOT_FOUND, text::NO_SESSION_FOUND, text::NOT_LOGGED_IN, text::NO_SESSION_AUTH_DATA]
-        .iter()
-        .any(|error| error.is(status))
+    let lost = [
+        text::SESSION_NOT_FOUND,
+        text::NO_SESSION_FOUND,
+        text::NOT_LOGGED_IN,
+        text::NO_SESSION_AUTH_DATA,
+        // The token of maintenance mode.
+        text::TOKEN_EXPIRED,
+        text::INVALID_TOKEN,
+    ];
+    lost.iter().any(|error| error.is(status))
 }
 
 /// Begins what tonic says of an answer whose status has not come.

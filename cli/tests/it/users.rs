@@ -168,6 +168,10 @@ fn users_are_made_at_the_prompt_and_their_passwords_asked_for_at_a_terminal() {
         terminal.answer("the same again: ", second);
         terminal.end()
     };
+    let mut terminal = Terminal::start("xterm", &home.command("immudb", "immudb", &["user", "passwd", "ada"]));
+    terminal.answer("new password of ada: ", "half\u{3}");
+    let (success, seen) = terminal.end();
+    assert!(!success && seen.contains("nothing was entered") && !seen.contains("half"), "{seen}");
     let (success, seen) = passwd("dumb", ADA);
     assert!(!success && seen.contains("two passwords"), "{seen}");
     assert!(!seen.contains(NEW) && !seen.contains(ADA), "{seen}");
