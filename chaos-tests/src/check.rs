@@ -11,6 +11,7 @@ pub mod memory;
 pub mod one_cluster;
 pub mod one_leader;
 pub mod past;
+pub mod pruned;
 pub mod replicas_equal;
 pub mod serializable;
 pub mod snapshot;
@@ -18,6 +19,7 @@ pub mod trusted;
 pub mod versions;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use self::acked_durable::Ledger;
 use self::index::Indexed;
@@ -25,6 +27,7 @@ use self::memory::MemorySeen;
 use self::replicas_equal::Replica;
 use self::versions::Versions;
 use crate::history::History;
+use crate::wall::Wall;
 
 /// What was seen of the nodes from outside while they ran.
 #[derive(Clone, Debug, Default, Hash)]
@@ -35,6 +38,10 @@ pub struct Sightings {
     pub leaders: BTreeMap<(String, u64), Vec<String>>,
     /// Leaders that lost their office to a node that only came back: what happened.
     pub deposed: Vec<String>,
+    /// What the wall clock of each node has shown, by its number.
+    pub clocks: BTreeMap<u32, Wall>,
+    /// When nobody looked any more.
+    pub until: Duration,
     /// What each node's memory was seen to be.
     pub memory: BTreeMap<String, MemorySeen>,
     /// What the workload itself found wrong.
@@ -97,6 +104,8 @@ pub const PROPERTIES: &[Property] = &[
     Property { id: "R7", says: "a read at a floor shows at least the floor", check: floor::check },
     Property { id: "R8", says: "the past of a key is what the ledger says, and never changes", check: past::check },
     Property { id: "R9", says: "the index of every node says what the ledger says", check: index::check },
+    Property { id: "S5", says: "what was to be forgotten is shown to nobody", check: pruned::forgotten },
+    Property { id: "S6", says: "nothing else is forgotten, and hashes stay", check: pruned::kept },
     Property { id: "V2", says: "trusted states only move forward and are states of the ledger", check: trusted::check },
     Property { id: "M2", says: "one cluster is formed, never two", check: one_cluster::check },
     Property { id: "M3", says: "one leader per term, and nobody who comes back deposes it", check: one_leader::check },

@@ -1,5 +1,6 @@
 //! What clients did and saw: invoke, ok, fail, unknown. A call without an answer may or may not have happened.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How a write ended, as its client knows it.
@@ -155,6 +156,71 @@ pub struct Trusted {
     pub alh: Vec<u8>,
 }
 
+/// How an order to forget ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TruncationEnding {
+    /// Acknowledged.
+    Done,
+    /// There is nothing that is old enough and not forgotten yet.
+    NothingOld,
+    /// Nobody told.
+    Unknown,
+}
+
+/// An order to forget all values that were written before the beginning of the day, by the clock of the node that is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Truncation {
+    /// Node that was asked.
+    pub node: u32,
+    /// When it was sent.
+    pub invoked: Duration,
+    /// When the answer came.
+    pub ended: Duration,
+    /// The answer.
+    pub ending: TruncationEnding,
+}
+
+/// What a read showed of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Showed {
+    /// A version with its value.
+    Value(u64, Vec<u8>),
+    /// That the value of this version is forgotten.
+    Gone(u64),
+    /// No version that has a value.
+    Nothing,
+}
+
+/// One key in a read of a database in which values are forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ForgetfulRead {
+    /// What was called, for messages.
+    pub call: &'static str,
+    /// Node that answered.
+    pub node: u32,
+    /// The key.
+    pub key: Vec<u8>,
+    /// What came back.
+    pub showed: Showed,
+    /// The read has to see everything that was acknowledged before this time; none when it may be of an older state.
+    pub sees: Option<Duration>,
+    /// When the answer came.
+    pub ended: Duration,
+}
+
+/// What one client did with a database of its own, in which values are forgotten.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Forgetful {
+    /// Writes, in the order of the client.
+    pub writes: Vec<Write>,
+    /// Orders to forget.
+    pub truncations: Vec<Truncation>,
+    /// Reads.
+    pub reads: Vec<ForgetfulRead>,
+    /// Trusted states in the order in which the client came to them.
+    pub trusted: Vec<Trusted>,
+}
+
 /// A call that a living node did not answer by its deadline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Overdue {
@@ -191,4 +257,6 @@ pub struct History {
     pub trusted: Vec<Trusted>,
     /// Calls that did not end by their deadline.
     pub overdue: Vec<Overdue>,
+    /// Databases in which values are forgotten, by name.
+    pub forgetful: BTreeMap<String, Forgetful>,
 }

@@ -11,4 +11,5 @@ pub mod process;
 pub mod reader;
 pub mod rng;
 pub mod sim;
+pub mod wall;
 pub mod workload;

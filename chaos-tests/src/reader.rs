@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::check::acked_durable::Ledger;
-use crate::check::index::KeyShown;
+use crate::check::index::{Gone, KeyShown};
 use crate::model::chain::{self, Hash};
 use crate::model::proof::Header;
 
@@ -31,15 +31,17 @@ pub struct Reader {
 pub struct Shown {
     /// What the chain is computed from.
     pub chain: chain::Transaction,
-    /// Key and value of each entry, without the byte that says of which kind they are.
-    pub values: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The stored value of each entry; none for one that is forgotten.
+    pub values: Vec<Option<Vec<u8>>>,
 }
 
-/// All that is in a ledger.
+/// All that is in a ledger. Keys and values are without the byte that says of which kind they are.
 #[derive(Default)]
 pub struct Whole {
-    /// Transaction, key and value of every entry.
+    /// Transaction, key and value of every entry that has one.
     pub ledger: Ledger,
+    /// Those whose value is forgotten.
+    pub gone: Vec<Gone>,
     /// What the chain is computed from.
     pub chain: Vec<chain::Transaction>,
 }
@@ -47,12 +49,28 @@ pub struct Whole {
 impl Whole {
     /// Takes the next transactions.
     pub fn extend(&mut self, batch: Vec<Shown>) {
-        for shown in batch {
-            let id = shown.chain.id;
-            self.ledger.extend(shown.values.into_iter().map(|(key, value)| (id, key, value)));
-            self.chain.push(shown.chain);
+        for Shown { chain, values } in batch {
+            for (entry, value) in chain.entries.iter().zip(values) {
+                let (tx, key) = (chain.id, bare(&entry.key));
+                match value {
+                    Some(value) => self.ledger.push((tx, key, bare(&value))),
+                    None => self.gone.push(Gone { tx, key, value_hash: entry.value_hash }),
+                }
+            }
+            self.chain.push(chain);
         }
     }
+}
+
+/// Without its first byte.
+fn bare(stored: &[u8]) -> Vec<u8> {
+    stored.get(1..).unwrap_or_default().to_vec()
+}
+
+/// What a status that says so tells of a value that is forgotten: its transaction.
+pub fn forgotten(status: &Status) -> Option<u64> {
+    let (before, _) = status.message().split_once(" was pruned; its hash and proofs are still there")?;
+    before.rsplit(' ').next()?.parse().ok()
 }
 
 impl Reader {
@@ -107,26 +125,40 @@ impl Reader {
 
     /// Transactions from `first` on, oldest first, with keys and values; none behind the newest one.
     pub async fn transactions(&mut self, first: u64) -> Result<Vec<Shown>, Status> {
+        // One value that is forgotten hides the whole answer.
+        match self.tx_scan(first, BATCH, true).await {
+            Err(status) => match forgotten(&status) {
+                Some(tx) if tx == first => self.tx_scan(first, 1, false).await,
+                Some(tx) if tx > first => self.tx_scan(first, (tx - first) as u32, true).await,
+                _ => Err(status),
+            },
+            list => list,
+        }
+    }
+
+    /// With values, or without any.
+    async fn tx_scan(&mut self, initial_tx: u64, limit: u32, values: bool) -> Result<Vec<Shown>, Status> {
         let raw = || Some(schema::EntryTypeSpec { action: schema::EntryTypeAction::RawValue as i32 });
         let spec = schema::EntriesSpec { kv_entries_spec: raw(), z_entries_spec: raw(), sql_entries_spec: raw() };
-        let request = self.local(schema::TxScanRequest {
-            initial_tx: first,
-            limit: BATCH,
-            entries_spec: Some(spec),
-            ..Default::default()
-        })?;
+        let entries_spec = values.then_some(spec);
+        let request = self.local(schema::TxScanRequest { initial_tx, limit, entries_spec, ..Default::default() })?;
         let list = bounded(self.deadline, self.api.tx_scan(request)).await?;
-        list.txs.into_iter().map(shown).collect()
+        list.txs.into_iter().map(|tx| shown(tx, values)).collect()
     }
 
     /// What the index says of a key in the state of transaction `at` or a newer one: its newest version, and its whole past.
+    /// A key of which something is forgotten must not have more versions than fit into one answer.
     pub async fn key(&mut self, key: &[u8], at: u64) -> Result<KeyShown, Status> {
         let mut shown = KeyShown { key: key.to_vec(), ..KeyShown::default() };
         let request =
             self.local(schema::KeyRequest { key: key.to_vec().into(), since_tx: at, ..Default::default() })?;
-        if let Some(entry) = found(bounded(self.deadline, self.api.get(request)).await)? {
-            shown.newest = Some((entry.tx, entry.value.to_vec()));
-            shown.revision = entry.revision;
+        match found(bounded(self.deadline, self.api.get(request)).await) {
+            Ok(Some(entry)) => {
+                shown.newest = Some((entry.tx, entry.value.to_vec()));
+                shown.revision = entry.revision;
+            }
+            Ok(None) => {}
+            Err(status) => shown.gone = Some(forgotten(&status).ok_or(status)?),
         }
         loop {
             let request = self.local(schema::HistoryRequest {
@@ -151,7 +183,8 @@ impl Reader {
         }
     }
 
-    /// What a scan over all keys shows in the state of transaction `at` or a newer one: (key, transaction, value).
+    /// What a scan over all keys shows in the state of transaction `at` or a newer one: (key, transaction, value). Where something
+    /// is forgotten, there must not be more keys than fit into one answer.
     pub async fn scan(&mut self, at: u64) -> Result<Vec<(Vec<u8>, u64, Vec<u8>)>, Status> {
         let mut all: Vec<(Vec<u8>, u64, Vec<u8>)> = Vec::new();
         loop {
@@ -197,9 +230,14 @@ pub fn to_hash(bytes: &[u8]) -> Result<Hash, Status> {
 /// A header of the wire for the model.
 pub fn header(header: Option<&schema::TxHeader>) -> Result<Header, Status> {
     let header = header.ok_or_else(|| Status::data_loss("no header"))?;
+    let metadata = header.metadata.as_ref();
+    if metadata.is_some_and(|metadata| !metadata.extra.is_empty()) {
+        return Err(Status::data_loss("an attribute that nobody wrote"));
+    }
     let tx = chain::Transaction {
         id: header.id,
         ts: header.ts,
+        metadata: chain::truncated_up_to(metadata.map_or(0, |metadata| metadata.truncated_tx_id)),
         prev_alh: to_hash(&header.prev_alh)?,
         eh: to_hash(&header.e_h)?,
         bl_tx_id: header.bl_tx_id,
@@ -210,16 +248,21 @@ pub fn header(header: Option<&schema::TxHeader>) -> Result<Header, Status> {
     Ok(Header { tx, entries })
 }
 
-fn shown(tx: schema::Tx) -> Result<Shown, Status> {
-    let bare = |bytes: &[u8]| bytes.get(1..).unwrap_or_default().to_vec();
+/// A transaction of the wire, with the values of its entries or without any.
+fn shown(tx: schema::Tx, with_values: bool) -> Result<Shown, Status> {
     let Header { tx: mut chain, .. } = header(tx.header.as_ref())?;
     let mut values = Vec::new();
     for entry in tx.entries {
         if entry.metadata.is_some() {
             return Err(Status::data_loss("metadata that nobody wrote"));
         }
-        values.push((bare(&entry.key), bare(&entry.value)));
         let value_hash = to_hash(&entry.h_value)?;
+        // A value without a byte has nothing to lose.
+        let has_value = with_values || value_hash == chain::hash(&[]);
+        if has_value && value_hash != chain::hash(&[&entry.value]) {
+            return Err(Status::data_loss(format!("a value of transaction {} is not that of its hash", chain.id)));
+        }
+        values.push(has_value.then(|| entry.value.to_vec()));
         chain.entries.push(chain::Entry { key: entry.key.to_vec(), metadata: vec![], value_hash });
     }
     Ok(Shown { chain, values })

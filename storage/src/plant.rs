@@ -43,6 +43,10 @@ pub enum Plant {
     IndexLags,
     /// `storage`, reads: the oldest version of a key is not told, though nobody has pruned it.
     HistoryForgets,
+    /// `storage`, prunes: a truncation takes the value of the transaction that it is to keep, too.
+    ForgetTooMuch,
+    /// `storage`, reads: a value that a prune names is told for as long as its bytes are on the disk.
+    ShowForgotten,
     /// `storage`, proofs: one hash of a dual proof is another.
     WrongProofStep,
     /// `node`, verified get: the proof is of the version before.
@@ -68,6 +72,8 @@ impl Plant {
         Self::StaleSnapshotRead,
         Self::IndexLags,
         Self::HistoryForgets,
+        Self::ForgetTooMuch,
+        Self::ShowForgotten,
         Self::WrongProofStep,
         Self::ProofOfAnotherRevision,
     ];

@@ -166,7 +166,7 @@ impl Core {
         }
         let EntryRecord { tx, number, key, .. } = entry;
         let pruned = Error::ValuePruned { tx: *tx, entry: *number };
-        if self.prunes.rules().name(*tx, *number, key, &self.index)? {
+        if self.prunes.rules().name(*tx, *number, key, &self.index)? && !is_planted(Plant::ShowForgotten) {
             return Err(pruned);
         }
         let stored = self.ledger.read_bytes(entry.value_at, entry.stored_len as usize)?;

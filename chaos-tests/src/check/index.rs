@@ -1,11 +1,24 @@
 //! R9: in the end the index of every node says of every key what the ledger says: its newest version, how many there are, its whole
-//! past; and a scan shows all keys and no others. Of every database, on every node.
+//! past; and a scan shows all keys and no others. Of every database, on every node. Versions whose value is forgotten count, and
+//! are not shown.
 
 use std::collections::BTreeSet;
 
 use super::Evidence;
 use super::acked_durable::Ledger;
 use super::versions::{Versions, name};
+use crate::model::chain::{Hash, Transaction};
+
+/// An entry whose value is forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Its transaction.
+    pub tx: u64,
+    /// The key.
+    pub key: Vec<u8>,
+    /// Hash of the stored value.
+    pub value_hash: Hash,
+}
 
 /// What an index says of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +27,9 @@ pub struct KeyShown {
     pub key: Vec<u8>,
     /// Transaction and value of the newest version.
     pub newest: Option<(u64, Vec<u8>)>,
-    /// The number of the newest version, from 1.
+    /// Transaction of the newest version, when its value is forgotten.
+    pub gone: Option<u64>,
+    /// The number of the newest version, from 1; 0 when that is not told.
     pub revision: u64,
     /// Transaction and value of every version, oldest first.
     pub past: Vec<(u64, Vec<u8>)>,
@@ -38,6 +53,12 @@ pub struct Indexed {
     pub database: String,
     /// Its ledger, the same on all nodes.
     pub ledger: Ledger,
+    /// Entries that have lost their value, on all nodes the same.
+    pub gone: Vec<Gone>,
+    /// All its transactions.
+    pub chain: Vec<Transaction>,
+    /// Their Alhs.
+    pub alhs: Vec<Hash>,
     /// What every node's index says of it.
     pub shown: Vec<Shown>,
 }
@@ -45,18 +66,36 @@ pub struct Indexed {
 impl Indexed {
     /// Every key of the ledger.
     pub fn keys(&self) -> BTreeSet<Vec<u8>> {
-        self.ledger.iter().map(|(_, key, _)| key.clone()).collect()
+        let gone = self.gone.iter().map(|gone| &gone.key);
+        self.ledger.iter().map(|(_, key, _)| key).chain(gone).cloned().collect()
+    }
+
+    /// Transactions in which the key has lost its value, oldest first.
+    fn gone_of(&self, key: &[u8]) -> Vec<u64> {
+        self.gone.iter().filter(|gone| gone.key == key).map(|gone| gone.tx).collect()
+    }
+
+    /// The newest version of a key, unless its value is forgotten.
+    fn newest<'a>(&self, versions: &'a Versions, key: &[u8]) -> Option<&'a (u64, Vec<u8>)> {
+        let gone = self.gone_of(key).last().copied().unwrap_or(0);
+        versions.of_key(key).last().filter(|(tx, _)| *tx > gone)
     }
 }
 
-fn key(versions: &Versions, shown: &KeyShown) -> Result<(), String> {
-    let all = versions.of_key(&shown.key);
-    if shown.newest.as_ref() != all.last() {
+fn key(indexed: &Indexed, versions: &Versions, shown: &KeyShown) -> Result<(), String> {
+    let (all, gone) = (versions.of_key(&shown.key), indexed.gone_of(&shown.key));
+    let newest = indexed.newest(versions, &shown.key);
+    if shown.newest.as_ref() != newest {
         let tx = |version: Option<&(u64, Vec<u8>)>| version.map(|(tx, value)| (*tx, name(value)));
-        return Err(format!("is {:?}, the ledger says {:?}", tx(shown.newest.as_ref()), tx(all.last())));
+        return Err(format!("is {:?}, the ledger says {:?}", tx(shown.newest.as_ref()), tx(newest)));
     }
-    if shown.revision != all.len() as u64 {
-        return Err(format!("has {} versions, the ledger {}", shown.revision, all.len()));
+    let newest_gone = gone.last().copied().filter(|_| newest.is_none());
+    if shown.gone != newest_gone {
+        return Err(format!("is forgotten in {:?}, the ledger says {newest_gone:?}", shown.gone));
+    }
+    let count = all.len() + gone.len();
+    if newest.is_some() && shown.revision != count as u64 {
+        return Err(format!("has {} versions, the ledger {count}", shown.revision));
     }
     if shown.past != all {
         let at = shown.past.iter().zip(all).position(|(a, b)| a != b).unwrap_or(all.len().min(shown.past.len()));
@@ -72,7 +111,7 @@ pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
         let versions = Versions::of(&indexed.ledger);
         let keys = indexed.keys();
         let scan: Vec<_> = (keys.iter())
-            .filter_map(|key| versions.of_key(key).last().map(|(tx, value)| (key.clone(), *tx, value.clone())))
+            .filter_map(|key| indexed.newest(&versions, key).map(|(tx, value)| (key.clone(), *tx, value.clone())))
             .collect();
         for shown in &indexed.shown {
             let who = || format!("{} of {}", indexed.database, shown.node);
@@ -81,7 +120,7 @@ pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
                 return Err(format!("{}: nobody has looked up {:?}", who(), name(missing)));
             }
             for shown in &shown.keys {
-                key(&versions, shown).map_err(|what| format!("{}: {:?} {what}", who(), name(&shown.key)))?;
+                key(indexed, &versions, shown).map_err(|what| format!("{}: {:?} {what}", who(), name(&shown.key)))?;
             }
             if shown.scan != scan {
                 let (there, here) = (scan.len(), shown.scan.len());

@@ -24,15 +24,20 @@ fn judge(history: &History, sightings: &Sightings) -> Result<(), String> {
     let alhs = vec![[1; 32], [2; 32], [3; 32]];
     let replica = Replica { name: "n1".into(), alhs, segments: BTreeMap::new() };
     let versions = Versions::of(&ledger);
-    let indexes = [Indexed { database: "defaultdb".into(), ledger: ledger.clone(), shown: vec![index()] }];
+    let indexes = [indexed("defaultdb", vec![index()])];
     all(&Evidence { history, ledger: &ledger, versions: &versions, replicas: &[replica], indexes: &indexes, sightings })
+}
+
+fn indexed(database: &str, shown: Vec<index::Shown>) -> Indexed {
+    Indexed { database: database.into(), ledger: ledger(), shown, ..Indexed::default() }
 }
 
 /// What a good index says of the ledger above.
 fn index() -> index::Shown {
     let key = |key: &str, past: &[(u64, &str)]| {
         let past: Vec<(u64, Vec<u8>)> = past.iter().map(|(tx, value)| (*tx, (*value).into())).collect();
-        KeyShown { key: key.into(), newest: past.last().cloned(), revision: past.len() as u64, past }
+        let revision = past.len() as u64;
+        KeyShown { key: key.into(), newest: past.last().cloned(), gone: None, revision, past }
     };
     let scan = [("a", 3, "a3"), ("b", 2, "b2")].map(|(key, tx, value)| (key.into(), tx, value.into())).into();
     index::Shown { node: "n1".into(), keys: vec![key("a", &[(1, "a1"), (3, "a3")]), key("b", &[(2, "b2")])], scan }
@@ -195,27 +200,22 @@ fn what_is_seen_of_the_nodes_counts() {
     is(with(|h| h.overdue.push(overdue)), "T1");
 }
 
+fn through_index(indexes: &[Indexed]) -> Result<(), String> {
+    let (history, sightings) = (History::default(), Sightings::default());
+    let (ledger, versions, replicas) = (&vec![], &Versions::default(), &[]);
+    index::check(&Evidence { history: &history, ledger, versions, replicas, indexes, sightings: &sightings })
+}
+
 #[test]
 fn an_index_that_says_something_else_is_found() {
-    let indexed = |change: fn(&mut index::Shown)| {
-        let (ledger, mut second) = (ledger(), index::Shown { node: "n2".into(), ..index() });
+    let judge = |change: fn(&mut index::Shown)| {
+        let mut second = index::Shown { node: "n2".into(), ..index() };
         change(&mut second);
         // The first node is good, and so is the first database.
-        let of = |database: &str, shown| Indexed { database: database.into(), ledger: ledger.clone(), shown };
-        let indexes = [of("defaultdb", vec![index()]), of("made", vec![index(), second])];
-        let (history, versions, sightings) = (History::default(), Versions::of(&ledger), Sightings::default());
-        let evidence = Evidence {
-            history: &history,
-            ledger: &ledger,
-            versions: &versions,
-            replicas: &[],
-            indexes: &indexes,
-            sightings: &sightings,
-        };
-        index::check(&evidence)
+        through_index(&[indexed("defaultdb", vec![index()]), indexed("made", vec![index(), second])])
     };
-    assert_eq!(indexed(|_| ()), Ok(()));
-    let found = |change| assert!(indexed(change).expect_err("a violation").starts_with("made of n2: "));
+    assert_eq!(judge(|_| ()), Ok(()));
+    let found = |change| assert!(judge(change).expect_err("a violation").starts_with("made of n2: "));
     found(|shown| shown.keys[0].newest = Some((1, "a1".into())));
     found(|shown| shown.keys[0].newest = None);
     found(|shown| shown.keys[0].revision = 3);
@@ -226,4 +226,53 @@ fn an_index_that_says_something_else_is_found() {
     found(|shown| drop(shown.scan.pop()));
     found(|shown| shown.scan[0].1 = 1);
     found(|shown| shown.scan.push(("c".into(), 3, "c3".into())));
+}
+
+#[test]
+fn a_version_that_is_forgotten_counts_and_is_not_shown() {
+    let judge = |forgotten: &[(u64, &str)], change: fn(&mut index::Shown)| {
+        let (mut shown, mut made) = (index(), indexed("made", vec![]));
+        for (tx, key) in forgotten {
+            made.ledger.retain(|(at, ..)| at != tx);
+            made.gone.push(index::Gone { tx: *tx, key: (*key).into(), value_hash: [0; 32] });
+        }
+        change(&mut shown);
+        through_index(&[Indexed { shown: vec![shown], ..made }])
+    };
+    fn oldest(shown: &mut index::Shown) {
+        shown.keys[0].past.remove(0);
+    }
+    assert_eq!(judge(&[(1, "a")], oldest), Ok(()));
+    assert!(judge(&[(1, "a")], |_| ()).is_err(), "its history shows it");
+    let count = |shown: &mut index::Shown| {
+        oldest(shown);
+        shown.keys[0].revision = 1;
+    };
+    assert!(judge(&[(1, "a")], count).is_err(), "it does not count");
+    fn newest(shown: &mut index::Shown) {
+        shown.keys[0] = KeyShown {
+            newest: None,
+            gone: Some(3),
+            revision: 0,
+            past: vec![(1, "a1".into())],
+            ..shown.keys[0].clone()
+        };
+        shown.scan.remove(0);
+    }
+    assert_eq!(judge(&[(3, "a")], newest), Ok(()));
+    let older = |shown: &mut index::Shown| {
+        newest(shown);
+        shown.keys[0].newest = Some((1, "a1".into()));
+    };
+    assert!(judge(&[(3, "a")], older).is_err(), "the one before is not the newest");
+    let nothing = |shown: &mut index::Shown| {
+        newest(shown);
+        shown.keys[0].gone = None;
+    };
+    assert!(judge(&[(3, "a")], nothing).is_err(), "as if there had never been one");
+    let scanned = |shown: &mut index::Shown| {
+        newest(shown);
+        shown.scan.insert(0, ("a".into(), 1, "a1".into()));
+    };
+    assert!(judge(&[(3, "a")], scanned).is_err(), "a scan shows the one before");
 }

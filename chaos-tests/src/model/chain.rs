@@ -24,6 +24,8 @@ pub struct Transaction {
     pub id: u64,
     /// Unix seconds.
     pub ts: i64,
+    /// Serialised attributes of the header, empty for none.
+    pub metadata: Vec<u8>,
     /// Alh of the transaction before.
     pub prev_alh: Hash,
     /// Root over the entries.
@@ -66,12 +68,23 @@ pub fn entry_digest(entry: &Entry) -> Hash {
     hash(&[&metadata_len, &entry.metadata, &key_len, &entry.key, &entry.value_hash])
 }
 
-/// Inner hash of a header (version 1, no attributes) with so many entries.
+/// Eh: the root over the entries of a transaction.
+pub fn eh(entries: &[Entry]) -> Hash {
+    tree(&entries.iter().map(entry_digest).collect::<Vec<_>>())
+}
+
+/// Attributes of the header of a transaction that has all values before another one forgotten; none for 0.
+pub fn truncated_up_to(tx: u64) -> Vec<u8> {
+    if tx == 0 { Vec::new() } else { [&[0][..], &tx.to_be_bytes()].concat() }
+}
+
+/// Inner hash of a header (version 1) with so many entries.
 pub fn inner(tx: &Transaction, entries: u32) -> Hash {
     hash(&[
         &tx.ts.to_be_bytes(),
         &1u16.to_be_bytes(),
-        &0u16.to_be_bytes(),
+        &(tx.metadata.len() as u16).to_be_bytes(),
+        &tx.metadata,
         &entries.to_be_bytes(),
         &tx.eh,
         &tx.bl_tx_id.to_be_bytes(),
@@ -109,7 +122,7 @@ pub fn check(transactions: &[Transaction]) -> Result<Vec<Hash>, Broken> {
         if tx.prev_alh != previous {
             return broken("L1: the header carries the Alh before it");
         }
-        if tx.eh != tree(&tx.entries.iter().map(entry_digest).collect::<Vec<_>>()) {
+        if tx.eh != eh(&tx.entries) {
             return broken("L4: Eh is the root over the entries");
         }
         let root = peaks.iter().rev().map(|(_, h)| *h).reduce(|right, left| hash(&[&[1], &left, &right]));
@@ -141,8 +154,9 @@ mod tests {
             let tx = Transaction {
                 id,
                 ts: 7 + id as i64,
+                metadata: truncated_up_to(if id == 5 { 3 } else { 0 }),
                 prev_alh: alhs.last().copied().unwrap_or(hash(&[])),
-                eh: tree(&entries.iter().map(entry_digest).collect::<Vec<_>>()),
+                eh: eh(&entries),
                 bl_tx_id: id - 1,
                 bl_root: if alhs.is_empty() { [0; 32] } else { tree(&alhs) },
                 entries,

@@ -81,7 +81,7 @@ async fn collect(cluster: &Cluster) -> Result<Final, String> {
         let name = format!("node {}", node + 1);
         let failed = |error: tonic::Status| format!("{name}: its ledger cannot be read: {error}");
         let mut reader = wire::open(&cluster.endpoint(node), READ_WITHIN).await.map_err(failed)?;
-        let Whole { ledger, chain } = wire::whole(&mut reader).await.map_err(failed)?;
+        let Whole { ledger, chain, .. } = wire::whole(&mut reader).await.map_err(failed)?;
         let alhs =
             chain::check(&chain).map_err(|broken| format!("{name}: transaction {}: {}", broken.tx, broken.rule))?;
         if node > 0 && ledger != all.ledger {
@@ -307,7 +307,7 @@ mod tests {
         let found = |history: &History, seen: &Sightings| -> Vec<String> {
             let ledger: Ledger = vec![(1, "k".into(), "v".into())];
             let replica = Replica { name: "node 1".into(), alhs: vec![[1; 32]], segments: BTreeMap::new() };
-            let index = Indexed { database: DATABASE.into(), ledger: ledger.clone(), shown: vec![] };
+            let index = Indexed { database: DATABASE.into(), ledger: ledger.clone(), ..Indexed::default() };
             let all = Final { ledger, replicas: vec![replica], index };
             let verdicts = by_property(history, &all, seen).into_iter();
             verdicts.filter(|verdict| verdict.outcome.is_err()).map(|verdict| verdict.property).collect()

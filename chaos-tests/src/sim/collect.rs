@@ -85,12 +85,12 @@ impl Collector<'_> {
         // The chain of reads below is as long as there is to read, so it has a time of its own.
         let until = Instant::now() + patience;
         let (all, alhs) = self.whole(DATABASE, &mut open, until).await?;
-        let mut indexes = vec![self.through_index(DATABASE, all, &mut open, until).await?];
+        let mut indexes = vec![self.through_index(all, &mut open, until).await?];
         for name in names.iter().filter(|name| *name != DATABASE) {
             // Deleted, or unloaded, by a call whose client did not wait for its end.
             let Some(mut open) = self.alike(name, &inside, until).await? else { continue };
             let (all, _) = self.whole(name, &mut open, until).await?;
-            indexes.push(self.through_index(name, all, &mut open, until).await?);
+            indexes.push(self.through_index(all, &mut open, until).await?);
         }
         let mut ledger = indexes[0].ledger.clone();
         ledger.retain(|(_, key, _)| key != HEALED_KEY);
@@ -168,9 +168,9 @@ impl Collector<'_> {
         name: &str,
         open: &mut [Open],
         until: Instant,
-    ) -> Result<(Ledger, Vec<(usize, Vec<[u8; 32]>)>), String> {
-        let (mut ledger, mut alhs): (Option<Ledger>, Vec<_>) = (None, Vec::new());
-        let first = open[0].node;
+    ) -> Result<(Indexed, Vec<(usize, Vec<[u8; 32]>)>), String> {
+        let (mut first, mut alhs): (Option<Indexed>, Vec<_>) = (None, Vec::new());
+        let first_node = NAMES[open[0].node];
         for open in open {
             let mut whole = Whole::default();
             loop {
@@ -183,39 +183,40 @@ impl Collector<'_> {
             }
             let node = NAMES[open.node];
             let chained = chain::check(&whole.chain);
-            alhs.push((open.node, chained.map_err(|b| format!("{node}: transaction {} of {name}: {}", b.tx, b.rule))?));
-            match &ledger {
-                Some(ledger) if *ledger != whole.ledger => {
-                    return Err(format!("R2: {node} shows other entries of {name} than {}", NAMES[first]));
+            let chained = chained.map_err(|b| format!("{node}: transaction {} of {name}: {}", b.tx, b.rule))?;
+            alhs.push((open.node, chained.clone()));
+            let Whole { ledger, gone, chain } = whole;
+            match &first {
+                Some(first) if first.ledger != ledger => {
+                    return Err(format!("R2: {node} shows other entries of {name} than {first_node}"));
+                }
+                Some(first) if first.gone != gone => {
+                    return Err(format!("R2: {node} has forgotten other values of {name} than {first_node}"));
                 }
                 Some(_) => {}
-                None => ledger = Some(whole.ledger),
+                None => {
+                    let database = name.to_string();
+                    first = Some(Indexed { database, ledger, gone, chain, alhs: chained, shown: Vec::new() });
+                }
             }
         }
-        Ok((ledger.unwrap_or_default(), alhs))
+        Ok((first.unwrap_or_default(), alhs))
     }
 
     /// The same once more, as every node's index has it.
-    async fn through_index(
-        &self,
-        name: &str,
-        ledger: Ledger,
-        open: &mut [Open],
-        until: Instant,
-    ) -> Result<Indexed, String> {
-        let mut indexed = Indexed { database: name.to_string(), ledger, shown: Vec::new() };
-        let keys = indexed.keys();
+    async fn through_index(&self, mut indexed: Indexed, open: &mut [Open], until: Instant) -> Result<Indexed, String> {
+        let (keys, name) = (indexed.keys(), indexed.database.clone());
         for open in open {
             let mut shown = index::Shown { node: NAMES[open.node].to_string(), ..index::Shown::default() };
             for key in &keys {
-                let mut found = patiently(name, open, until, async |reader, at| reader.key(key, at).await).await?;
+                let mut found = patiently(&name, open, until, async |reader, at| reader.key(key, at).await).await?;
                 if self.plant == Some(Plant::IndexLags) && found.past.len() > 1 {
                     found.past.pop();
                     (found.newest, found.revision) = (found.past.last().cloned(), found.past.len() as u64);
                 }
                 shown.keys.push(found);
             }
-            shown.scan = patiently(name, open, until, async |reader, at| reader.scan(at).await).await?;
+            shown.scan = patiently(&name, open, until, async |reader, at| reader.scan(at).await).await?;
             indexed.shown.push(shown);
         }
         Ok(indexed)

@@ -14,53 +14,37 @@ use parking_lot::Mutex;
 use turmoil::net::{TcpListener, TcpStream};
 
 use crate::rng::SplitMix64;
+use crate::wall::Wall;
 
-/// 2026-01-01 00:00:00 UTC, where every simulation begins.
-const EPOCH_MS: i64 = 1_767_225_600_000;
-
-/// Wall clock of a host: virtual time after a fixed date, plus what the host's clock is off, plus what it has drifted since.
-#[derive(Debug, Default)]
-pub struct SimClock {
-    state: Mutex<Skew>,
-}
-
-#[derive(Debug, Default)]
-struct Skew {
-    offset_ms: i64,
-    /// Parts in a thousand that it runs fast, or slow.
-    drift: i64,
-    /// Virtual time from which it drifts, milliseconds.
-    since_ms: i64,
-}
-
-fn virtual_ms() -> i64 {
-    i64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_millis()).unwrap_or(i64::MAX / 2)
-}
+/// Wall clock of a host: follows virtual time, is off, jumps and drifts.
+#[derive(Debug)]
+pub struct SimClock(Mutex<Wall>);
 
 impl SimClock {
-    /// A clock that is off by so much, milliseconds.
+    /// A clock that shows the midnight of the simulation and so many milliseconds more at the beginning.
     pub fn new(offset_ms: i64) -> Self {
-        Self { state: Mutex::new(Skew { offset_ms, ..Skew::default() }) }
+        Self(Mutex::new(Wall::new(offset_ms)))
     }
 
-    /// The clock jumps, milliseconds.
-    pub fn jump(&self, ms: i64) {
-        self.state.lock().offset_ms += ms;
+    /// The clock jumps at virtual time `now`, milliseconds.
+    pub fn jump(&self, now: Duration, ms: i64) {
+        self.0.lock().jump(now, ms);
     }
 
     /// From virtual time `now` on the clock runs so many parts in a thousand fast; 0 ends the drift, not what it has come to.
     pub fn drift(&self, now: Duration, drift: i64) {
-        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX / 2);
-        let mut skew = self.state.lock();
-        skew.offset_ms += (now - skew.since_ms) * skew.drift / 1000;
-        (skew.since_ms, skew.drift) = (now, drift);
+        self.0.lock().drift(now, drift);
+    }
+
+    /// All that it showed until now.
+    pub fn past(&self) -> Wall {
+        self.0.lock().clone()
     }
 }
 
 impl Clock for SimClock {
     fn now_unix_ms(&self) -> i64 {
-        let (skew, now) = (self.state.lock(), virtual_ms());
-        EPOCH_MS + now + skew.offset_ms + (now - skew.since_ms) * skew.drift / 1000
+        self.0.lock().at(turmoil::sim_elapsed().unwrap_or_default())
     }
 }
 

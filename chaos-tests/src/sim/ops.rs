@@ -4,6 +4,7 @@ mod batch;
 mod conditional;
 mod database;
 mod floor;
+mod forget;
 mod get;
 mod import;
 mod many;
@@ -19,10 +20,11 @@ use alhambra_client::Client;
 use futures::future::LocalBoxFuture;
 use tonic::Status;
 
-use super::client::Session;
+use super::client::{Session, is_overdue};
 use super::env::SimRng;
 use super::plant::Plant;
 use super::shared::{Shared, now};
+use super::workload::{life, note_overdue};
 use crate::history::{Ending, Write};
 use crate::model::chain::Hash;
 
@@ -63,6 +65,8 @@ pub struct Memory {
     pub copied: u64,
     /// Whether the database for copies is there.
     pub copy_made: bool,
+    /// Its database in which values are forgotten.
+    pub forgetful: Option<forget::Own>,
 }
 
 impl Ctx<'_> {
@@ -105,6 +109,23 @@ impl Ctx<'_> {
     }
 }
 
+/// Makes calls on another node than the client's own. When one is left waiting, it is that node that has done so.
+async fn elsewhere<T>(
+    shared: &Shared,
+    call: &'static str,
+    node: usize,
+    calls: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let (before, invoked) = (life(shared, node), now());
+    match calls.await {
+        Err(status) if is_overdue(&status) => {
+            note_overdue(shared, &status, call, node, before, invoked);
+            Err(Status::unavailable("another node did not answer"))
+        }
+        done => done,
+    }
+}
+
 /// How an operation that got its answers ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -120,6 +141,11 @@ pub trait Op: Sync {
     fn name(&self) -> &'static str;
     /// How often it is chosen.
     fn weight(&self) -> u64;
+    /// Of so many lives one has it, drawn by itself, as whatever came later than seeds that are known to find something; nothing for
+    /// those that are drawn together, two of three.
+    fn own_draw(&self) -> Option<u64> {
+        None
+    }
     /// Whether every life has it.
     fn is_always(&self) -> bool {
         false
@@ -146,4 +172,5 @@ pub const ALL: &[&dyn Op] = &[
     &verified_client::Verify,
     &database::MakeAndDrop,
     &import::Copy,
+    &forget::Forget,
 ];

@@ -114,6 +114,8 @@ impl Plant {
                 inside::Plant::StaleSnapshotRead => "server-stale-snapshot-read",
                 inside::Plant::IndexLags => "server-index-lags",
                 inside::Plant::HistoryForgets => "server-history-forgets",
+                inside::Plant::ForgetTooMuch => "server-forget-too-much",
+                inside::Plant::ShowForgotten => "server-show-forgotten",
                 inside::Plant::WrongProofStep => "server-wrong-proof-step",
                 inside::Plant::ProofOfAnotherRevision => "server-proof-of-another-revision",
             },

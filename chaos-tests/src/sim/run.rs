@@ -143,7 +143,8 @@ fn add_host(world: &mut World<'_>, node: usize, plant: Option<Plant>) {
         Some(Plant::ForgetVote) => disk.set_lying_syncs("vote"),
         _ => {}
     }
-    let clock = Arc::new(SimClock::new(world.rng.below(400) as i64 - 200));
+    let midnight = world.setup.midnight.as_millis() as i64;
+    let clock = Arc::new(SimClock::new(world.rng.below(400) as i64 - 200 - midnight));
     let executor = Arc::new(SimExecutor::default());
     let (shared, mut config) = (world.shared.clone(), world.setup.config(node));
     if plant == Some(Plant::NoScrub) {
@@ -315,6 +316,10 @@ fn judge(
     simulated: Duration,
 ) -> Result<Report, String> {
     let mut shared = world.shared.borrow_mut();
+    shared.sightings.until = simulated;
+    for (node, host) in (0..).zip(&world.hosts) {
+        shared.sightings.clocks.insert(node, host.clock.past());
+    }
     let last = match shared.verdict.take() {
         Some(Ok(last)) => last,
         Some(Err(e)) => return Err(e),

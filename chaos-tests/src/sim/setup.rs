@@ -26,6 +26,8 @@ pub struct Setup {
     pub rest_ms: u64,
     /// Most time that a message takes.
     pub latency: Duration,
+    /// When a clock that is right shows midnight.
+    pub midnight: Duration,
     /// Ledger segments are closed at this size, bytes.
     pub segment_bytes: u64,
     /// Heartbeat, and the two bounds of the election time.
@@ -78,7 +80,11 @@ impl Setup {
             let chosen = |fault: &&dyn Fault| only.iter().any(|name| name == fault.name());
             faults::ALL.iter().copied().filter(fits).filter(chosen).collect()
         };
-        let ops = ops::ALL.iter().copied().filter(|op| op.is_always() || rng.below(3) > 0).collect();
+        let has = |op: &&dyn Op| match op.own_draw() {
+            Some(one_in) => SimRng::of(seed, op.name()).below(one_in) == 0,
+            None => op.is_always() || rng.below(3) > 0,
+        };
+        let ops = ops::ALL.iter().copied().filter(has).collect();
         let pause = pick(&[500, 2_000, 2_000, 5_000]);
         Self {
             nodes,
@@ -86,6 +92,7 @@ impl Setup {
             keys: pick(&[2, 4, 8, 16]),
             rest_ms: pick(&[10, 20, 50, 200]),
             latency: ms(2 + rng.below(10)),
+            midnight: ms(4_000 + SimRng::of(seed, "midnight").below(4_000)),
             segment_bytes: pick(&[64 << 10, 64 << 10, 256 << 10]),
             raft,
             memory_budget,
@@ -144,7 +151,8 @@ impl std::fmt::Display for Setup {
         )?;
         writeln!(
             f,
-            "faults from {:?}, every {:?}, at most {} together: {}",
+            "midnight at {:?}, faults from {:?}, every {:?}, at most {} together: {}",
+            self.midnight,
             self.first_fault,
             self.pause,
             self.together,

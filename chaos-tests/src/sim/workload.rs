@@ -101,12 +101,13 @@ impl Client {
 }
 
 /// Which life of the node this is; `None` while it is down.
-fn life(shared: &Shared, node: usize) -> Option<u64> {
+pub(super) fn life(shared: &Shared, node: usize) -> Option<u64> {
     let shared = shared.borrow();
     shared.running.get(&node).and_then(|_| shared.lives.get(&node).copied())
 }
 
-fn note_overdue(
+/// Writes down that a call was left waiting, if its node has been up all the time.
+pub(super) fn note_overdue(
     shared: &Shared,
     status: &tonic::Status,
     call: &'static str,

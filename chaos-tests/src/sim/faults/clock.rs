@@ -14,10 +14,10 @@ impl Fault for Jump {
         "clock-jump"
     }
 
-    fn inject(&self, world: &mut World<'_>, _: Duration) -> Option<Incident> {
+    fn inject(&self, world: &mut World<'_>, now: Duration) -> Option<Incident> {
         let node = world.any()?;
         let ms = world.rng.below(240_000) as i64 - 120_000;
-        world.hosts[node].clock.jump(ms);
+        world.hosts[node].clock.jump(now, ms);
         Some(Incident::done(format!("clock of {} jumps by {ms} ms", NAMES[node])))
     }
 }

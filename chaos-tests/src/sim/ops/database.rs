@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::client::{Session, bounded};
 use super::super::setup::NAMES;
-use super::{Ctx, Done, Op};
+use super::{Ctx, Done, Op, elsewhere};
 
 /// See the module.
 pub struct MakeAndDrop;
@@ -28,14 +28,15 @@ impl Op for MakeAndDrop {
             let request = ctx.session.request(create);
             bounded(ctx.session.api.create_database_v2(request)).await?;
             // Nobody else knows it, so what was acknowledged is what is there.
-            let mut own = Session::open(NAMES[ctx.rng.below(ctx.nodes as u64) as usize], &name).await?;
+            let (shared, node) = (ctx.shared, ctx.rng.below(ctx.nodes as u64) as usize);
+            let mut own = elsewhere(shared, self.name(), node, Session::open(NAMES[node], &name)).await?;
             let (mut wrote, mut txs) = (None, 0);
             for i in 0..1 + ctx.rng.below(4) {
                 let value = format!("{name}-{i}").into_bytes();
-                txs = own.set(b"own", &value).await?;
+                txs = elsewhere(shared, self.name(), node, own.set(b"own", &value)).await?;
                 wrote = Some(value);
             }
-            let read = own.get(b"own").await?;
+            let read = elsewhere(shared, self.name(), node, own.get(b"own")).await?;
             if read != wrote {
                 ctx.wrong(format!("D1: {name} had {wrote:?} at {txs} and shows {read:?}"));
             }

@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::super::client::{Session, bounded};
 use super::super::setup::NAMES;
-use super::{Ctx, Done, Op};
+use super::{Ctx, Done, Op, elsewhere};
 
 /// See the module.
 pub struct Copy;
@@ -39,10 +39,12 @@ impl Op for Copy {
                 bounded(ctx.session.api.create_database_v2(request)).await?;
                 ctx.memory.copy_made = true;
             }
-            let mut copy = Session::open(NAMES[ctx.rng.below(ctx.nodes as u64) as usize], &name).await?;
+            let (shared, node) = (ctx.shared, ctx.rng.below(ctx.nodes as u64) as usize);
+            let mut copy = elsewhere(shared, self.name(), node, Session::open(NAMES[node], &name)).await?;
             // A copy whose outcome is unknown may be there.
             let request = copy.request(());
-            ctx.memory.copied = bounded(copy.api.current_state(request)).await?.tx_id;
+            let state = elsewhere(shared, self.name(), node, bounded(copy.api.current_state(request))).await?;
+            ctx.memory.copied = state.tx_id;
             for _ in 0..STEPS {
                 let tx = ctx.memory.copied + 1;
                 if tx > ctx.memory.newest {
@@ -60,7 +62,7 @@ impl Op for Copy {
                 };
                 let chunks = bounded(all).await?;
                 let request = copy.request(futures::stream::iter(chunks));
-                let there = bounded(copy.api.replicate_tx(request)).await?;
+                let there = elsewhere(shared, self.name(), node, bounded(copy.api.replicate_tx(request))).await?;
                 let request = ctx.session.request(schema::TxRequest { tx, ..Default::default() });
                 let here = bounded(ctx.session.api.tx_by_id(request)).await?.header.unwrap_or_default();
                 if there.id != tx || there != here {

@@ -19,12 +19,12 @@ pub struct Set;
 /// Reads and verifies.
 pub struct Get;
 
-fn stored(prefix: u8, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn stored(prefix: u8, bytes: &[u8]) -> Vec<u8> {
     [&[prefix], bytes].concat()
 }
 
 /// The state that a client trusts.
-type State = (u64, Hash);
+pub(super) type State = (u64, Hash);
 
 fn text(status: Status) -> String {
     status.message().to_owned()
@@ -32,17 +32,17 @@ fn text(status: Status) -> String {
 
 /// The steps that a client takes.
 #[derive(Clone, Copy)]
-struct Verifier {
+pub(super) struct Verifier {
     /// What is trusted; the first contact believes what it is shown, as every SDK does.
-    trusted: Option<State>,
+    pub trusted: Option<State>,
     /// The planted bug.
-    lax: bool,
+    pub lax: bool,
 }
 
 /// What a verifier has looked at: when any of it changes, the answer must be refused.
 #[derive(Debug, PartialEq)]
-struct Seen {
-    header: Header,
+pub(super) struct Seen {
+    pub header: Header,
     dual: Dual,
     entry: Option<SeenEntry>,
 }
@@ -65,7 +65,7 @@ impl Verifier {
     }
 
     /// Verifies that a transaction belongs to what is trusted; answers the state that is trusted from then on.
-    fn transaction(self, tx: &schema::VerifiableTx) -> Result<(State, Seen), String> {
+    pub fn transaction(self, tx: &schema::VerifiableTx) -> Result<(State, Seen), String> {
         let header = header(tx.tx.as_ref().and_then(|tx| tx.header.as_ref())).map_err(text)?;
         let dual = dual(tx.dual_proof.as_ref()).map_err(text)?;
         let shown = (header.tx.id, header.alh());
@@ -85,7 +85,7 @@ impl Verifier {
     }
 
     /// Verifies an entry and its transaction.
-    fn entry(self, key: &[u8], answer: &schema::VerifiableEntry) -> Result<(State, Seen), String> {
+    pub fn entry(self, key: &[u8], answer: &schema::VerifiableEntry) -> Result<(State, Seen), String> {
         let entry = answer.entry.as_ref().ok_or("no entry")?;
         let tx = answer.verifiable_tx.as_ref().ok_or("no transaction")?;
         let inclusion = answer.inclusion_proof.as_ref().ok_or("no inclusion proof")?;
