@@ -15,6 +15,7 @@ pub mod pruned;
 pub mod replicas_equal;
 pub mod serializable;
 pub mod snapshot;
+pub mod sorted_sets;
 pub mod trusted;
 pub mod versions;
 
@@ -103,6 +104,7 @@ pub const PROPERTIES: &[Property] = &[
     Property { id: "R6", says: "a read of several keys shows one state", check: snapshot::check },
     Property { id: "R7", says: "a read at a floor shows at least the floor", check: floor::check },
     Property { id: "R8", says: "the past of a key is what the ledger says, and never changes", check: past::check },
+    Property { id: "R10", says: "a scan of a sorted set shows the members of one state", check: sorted_sets::check },
     Property { id: "R9", says: "the index of every node says what the ledger says", check: index::check },
     Property { id: "S5", says: "what was to be forgotten is shown to nobody", check: pruned::forgotten },
     Property { id: "S6", says: "nothing else is forgotten, and hashes stay", check: pruned::kept },

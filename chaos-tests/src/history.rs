@@ -1,6 +1,7 @@
 //! What clients did and saw: invoke, ok, fail, unknown. A call without an answer may or may not have happened.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 /// How a write ended, as its client knows it.
@@ -145,6 +146,70 @@ pub struct Transaction {
     pub value: Vec<u8>,
 }
 
+/// A member of a sorted set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// Name of the set.
+    pub set: Vec<u8>,
+    /// Bits of its score.
+    pub score: u64,
+    /// The key that it stands for.
+    pub key: Vec<u8>,
+    /// The transaction that it is bound to; 0 for the newest one.
+    pub at_tx: u64,
+}
+
+impl Member {
+    /// Its place among those of its set: the bits of the score, the length of the key, the key, the transaction.
+    pub fn place(&self) -> (u64, usize, &[u8], u64) {
+        (self.score, self.key.len(), &self.key, self.at_tx)
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [set, key] = [&self.set, &self.key].map(|bytes| String::from_utf8_lossy(bytes));
+        write!(f, "{key:?} at {} with score {} in {set:?}", self.at_tx, f64::from_bits(self.score))
+    }
+}
+
+/// A member that was added.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberAdd {
+    /// The member.
+    pub member: Member,
+    /// When it was sent.
+    pub invoked: Duration,
+    /// When the answer came.
+    pub ended: Duration,
+    /// The answer.
+    pub ending: Ending,
+}
+
+/// A member with the value of its key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberShown {
+    /// The member.
+    pub member: Member,
+    /// Transaction of the value.
+    pub tx: u64,
+    /// The value.
+    pub value: Vec<u8>,
+}
+
+/// A linearizable scan of a whole set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SetScan {
+    /// Node that answered.
+    pub node: u32,
+    /// Name of the set.
+    pub set: Vec<u8>,
+    /// What came back, in that order.
+    pub shown: Vec<MemberShown>,
+    /// When it was sent.
+    pub invoked: Duration,
+}
+
 /// A state that a client has verified and trusts from then on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Trusted {
@@ -257,6 +322,10 @@ pub struct History {
     pub trusted: Vec<Trusted>,
     /// Calls that did not end by their deadline.
     pub overdue: Vec<Overdue>,
+    /// Members that were added to sorted sets.
+    pub additions: Vec<MemberAdd>,
+    /// Scans of sorted sets.
+    pub set_scans: Vec<SetScan>,
     /// Databases in which values are forgotten, by name.
     pub forgetful: BTreeMap<String, Forgetful>,
 }

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::check::acked_durable::Ledger;
 use crate::check::index::{Gone, KeyShown};
+use crate::history::{Member, MemberShown};
 use crate::model::chain::{self, Hash};
 use crate::model::proof::Header;
 
@@ -42,6 +43,8 @@ pub struct Whole {
     pub ledger: Ledger,
     /// Those whose value is forgotten.
     pub gone: Vec<Gone>,
+    /// Transaction and member of every entry that adds one to a sorted set.
+    pub members: Vec<(u64, Member)>,
     /// What the chain is computed from.
     pub chain: Vec<chain::Transaction>,
 }
@@ -52,6 +55,10 @@ impl Whole {
         for Shown { chain, values } in batch {
             for (entry, value) in chain.entries.iter().zip(values) {
                 let (tx, key) = (chain.id, bare(&entry.key));
+                if let Some(member) = member(&entry.key) {
+                    self.members.push((tx, member));
+                    continue;
+                }
                 match value {
                     Some(value) => self.ledger.push((tx, key, bare(&value))),
                     None => self.gone.push(Gone { tx, key, value_hash: entry.value_hash }),
@@ -65,6 +72,40 @@ impl Whole {
 /// Without its first byte.
 fn bare(stored: &[u8]) -> Vec<u8> {
     stored.get(1..).unwrap_or_default().to_vec()
+}
+
+/// The member that a stored key adds to a sorted set, if it is of that kind: a byte, length and name of the set, the score, length and
+/// stored form of the key, the transaction.
+fn member(stored: &[u8]) -> Option<Member> {
+    fn number(rest: &mut &[u8]) -> Option<u64> {
+        let (bytes, behind) = rest.split_first_chunk::<8>()?;
+        *rest = behind;
+        Some(u64::from_be_bytes(*bytes))
+    }
+    fn counted(rest: &mut &[u8]) -> Option<Vec<u8>> {
+        let len = usize::try_from(number(rest)?).ok()?;
+        let (bytes, behind) = rest.split_at_checked(len)?;
+        *rest = behind;
+        Some(bytes.to_vec())
+    }
+    let mut rest = stored.strip_prefix(&[1])?;
+    let (set, score) = (counted(&mut rest)?, number(&mut rest)?);
+    let (key, at_tx) = (counted(&mut rest)?, number(&mut rest)?);
+    (rest.is_empty() && key.first() == Some(&0)).then(|| Member { set, score, key: bare(&key), at_tx })
+}
+
+/// Members of the wire, with their values.
+pub fn members(list: schema::ZEntries) -> Result<Vec<MemberShown>, Status> {
+    let shown = |shown: schema::ZEntry| {
+        let entry = shown.entry.ok_or_else(|| Status::data_loss("a member without a value"))?;
+        if entry.key != shown.key {
+            return Err(Status::data_loss("a member with the value of another key"));
+        }
+        let (set, score) = (shown.set.to_vec(), shown.score.to_bits());
+        let member = Member { set, score, key: shown.key.to_vec(), at_tx: shown.at_tx };
+        Ok(MemberShown { member, tx: entry.tx, value: entry.value.to_vec() })
+    };
+    list.entries.into_iter().map(shown).collect()
 }
 
 /// What a status that says so tells of a value that is forgotten: its transaction.
@@ -198,6 +239,32 @@ impl Reader {
             let part = bounded(self.deadline, self.api.scan(request)).await?;
             let is_last = part.entries.len() < BATCH as usize;
             all.extend(part.entries.into_iter().map(|entry| (entry.key.to_vec(), entry.tx, entry.value.to_vec())));
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// All members of a sorted set in the state of transaction `at` or a newer one.
+    pub async fn set(&mut self, set: &[u8], at: u64) -> Result<Vec<MemberShown>, Status> {
+        let mut all: Vec<MemberShown> = Vec::new();
+        loop {
+            let mut scan = schema::ZScanRequest {
+                set: set.to_vec().into(),
+                limit: u64::from(BATCH),
+                since_tx: at,
+                ..Default::default()
+            };
+            if let Some(MemberShown { member, .. }) = all.last() {
+                scan.seek_key = member.key.clone().into();
+                (scan.seek_score, scan.seek_at_tx) = (f64::from_bits(member.score), member.at_tx);
+            }
+            let request = self.local(scan)?;
+            let part = members(bounded(self.deadline, self.api.z_scan(request)).await?)?;
+            let is_last = part.len() < BATCH as usize;
+            all.extend(part);
             if is_last {
                 return Ok(all);
             }

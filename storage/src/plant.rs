@@ -49,6 +49,8 @@ pub enum Plant {
     ShowForgotten,
     /// `storage`, proofs: one hash of a dual proof is another.
     WrongProofStep,
+    /// `node`, sorted sets: a member that is bound to a version is shown with the newest one.
+    FollowBoundMembers,
     /// `node`, verified get: the proof is of the version before.
     ProofOfAnotherRevision,
 }
@@ -75,6 +77,7 @@ impl Plant {
         Self::ForgetTooMuch,
         Self::ShowForgotten,
         Self::WrongProofStep,
+        Self::FollowBoundMembers,
         Self::ProofOfAnotherRevision,
     ];
 }

@@ -1,12 +1,13 @@
 //! R9: in the end the index of every node says of every key what the ledger says: its newest version, how many there are, its whole
-//! past; and a scan shows all keys and no others. Of every database, on every node. Versions whose value is forgotten count, and
+//! past; and a scan shows all keys and no others, one of a sorted set its members in their order. Of every database, on every node. Versions whose value is forgotten count, and
 //! are not shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Evidence;
 use super::acked_durable::Ledger;
 use super::versions::{Versions, name};
+use crate::history::{Member, MemberShown};
 use crate::model::chain::{Hash, Transaction};
 
 /// An entry whose value is forgotten.
@@ -44,6 +45,8 @@ pub struct Shown {
     pub keys: Vec<KeyShown>,
     /// A scan over all: key, transaction, value.
     pub scan: Vec<(Vec<u8>, u64, Vec<u8>)>,
+    /// Every sorted set of the ledger, by name.
+    pub sets: BTreeMap<Vec<u8>, Vec<MemberShown>>,
 }
 
 /// One database in the end.
@@ -55,6 +58,8 @@ pub struct Indexed {
     pub ledger: Ledger,
     /// Entries that have lost their value, on all nodes the same.
     pub gone: Vec<Gone>,
+    /// Transaction and member of every addition to a sorted set.
+    pub members: Vec<(u64, Member)>,
     /// All its transactions.
     pub chain: Vec<Transaction>,
     /// Their Alhs.
@@ -68,6 +73,23 @@ impl Indexed {
     pub fn keys(&self) -> BTreeSet<Vec<u8>> {
         let gone = self.gone.iter().map(|gone| &gone.key);
         self.ledger.iter().map(|(_, key, _)| key).chain(gone).cloned().collect()
+    }
+
+    /// Every sorted set of the ledger, with what a scan has to show of it.
+    pub fn sets(&self) -> BTreeMap<Vec<u8>, Vec<MemberShown>> {
+        let versions = Versions::of(&self.ledger);
+        let mut sets: BTreeMap<Vec<u8>, Vec<MemberShown>> = BTreeMap::new();
+        for member in self.members.iter().map(|(_, member)| member).collect::<BTreeSet<_>>() {
+            let set = sets.entry(member.set.clone()).or_default();
+            let found = if member.at_tx == 0 {
+                self.newest(&versions, &member.key)
+            } else {
+                versions.at(&member.key, member.at_tx).filter(|(tx, _)| *tx == member.at_tx)
+            };
+            set.extend(found.map(|(tx, value)| MemberShown { member: member.clone(), tx: *tx, value: value.clone() }));
+        }
+        sets.values_mut().for_each(|set| set.sort_by(|a, b| a.member.place().cmp(&b.member.place())));
+        sets
     }
 
     /// Transactions in which the key has lost its value, oldest first.
@@ -109,7 +131,7 @@ fn key(indexed: &Indexed, versions: &Versions, shown: &KeyShown) -> Result<(), S
 pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
     for indexed in evidence.indexes {
         let versions = Versions::of(&indexed.ledger);
-        let keys = indexed.keys();
+        let (keys, sets) = (indexed.keys(), indexed.sets());
         let scan: Vec<_> = (keys.iter())
             .filter_map(|key| indexed.newest(&versions, key).map(|(tx, value)| (key.clone(), *tx, value.clone())))
             .collect();
@@ -127,6 +149,13 @@ pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
                 let differs =
                     scan.iter().find(|entry| !shown.scan.contains(entry)).map(|(key, tx, _)| (name(key), *tx));
                 return Err(format!("{}: a scan shows {here} keys of {there}; missing: {differs:?}", who()));
+            }
+            if let Some((set, all)) = sets.iter().find(|(set, all)| shown.sets.get(*set) != Some(all)) {
+                let here = shown.sets.get(set).map_or(0, Vec::len);
+                let differs = all.iter().find(|one| !shown.sets.get(set).is_some_and(|there| there.contains(one)));
+                let differs = differs.map(|one| one.member.to_string());
+                let (set, there) = (name(set), all.len());
+                return Err(format!("{}: the set {set:?} has {here} members of {there}; missing: {differs:?}", who()));
             }
         }
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::index::KeyShown;
 use super::*;
 use crate::history::{
-    Condition, ConditionalWrite, Ending, FloorRead, Overdue, PastRead, SnapshotRead, Transaction, Trusted, Write,
+    Condition, ConditionalWrite, Ending, FloorRead, Member, MemberShown, Overdue, PastRead, SnapshotRead, Transaction,
+    Trusted, Write,
 };
 
 /// Two keys: `a` has versions of transactions 1 and 3, `b` of 2.
@@ -40,7 +41,13 @@ fn index() -> index::Shown {
         KeyShown { key: key.into(), newest: past.last().cloned(), gone: None, revision, past }
     };
     let scan = [("a", 3, "a3"), ("b", 2, "b2")].map(|(key, tx, value)| (key.into(), tx, value.into())).into();
-    index::Shown { node: "n1".into(), keys: vec![key("a", &[(1, "a1"), (3, "a3")]), key("b", &[(2, "b2")])], scan }
+    let sets = BTreeMap::new();
+    index::Shown {
+        node: "n1".into(),
+        sets,
+        keys: vec![key("a", &[(1, "a1"), (3, "a3")]), key("b", &[(2, "b2")])],
+        scan,
+    }
 }
 
 /// The good history, changed.
@@ -275,4 +282,33 @@ fn a_version_that_is_forgotten_counts_and_is_not_shown() {
         shown.scan.insert(0, ("a".into(), 1, "a1".into()));
     };
     assert!(judge(&[(3, "a")], scanned).is_err(), "a scan shows the one before");
+}
+
+#[test]
+fn a_sorted_set_that_is_shown_otherwise_is_found() {
+    let member =
+        |score: f64, key: &str, at_tx| Member { set: "s".into(), score: score.to_bits(), key: key.into(), at_tx };
+    let shown = |member, tx, value: &str| MemberShown { member, tx, value: value.into() };
+    let judge = |change: fn(&mut Vec<MemberShown>)| {
+        let mut made = indexed("made", vec![index()]);
+        // Twice the same is one member.
+        let added = [member(-1.0, "a", 0), member(1.0, "b", 0), member(1.0, "a", 1), member(1.0, "b", 0)];
+        made.members = (4..).zip(added).collect();
+        let mut set = vec![
+            shown(member(1.0, "a", 1), 1, "a1"),
+            shown(member(1.0, "b", 0), 2, "b2"),
+            shown(member(-1.0, "a", 0), 3, "a3"),
+        ];
+        change(&mut set);
+        made.shown[0].sets.insert("s".into(), set);
+        through_index(&[made])
+    };
+    assert_eq!(judge(|_| ()), Ok(()));
+    let found = |change| assert!(judge(change).expect_err("a violation").starts_with("made of n1: the set"));
+    found(|set| drop(set.pop()));
+    found(|set| set.swap(0, 1));
+    found(|set| set[0].tx = 3);
+    found(|set| set[2].value = "a1".into());
+    found(|set| set.push(set[0].clone()));
+    found(|set| set.clear());
 }

@@ -185,10 +185,13 @@ impl Collector<'_> {
             let chained = chain::check(&whole.chain);
             let chained = chained.map_err(|b| format!("{node}: transaction {} of {name}: {}", b.tx, b.rule))?;
             alhs.push((open.node, chained.clone()));
-            let Whole { ledger, gone, chain } = whole;
+            let Whole { ledger, gone, members, chain } = whole;
             match &first {
                 Some(first) if first.ledger != ledger => {
                     return Err(format!("R2: {node} shows other entries of {name} than {first_node}"));
+                }
+                Some(first) if first.members != members => {
+                    return Err(format!("R2: {node} shows other members of sets of {name} than {first_node}"));
                 }
                 Some(first) if first.gone != gone => {
                     return Err(format!("R2: {node} has forgotten other values of {name} than {first_node}"));
@@ -196,7 +199,7 @@ impl Collector<'_> {
                 Some(_) => {}
                 None => {
                     let database = name.to_string();
-                    first = Some(Indexed { database, ledger, gone, chain, alhs: chained, shown: Vec::new() });
+                    first = Some(Indexed { database, ledger, gone, members, chain, alhs: chained, shown: Vec::new() });
                 }
             }
         }
@@ -217,6 +220,10 @@ impl Collector<'_> {
                 shown.keys.push(found);
             }
             shown.scan = patiently(&name, open, until, async |reader, at| reader.scan(at).await).await?;
+            for set in indexed.sets().into_keys() {
+                let members = patiently(&name, open, until, async |reader, at| reader.set(&set, at).await).await?;
+                shown.sets.insert(set, members);
+            }
             indexed.shown.push(shown);
         }
         Ok(indexed)

@@ -10,6 +10,7 @@ mod import;
 mod many;
 mod past;
 mod set;
+mod sorted_set;
 mod transaction;
 mod verified;
 mod verified_client;
@@ -141,9 +142,9 @@ pub trait Op: Sync {
     fn name(&self) -> &'static str;
     /// How often it is chosen.
     fn weight(&self) -> u64;
-    /// Of so many lives one has it, drawn by itself, as whatever came later than seeds that are known to find something; nothing for
-    /// those that are drawn together, two of three.
-    fn own_draw(&self) -> Option<u64> {
+    /// What came later than seeds that are known to find something is drawn by itself: the name of its draw, and of how many lives
+    /// one has it. Nothing for those that are drawn one after the other, two of three.
+    fn own_draw(&self) -> Option<(&'static str, u64)> {
         None
     }
     /// Whether every life has it.
@@ -173,4 +174,6 @@ pub const ALL: &[&dyn Op] = &[
     &database::MakeAndDrop,
     &import::Copy,
     &forget::Forget,
+    &sorted_set::Add,
+    &sorted_set::ScanSet,
 ];

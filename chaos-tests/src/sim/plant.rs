@@ -117,6 +117,7 @@ impl Plant {
                 inside::Plant::ForgetTooMuch => "server-forget-too-much",
                 inside::Plant::ShowForgotten => "server-show-forgotten",
                 inside::Plant::WrongProofStep => "server-wrong-proof-step",
+                inside::Plant::FollowBoundMembers => "server-follow-bound-members",
                 inside::Plant::ProofOfAnotherRevision => "server-proof-of-another-revision",
             },
         }

@@ -81,7 +81,7 @@ impl Setup {
             faults::ALL.iter().copied().filter(fits).filter(chosen).collect()
         };
         let has = |op: &&dyn Op| match op.own_draw() {
-            Some(one_in) => SimRng::of(seed, op.name()).below(one_in) == 0,
+            Some((purpose, one_in)) => SimRng::of(seed, purpose).below(one_in) == 0,
             None => op.is_always() || rng.below(3) > 0,
         };
         let ops = ops::ALL.iter().copied().filter(has).collect();

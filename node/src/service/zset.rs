@@ -7,6 +7,7 @@ use alhambra_ledger::ids::TxId;
 use alhambra_ledger::kv::{self, SortedSetMember};
 use alhambra_proto::code::text;
 use alhambra_storage::index::ScanSpec;
+use alhambra_storage::plant::{Plant, is_planted};
 use bytes::Bytes;
 
 use super::kv::{is_absence, over, settings};
@@ -98,7 +99,8 @@ impl ZScanWalk {
                 continue;
             }
             let (set, member) = (key.slice_ref(set), key.slice_ref(member));
-            match self.keys.reader(cx).target(at_tx, member.clone()) {
+            let of = if is_planted(Plant::FollowBoundMembers) { TxId(0) } else { at_tx };
+            match self.keys.reader(cx).target(of, member.clone()) {
                 Ok(entry) => return Ok(Some(ZEntry { set, key: member, score, at_tx, entry: Some(entry) })),
                 Err(error) if is_absence(&error) => {}
                 Err(error) => return Err(error),

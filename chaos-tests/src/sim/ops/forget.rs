@@ -46,11 +46,11 @@ impl Op for Forget {
     }
 
     fn weight(&self) -> u64 {
-        20
+        12
     }
 
-    fn own_draw(&self) -> Option<u64> {
-        Some(2)
+    fn own_draw(&self) -> Option<(&'static str, u64)> {
+        Some(("forget", 2))
     }
 
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
