@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use alhambra_ledger::ids::{DatabaseId, LogIndex, TxId};
 
 use super::rules::{PruneRecord, Pruned, Rules};
+use crate::checkpoint;
 use crate::command::{self, Located, LocatedBatch, LocatedProposal, LocatedTarget, ValueForm};
 use crate::compression;
 use crate::core::Core;
@@ -87,6 +88,12 @@ impl Database {
             if info.last_log_id.index > through {
                 needed_by_log = true;
                 continue;
+            }
+            // A replica that starts again ends where its checkpoint does, and so do the files that it gives to others then. A segment
+            // without its values cannot be the newest one there. That it is sealed has been applied, and stands behind it.
+            let checkpointed = *core.checkpointed.read();
+            if checkpointed.is_none_or(|id| id.index <= info.last_log_id.index) {
+                checkpoint::write(self)?;
             }
             match prune_one(&core, info, &rules) {
                 Ok(done) => {

@@ -320,6 +320,33 @@ fn pruned_values_leave_the_disk_and_proofs_stay() {
     }
 }
 
+/// A checkpoint may end with the last frame of a closed segment. A replica that starts again from it, and whoever gets its files then,
+/// ends with that segment, so it must not have lost values meanwhile.
+#[test]
+fn a_replica_does_not_start_again_at_the_end_of_a_pruned_segment() {
+    let (_, source, model, prunes) = pruned(Compression::None);
+    let last = LogIndex(support::next_index(&source));
+    let log = source.ledger().read(LogIndex(0), last, usize::MAX).expect("healthy disk");
+    let log: Vec<Frame> = log.into_iter().map(|(_, frame)| frame).collect();
+    let mut replica = Replica::new();
+    replica.db().ledger().stage(&log).expect("follows");
+    replica.db().ledger().flush().expect("healthy disk");
+    replica.db().ledger().settle().expect("healthy disk");
+    let boundary = replica.db().ledger().segments()[1].last_log_id;
+    apply_through(replica.db(), boundary.index.0).expect("applies");
+    replica.db().checkpoint().expect("healthy disk");
+    replica.catch_up(&log);
+    replica.prune_all();
+    assert!(replica.db().ledger().segments()[1].generation > 0, "it has lost values");
+    replica.db = None;
+    replica.disk.crash(Crash::PowerLoss);
+    replica.db = Some(open(&replica.vfs, &dir()).expect("reopens"));
+    let manifest = replica.db().manifest().expect("its files can be given to others");
+    assert!(manifest.log_id > Some(boundary), "behind the segment");
+    replica.catch_up(&log);
+    check(replica.db(), &model, &prunes);
+}
+
 /// The trap of chunk-wise truncation: one later transaction whose first entry has an empty value. Blocks are counted, not
 /// lengths.
 #[test]
