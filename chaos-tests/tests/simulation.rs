@@ -83,10 +83,16 @@ fn bugs_in_the_server_are_found() {
         ("server-apply-twice-after-restart", "1", "12", "liveness"),
         ("server-local-setting-in-apply", "1", "12", "liveness"),
         ("server-ack-before-sync", "1", "12", "liveness"),
-        ("server-forget-requests", "4", "12", "R4"),
+        ("server-forget-requests", "11", "12", "R4"),
         ("server-forget-vote", "1", "12", "W2"),
         ("server-ignore-seal-mismatch", "1", "12", "R2"),
         ("server-drop-pre-vote", "3", "12", "M3"),
+        ("server-serve-before-caught-up", "9", "20", "R5"),
+        ("server-ignore-read-floor", "6", "14", "S5"),
+        ("server-stale-frame-after-cut", "2", "14", "liveness"),
+        ("server-forget-too-much", "2", "12", "S6"),
+        ("server-show-forgotten", "2", "12", "S5"),
+        ("server-follow-bound-members", "2", "12", "R10"),
     ];
     for (plant, seed, load, property) in plants {
         let output = sim(&["--quiet", "--seed", seed, "--load-seconds", load, "--plant", plant]);
