@@ -150,8 +150,8 @@ fn read_header(layout: &Layout, number: u64) -> Result<SegmentHeader> {
 }
 
 /// The header of a segment of which the own one is damaged. Everything in it stands elsewhere as well: in the spec, in the
-/// length of the segment before, and in the sidecar or the first frame, each with a checksum; that it fits its neighbours
-/// is looked at as of any other. The file stays as it is until it is mended, and is suspected until then.
+/// sidecar or the length of the segment before, and in the sidecar or the first frame, each with a checksum; that it fits
+/// its neighbours is looked at as of any other. The file stays as it is until it is mended, and is suspected until then.
 fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, damage: Damage) -> Result<SegmentHeader> {
     let path = layout.segment_path(number);
     let file = open_file(layout, number)?;
@@ -169,7 +169,7 @@ fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, da
         }
         (None, None) => return Err(layout.corrupted(number, 0, damage)),
         (None, Some(file)) => match first_frame(&**file, &path, stored_bytes)? {
-            Ok(log_id) => (end_of(layout, before)?, log_id, stored_bytes, 0),
+            Ok(log_id) => (end_of(layout, before, log_id)?, log_id, stored_bytes, 0),
             Err(_) => return Err(layout.corrupted(number, 0, damage)),
         },
     };
@@ -199,16 +199,34 @@ fn header_again(layout: &Layout, number: u64, before: Option<&SegmentHeader>, da
     Ok(header)
 }
 
-/// Logical offset behind a segment that has no successor whose header could say it.
-fn end_of(layout: &Layout, segment: Option<&SegmentHeader>) -> Result<u64> {
+/// Logical offset behind a segment whose successor, which begins with `next`, does not say it. The sidecar says it even where
+/// the file is gone or has the wrong length.
+fn end_of(layout: &Layout, segment: Option<&SegmentHeader>, next: LogId) -> Result<u64> {
     let Some(segment) = segment else { return Ok(0) };
     if segment.generation > 0 {
         return Ok(segment.first_offset + segment.frame_bytes);
     }
-    let path = layout.segment_path(segment.number);
-    let file = layout.vfs.open(&path, OpenMode::Read).map_err(|e| Error::io(FileOp::Open, &path, e))?;
-    let len = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+    let remembered = remembered(layout, segment)?;
+    if let Some(remembered) = remembered.filter(|it| it.last_log_id.index.next() == Some(next.index)) {
+        return Ok(remembered.end_offset());
+    }
+    let Some(file) = open_file(layout, segment.number)? else {
+        return Err(layout.corrupted(segment.number, 0, Damage::Missing));
+    };
+    let len = file.len().map_err(|e| Error::io(FileOp::Length, &layout.segment_path(segment.number), e))?;
     Ok(segment.first_offset + len.saturating_sub(SEGMENT_HEADER_BYTES))
+}
+
+/// A closed segment as its sidecar describes it; `None` when there is none of the segment that has this header.
+fn remembered(layout: &Layout, header: &SegmentHeader) -> Result<Option<Segment>> {
+    let sidecar = read_sidecar_header(layout, &layout.sidecar_path(header.number))?;
+    Ok(sidecar.and_then(|(_, sidecar)| {
+        let frame_bytes = if header.generation > 0 { header.frame_bytes } else { sidecar.frame_bytes };
+        let mut segment = of_frames(header, frame_bytes);
+        segment.last_log_id = sidecar.last_log_id;
+        segment.digest = Some(sidecar.digest);
+        describes(&sidecar, layout, &segment.info()).then_some(segment)
+    }))
 }
 
 /// The log id of the first frame, or how it is damaged.
@@ -301,12 +319,8 @@ fn believed_or_scanned(
         None => 0,
     };
     let pruned = header.generation > 0;
-    let of_frames = |frame_bytes: u64| of_frames(header, frame_bytes);
-    if let Some((_, sidecar)) = read_sidecar_header(layout, &layout.sidecar_path(number))? {
-        let mut segment = of_frames(if pruned { header.frame_bytes } else { sidecar.frame_bytes });
-        segment.last_log_id = sidecar.last_log_id;
-        let fits = describes(&sidecar, layout, &segment.info())
-            && Some(next.first_log_id.index) == sidecar.last_log_id.index.next()
+    if let Some(segment) = remembered(layout, header)? {
+        let fits = Some(next.first_log_id.index) == segment.last_log_id.index.next()
             && next.first_offset == segment.end_offset();
         if fits {
             if file_bytes != SEGMENT_HEADER_BYTES + segment.info().stored_bytes {
@@ -314,7 +328,6 @@ fn believed_or_scanned(
                 layout.suspects.lock().insert(number);
                 tracing::warn!(segment = number, bytes = file_bytes, "the file of a segment has the wrong length");
             }
-            segment.digest = Some(sidecar.digest);
             return Ok(segment);
         }
     }
@@ -324,7 +337,7 @@ fn believed_or_scanned(
     if file_bytes < SEGMENT_HEADER_BYTES || stored_bytes != header.stored_bytes(frame_bytes) {
         return Err(layout.corrupted(number, file_bytes, Damage::Length));
     }
-    let mut segment = of_frames(frame_bytes);
+    let mut segment = of_frames(header, frame_bytes);
     let file = pruned::view(file, header, &path)?;
     let scan = scan::scan(&*file, &path, header.first_log_id, SEGMENT_HEADER_BYTES + frame_bytes)?;
     let (Some(last_log_id), true) = (scan.last_log_id, scan.frame_bytes == segment.frame_bytes) else {

@@ -85,6 +85,10 @@ fn flip(disk: &MemVfs, segment: u64, at: u64) {
     file.sync_data().expect("healthy");
 }
 
+fn set_len(disk: &MemVfs, segment: u64, len: u64) {
+    disk.open(&path(segment), OpenMode::ReadWrite).expect("there").set_len(len).expect("healthy");
+}
+
 /// What is done to a segment on a disk.
 type Harm = dyn Fn(&MemVfs, u64);
 
@@ -95,12 +99,16 @@ fn lose(disk: &MemVfs, path: &Path) {
 }
 
 fn mend_closed(vfs: &Arc<dyn Vfs>, whole: &Bytes) -> Result<()> {
+    mend_segment(vfs, CLOSED, whole)
+}
+
+fn mend_segment(vfs: &Arc<dyn Vfs>, segment: u64, whole: &Bytes) -> Result<()> {
     let unopened = Unopened::open(Arc::clone(vfs), &dir(), support::spec())?;
     // Where it is forgotten the others say what it is to be, which the seal says too.
-    let remembered = unopened.segment_vote(CLOSED)?.map(|vote| vote.version);
-    assert_eq!(remembered.is_none(), unopened.forgotten(CLOSED).is_some());
-    let sealed = || SegmentVersion { generation: 0, digest: unopened.sealed_digest(CLOSED, 0).expect("sealed") };
-    let mut fetched = unopened.begin_segment_repair(CLOSED, remembered.unwrap_or_else(sealed))?;
+    let remembered = unopened.segment_vote(segment)?.map(|vote| vote.version);
+    assert_eq!(remembered.is_none(), unopened.forgotten(segment).is_some());
+    let sealed = || SegmentVersion { generation: 0, digest: unopened.sealed_digest(segment, 0).expect("sealed") };
+    let mut fetched = unopened.begin_segment_repair(segment, remembered.unwrap_or_else(sealed))?;
     for piece in whole[HEADER as usize..].chunks(300) {
         fetched.write(piece)?;
     }
@@ -329,4 +337,21 @@ fn a_forgotten_segment_before_an_empty_one_is_not_cut() {
     let name = PathBuf::from(path(last - 1).file_name().expect("named"));
     assert_eq!(found[&name], rotten[&name]);
     assert_eq!(found[&name].len(), whole.len());
+}
+
+#[test]
+fn where_a_rotten_header_begins_is_known_by_the_sidecar_before_when_that_segment_is_gone_or_short() {
+    let gone = |disk: &MemVfs, segment: u64| lose(disk, &path(segment));
+    let short = |disk: &MemVfs, segment: u64| set_len(disk, segment, HEADER + 150);
+    let harms: [(&str, &Harm); 2] = [("gone", &gone), ("short", &short)];
+    for (case, harm) in harms {
+        let sample = sample();
+        let before = sample.newest - 1;
+        harm(&sample.disk, before);
+        // The newest has no sidecar, which would say it.
+        flip(&sample.disk, sample.newest, 40);
+        mend_segment(&sample.vfs, before, &bytes(&sample, before)).unwrap_or_else(|e| panic!("{case}: {e}"));
+        drop(open(&sample.vfs, &dir()).unwrap_or_else(|e| panic!("{case}: {e}")));
+        assert!(files(&sample.vfs, &dir().join("ledger")) == sample.files, "{case}");
+    }
 }
