@@ -5,7 +5,7 @@
 //! where every frame is then checked. Where that fails too, a ledger that is opened to be mended goes on without the segment
 //! ([`Ledger::open_to_mend`](super::Ledger::open_to_mend)): its neighbours say where it begins and ends.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use alhambra_ledger::ids::{LogId, LogIndex};
 
@@ -71,17 +71,27 @@ pub(super) fn recover(layout: &Layout, floor: RecoveryFloor) -> Result<Recovered
     let count = headers.len() as u64;
     let mut open = match headers.last() {
         None => None,
-        Some(header) => open_newest(layout, header, segments.last(), floor, &mut report)?,
+        Some(header) => {
+            let newest = read_newest(layout, header, segments.last(), floor)?;
+            open_newest(layout, header, newest, floor, &mut report)?
+        }
     };
-    // A forgotten segment must not take frames again: all that could be read of it would be cut.
-    let resumes = segments.last().is_none_or(|last| !layout.is_forgotten(last.number));
-    if let (None, Some(header), true) = (&open, headers.last(), resumes) {
-        // The newest segment never got a frame, so the log id in its header means nothing. The one before it takes over.
+    // In a ledger that is to be mended no segment is removed: what another one is mended by would go with it.
+    if let (None, Some(header), None) = (&open, headers.last(), &layout.forgotten) {
+        // The newest segment never got a frame, so the log id in its header means nothing. The one before it takes over. That
+        // was complete and durable before the newest had a name; if it is not, that is told before anything is removed.
+        let before = match segments.pop() {
+            None => None,
+            Some(last) => {
+                let before = &headers[headers.len() - 2];
+                debug_assert_eq!(before.number, last.number);
+                let complete = RecoveryFloor { durable_through: Some(last.last_log_id.index) };
+                Some((before, read_newest(layout, before, segments.last(), complete)?))
+            }
+        };
         remove_segment(layout, header.number)?;
-        if let Some(last) = segments.pop() {
-            let before = headers[headers.len() - 2];
-            debug_assert_eq!(before.number, last.number);
-            open = open_newest(layout, &before, segments.last(), floor, &mut report)?;
+        if let Some((before, newest)) = before {
+            open = open_newest(layout, before, newest, floor, &mut report)?;
         }
     }
     let open = open.map(|(segment, open)| {
@@ -353,14 +363,21 @@ fn believed_or_scanned(
     Ok(segment)
 }
 
-/// The newest segment: scanned, its torn tail zeroed, everything in it durable. `None` when it holds no frame.
-fn open_newest(
+/// The newest segment as it was found.
+struct Newest {
+    path: PathBuf,
+    file: Box<dyn File>,
+    file_bytes: u64,
+    scan: Scan,
+}
+
+/// Scans the newest segment and changes nothing. Refused when a frame that the floor promises is not there.
+fn read_newest(
     layout: &Layout,
     header: &SegmentHeader,
     before: Option<&Segment>,
     floor: RecoveryFloor,
-    report: &mut LedgerReport,
-) -> Result<Option<(Segment, OpenSegment)>> {
+) -> Result<Newest> {
     check_chain(layout, before, header)?;
     let number = header.number;
     if header.generation > 0 {
@@ -371,11 +388,25 @@ fn open_newest(
     let file = layout.vfs.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io(FileOp::Open, &path, e))?;
     let file_bytes = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
     let scan = scan::scan(&*file, &path, header.first_log_id, file_bytes)?;
-    let end = SEGMENT_HEADER_BYTES + scan.frame_bytes;
     let next_index = scan.last_log_id.map_or(Some(header.first_log_id.index), |last| last.index.next());
     if floor.durable_through >= next_index && next_index.is_some() {
+        let end = SEGMENT_HEADER_BYTES + scan.frame_bytes;
         return Err(layout.corrupted(number, end, scan.damage.unwrap_or(Damage::Missing)));
     }
+    Ok(Newest { path, file, file_bytes, scan })
+}
+
+/// The newest segment: its torn tail zeroed, everything in it durable. `None` when it holds no frame; it is as it was then.
+fn open_newest(
+    layout: &Layout,
+    header: &SegmentHeader,
+    newest: Newest,
+    floor: RecoveryFloor,
+    report: &mut LedgerReport,
+) -> Result<Option<(Segment, OpenSegment)>> {
+    let Newest { path, file, file_bytes, scan } = newest;
+    let number = header.number;
+    let end = SEGMENT_HEADER_BYTES + scan.frame_bytes;
     let torn_bytes = scan::bytes_before_zeros(&*file, &path, end, file_bytes)?;
     report.cut_bytes += torn_bytes;
     let Some(last_log_id) = scan.last_log_id else { return Ok(None) };

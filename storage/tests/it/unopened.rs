@@ -310,25 +310,30 @@ fn a_segment_of_which_nothing_is_remembered_is_mended_whatever_is_left_of_it() {
     }
 }
 
+/// A sample whose newest segment has no frame, and of which nothing is known to be durable but what stands there.
+fn with_an_empty_newest() -> Sample {
+    let sample = sample();
+    let newest = sample.disk.open(&path(sample.newest), OpenMode::ReadWrite).expect("there");
+    let len = newest.len().expect("healthy");
+    newest.write_at(HEADER, &vec![0; (len - HEADER) as usize]).expect("healthy");
+    newest.sync_data().expect("healthy");
+    drop(newest);
+    for name in ["marks", "checkpoint"] {
+        if sample.disk.exists(&dir().join(name)).expect("healthy") {
+            lose(&sample.disk, &dir().join(name));
+        }
+    }
+    sample
+}
+
 #[test]
 fn a_forgotten_segment_before_an_empty_one_is_not_cut() {
     // The next segment has a name and no frame yet, so the one before has no sidecar yet.
-    let sample = sample();
-    let disk = &sample.disk;
+    let sample = with_an_empty_newest();
     let last = sample.newest;
-    lose(disk, &path(last - 1).with_extension("idx"));
+    lose(&sample.disk, &path(last - 1).with_extension("idx"));
     let whole = bytes(&sample, last - 1);
-    let newest = disk.open(&path(last), OpenMode::ReadWrite).expect("there");
-    let len = newest.len().expect("healthy");
-    newest.write_at(HEADER, &vec![0; (len - HEADER) as usize]).expect("healthy");
-    drop(newest);
-    // Nothing is known to be durable but what stands there.
-    for name in ["marks", "checkpoint"] {
-        if disk.exists(&dir().join(name)).expect("healthy") {
-            lose(disk, &dir().join(name));
-        }
-    }
-    flip(disk, last - 1, HEADER + 150);
+    flip(&sample.disk, last - 1, HEADER + 150);
     let rotten = files(&sample.vfs, &dir().join("ledger"));
     let unopened = Unopened::open(Arc::clone(&sample.vfs), &dir(), support::spec()).expect("to be mended");
     assert_eq!(unopened.forgotten(last - 1), Some(0));
@@ -337,6 +342,44 @@ fn a_forgotten_segment_before_an_empty_one_is_not_cut() {
     let name = PathBuf::from(path(last - 1).file_name().expect("named"));
     assert_eq!(found[&name], rotten[&name]);
     assert_eq!(found[&name].len(), whole.len());
+}
+
+#[test]
+fn nothing_is_removed_that_a_damaged_segment_before_an_empty_one_is_mended_by() {
+    let gone = |disk: &MemVfs, segment: u64| lose(disk, &path(segment));
+    let empty = |disk: &MemVfs, segment: u64| set_len(disk, segment, 0);
+    let cut = |disk: &MemVfs, segment: u64| set_len(disk, segment, HEADER + 150);
+    let rot = |disk: &MemVfs, segment: u64| flip(disk, segment, HEADER + 150);
+    let harms: [(&str, &Harm); 4] = [("rotten", &rot), ("empty", &empty), ("cut", &cut), ("gone", &gone)];
+    for (case, harm) in harms {
+        let sample = with_an_empty_newest();
+        let before = sample.newest - 1;
+        harm(&sample.disk, before);
+        let found = files(&sample.vfs, &dir().join("ledger"));
+        // Neither who opens it nor who looks at it to mend it takes anything away, however often.
+        for _ in 0..2 {
+            let refused = open(&sample.vfs, &dir()).err().unwrap_or_else(|| panic!("{case}: opened"));
+            let named = match refused {
+                Error::SegmentMissing { number, .. } => Some(number),
+                Error::Corrupted { segment, .. } => segment,
+                ref other => panic!("{case}: {other}"),
+            };
+            assert_eq!(named, Some(before), "{case}: {refused}");
+            assert!(files(&sample.vfs, &dir().join("ledger")) == found, "{case}");
+            let unopened = Unopened::open(Arc::clone(&sample.vfs), &dir(), support::spec());
+            let vote = unopened.unwrap_or_else(|e| panic!("{case}: {e}")).segment_vote(before).expect("readable");
+            assert!(!vote.expect("its sidecar is there").whole, "{case}");
+            assert!(files(&sample.vfs, &dir().join("ledger")) == found, "{case}");
+        }
+        let whole = bytes(&sample, before);
+        mend_segment(&sample.vfs, before, &whole).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let db = open(&sample.vfs, &dir()).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let last = *db.ledger().segments().last().expect("frames");
+        assert_eq!((last.number, last.frame_bytes), (before, whole.len() as u64 - HEADER), "{case}");
+        drop(db);
+        let name = PathBuf::from(path(before).file_name().expect("named"));
+        assert!(files(&sample.vfs, &dir().join("ledger"))[&name] == whole, "{case}");
+    }
 }
 
 #[test]
