@@ -37,15 +37,21 @@ const NOBODY: &str = "there is no other member that could have it whole; put the
 pub enum Mending {
     /// What stands in the segment at this byte behind its header, and on to its end if it is closed, is what the group agrees
     /// on, and durable: the database is to be opened again.
-    Mended(u64),
+    Mended {
+        /// The one that was to be mended, or the newest, when that had to be mended first.
+        segment: u64,
+        /// Bytes behind its header.
+        offset: u64,
+    },
     /// Not yet, and why: the same call may do it later.
     Waits(String),
     /// Nothing that others have can help.
     Hopeless(String),
 }
 
-/// Tries to mend a segment of a database that is not open, whose members are at least `members`, this node included. Ends within
-/// the time that members have to answer, and that the bytes take.
+/// Tries to mend a segment of a database that is not open, whose members are at least `members`, this node included; first the
+/// newest one, when nothing can be seen of the others before. Ends within the time that members have to answer, and that the
+/// bytes take.
 pub async fn mend(
     env: &Env,
     spec: &GroupSpec,
@@ -81,12 +87,16 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn run(&self, env: &Env) -> Result<Mending, Stopped> {
+    async fn run(mut self, env: &Env) -> Result<Mending, Stopped> {
         let (vfs, dir) = (env.vfs.clone(), self.spec.dir.clone());
         let spec = DatabaseSpec { id: self.spec.database, segment_bytes: self.spec.segment_bytes };
         let unopened = match self.on_strand(move || Unopened::open(vfs, &dir, spec)).await? {
             Ok(unopened) => Arc::new(unopened),
             Err(error @ (StorageError::Corrupted { .. } | StorageError::SegmentMissing { .. })) => {
+                // A closed segment may be damaged as well: then the newest comes first.
+                if let StorageError::Corrupted { segment: Some(newest), .. } = error {
+                    self.segment = newest;
+                }
                 return self.mend_log(env, &error).await;
             }
             Err(error) => return Ok(self.waits(&Chain(&error).to_string())),
@@ -158,7 +168,7 @@ impl Attempt<'_> {
             if self.fetch(unopened, *node, vote, agreed).await? {
                 tracing::warn!(%group, name = self.spec.name, segment, node,
                     "a segment that had rotted was fetched from another member before the database is opened");
-                return Ok(Mending::Mended(0));
+                return Ok(Mending::Mended { segment, offset: 0 });
             }
         }
         Ok(self.waits("no member could send it whole"))
@@ -198,13 +208,8 @@ impl Attempt<'_> {
     async fn mend_log(&self, env: &Env, refused: &StorageError) -> Result<Mending, Stopped> {
         let (vfs, dir) = (env.vfs.clone(), self.spec.dir.clone());
         let spec = DatabaseSpec { id: self.spec.database, segment_bytes: self.spec.segment_bytes };
-        // A closed segment may be damaged as well: then the newest comes first.
-        let newest = match refused {
-            StorageError::Corrupted { segment: Some(segment), .. } => *segment,
-            _ => self.segment,
-        };
         let log = match self.on_strand(move || DamagedLog::find(&vfs, &dir, spec)).await? {
-            Ok(Some(log)) if log.segment() == newest => Arc::new(log),
+            Ok(Some(log)) if log.segment() == self.segment => Arc::new(log),
             Ok(_) | Err(StorageError::Corrupted { .. } | StorageError::SegmentMissing { .. }) => {
                 return Ok(Mending::Hopeless(self.cannot(&Chain(refused).to_string())));
             }
@@ -220,7 +225,7 @@ impl Attempt<'_> {
                 *pieces.entry(piece).or_default() += 1;
             }
         }
-        let (group, segment, offset) = (self.spec.group, newest, log.offset());
+        let (group, segment, offset) = (self.spec.group, self.segment, log.offset());
         let heard: usize = pieces.values().sum();
         for (piece, holders) in pieces {
             let (log, voters) = (log.clone(), voters.len());
@@ -234,7 +239,7 @@ impl Attempt<'_> {
                 Ok(true) => {
                     tracing::warn!(%group, name = self.spec.name, segment, offset,
                         "log entries that had rotted were fetched from other members before the database is opened");
-                    return Ok(Mending::Mended(offset));
+                    return Ok(Mending::Mended { segment, offset });
                 }
                 Ok(false) => {}
                 Err(error) => return Ok(self.waits(&Chain(&error).to_string())),

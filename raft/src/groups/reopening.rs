@@ -58,12 +58,13 @@ impl Groups {
                 GroupError::Rotten { dir, segment, source } => {
                     permit.take();
                     match self.mend_unopened(spec, segment, network, unwanted).await? {
-                        Mending::Mended(place) if mended.insert((segment, place)) => {
+                        // Which may be another segment than the one that opening names.
+                        Mending::Mended { segment, offset } if mended.insert((segment, offset)) => {
                             pause = PAUSE_MIN;
                             continue;
                         }
                         // It is what the group agrees on, and does not open with it.
-                        Mending::Mended(_) => return Some(Err(GroupError::Rotten { dir, segment, source })),
+                        Mending::Mended { .. } => return Some(Err(GroupError::Rotten { dir, segment, source })),
                         Mending::Waits(why) => why.into(),
                         Mending::Hopeless(why) => {
                             let source = format!("{why} ({})", Chain(&*source)).into();

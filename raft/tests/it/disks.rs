@@ -90,16 +90,21 @@ impl Nodes {
         }
         let nodes = Self(nodes);
         nodes.ready().await;
-        let orders = NewDatabase {
-            name: "orders".into(),
+        nodes.create("orders", 1 << 20).await;
+        nodes
+    }
+
+    /// Makes a database, which is open on all nodes then.
+    async fn create(&self, name: &str, segment_bytes: u64) {
+        let database = NewDatabase {
+            name: name.into(),
             settings: Settings::DEFAULT,
-            segment_bytes: 1 << 20,
+            segment_bytes,
             face: serde_json::json!({}),
             created_by: ADMIN_USER.into(),
         };
-        nodes.0[0].groups.meta().create_database(orders, false, soon()).await.unwrap();
-        nodes.ready().await;
-        nodes
+        self.0[0].groups.meta().create_database(database, false, soon()).await.unwrap();
+        self.ready().await;
     }
 
     /// Kills a node; what it had written stays.
@@ -307,16 +312,28 @@ fn systemdb_is_opened_again_like_any_other() {
     });
 }
 
-/// Inverts a byte of the second entry of a database's first segment; answers the bytes before.
-fn rot(disk: &MemVfs, folder: &Path) -> Vec<u8> {
-    let file = disk.open(&folder.join("ledger/0000000000.seg"), OpenMode::ReadWrite).unwrap();
+fn segment_file(folder: &Path, segment: u64) -> PathBuf {
+    folder.join(format!("ledger/{segment:010}.seg"))
+}
+
+/// Inverts a byte of an entry of a segment, counted from 0; answers the bytes before.
+fn rot(disk: &MemVfs, folder: &Path, segment: u64, entry: usize) -> Vec<u8> {
+    let file = disk.open(&segment_file(folder, segment), OpenMode::ReadWrite).unwrap();
     let bytes = file.read_at(0, usize::try_from(file.len().unwrap()).unwrap()).unwrap();
     let len = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
-    let second = 256 + 8 + len(256);
-    assert!(len(second) > 0);
-    let at = second + 8 + len(second) - 1;
+    let start = (0..entry).fold(256, |at, _| at + 8 + len(at));
+    assert!(len(start) > 0);
+    let at = start + 8 + len(start) - 1;
     file.write_at(at as u64, &[!bytes[at]]).unwrap();
     bytes.to_vec()
+}
+
+/// The frames of a segment are what they were in `whole`; zeros may follow.
+fn assert_mended(disk: &MemVfs, folder: &Path, segment: u64, whole: &[u8]) {
+    let path = segment_file(folder, segment);
+    let frames_then = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let file = disk.open(&path, OpenMode::Read).unwrap();
+    assert_eq!(file.read_at(0, frames_then).unwrap(), &whole[..frames_then], "{}", path.display());
 }
 
 #[test]
@@ -332,7 +349,7 @@ fn what_rotted_before_a_restart_is_mended_from_the_others_and_waited_for_while_t
         let folders = [PathBuf::from("/data/systemdb"), nodes.folder(rotten, "orders")];
         nodes.kill(rotten).await;
         let disk = nodes.0[rotten].disk.clone();
-        let whole = folders.clone().map(|folder| rot(&disk, &folder));
+        let whole = folders.clone().map(|folder| rot(&disk, &folder, 0, 1));
         // The others cannot read what they have, but for `systemdb`.
         let others = [(rotten + 1) % 3, (rotten + 2) % 3];
         for other in others {
@@ -357,11 +374,54 @@ fn what_rotted_before_a_restart_is_mended_from_the_others_and_waited_for_while_t
         nodes.ready().await;
         nodes.assert_equal("orders", &keys).await;
         for (folder, whole) in folders.iter().zip(&whole) {
-            let file = disk.open(&folder.join("ledger/0000000000.seg"), OpenMode::Read).unwrap();
-            let frames_then = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-            assert_eq!(file.read_at(0, frames_then).unwrap(), &whole[..frames_then], "{}", folder.display());
+            assert_mended(&disk, folder, 0, whole);
         }
         nodes.put(rotten, "orders", "later").await;
+        nodes.stop().await;
+    });
+}
+
+#[test]
+fn a_closed_segment_and_the_newest_that_rotted_together_are_both_mended() {
+    run(async {
+        let mut nodes = Nodes::three().await;
+        nodes.create("small", 1_024).await;
+        let rotten = (nodes.leader("small").await + 1) % 3;
+        let group = nodes.group(rotten, "small");
+        let database = group.database();
+        let mut keys = Vec::new();
+        // Until the newest of some segments has several entries; nothing more is to come by itself.
+        loop {
+            let key = format!("k{}", keys.len());
+            nodes.put(0, "small", &key).await;
+            keys.push(key);
+            nodes.assert_equal("small", &keys).await;
+            until("all that is closed is sealed", || {
+                let mut closed = database.ledger().segments().into_iter().filter(|segment| segment.closed);
+                closed.next_back().is_none_or(|last| database.seal(last.number).unwrap().is_some())
+            })
+            .await;
+            let newest = *database.ledger().segments().last().unwrap();
+            if newest.number > 2 && newest.frame_bytes > 500 {
+                break;
+            }
+        }
+        nodes.assert_equal("small", &keys).await;
+        database.checkpoint().unwrap();
+        let newest = database.ledger().segments().last().unwrap().number;
+        drop(group);
+        nodes.kill(rotten).await;
+        let (disk, folder) = (nodes.0[rotten].disk.clone(), nodes.folder(rotten, "small"));
+        // Of the closed one nothing is remembered, so that opening stops there; and the newest is mended before it.
+        disk.remove_file(&folder.join("ledger/0000000001.idx")).unwrap();
+        let whole = [(1, 1), (newest, 0)].map(|(segment, entry)| (segment, rot(&disk, &folder, segment, entry)));
+        nodes.start(rotten).await;
+        nodes.ready().await;
+        nodes.assert_equal("small", &keys).await;
+        for (segment, whole) in &whole {
+            assert_mended(&disk, &folder, *segment, whole);
+        }
+        nodes.put(rotten, "small", "later").await;
         nodes.stop().await;
     });
 }

@@ -54,6 +54,10 @@ async fn rotten_segment(cluster: &mut Cluster, id: u64) -> u64 {
     }
 }
 
+fn mended(segment: u64, offset: u64) -> Mending {
+    Mending::Mended { segment, offset }
+}
+
 fn waits(mending: &Mending) -> &str {
     match mending {
         Mending::Waits(why) => why,
@@ -73,7 +77,7 @@ fn a_replica_that_rotted_before_a_restart_is_mended_from_the_others_and_opens() 
             let promised = vote(&cluster, down);
             harm(&cluster, down);
             assert_eq!(rotten_segment(&mut cluster, down).await, 1, "case {number}");
-            assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0), "case {number}");
+            assert_eq!(cluster.mend(down, 1).await, mended(1, 0), "case {number}");
             let found: BTreeMap<_, _> = cluster.ledger_files(down).into_iter().collect();
             assert_eq!(found, files, "case {number}");
             assert_eq!(vote(&cluster, down), promised, "case {number}");
@@ -94,7 +98,7 @@ fn several_segments_are_mended_one_after_the_other() {
         }
         for segment in [0, 1, 2] {
             assert_eq!(rotten_segment(&mut cluster, down).await, segment);
-            assert_eq!(cluster.mend(down, segment).await, Mending::Mended(0));
+            assert_eq!(cluster.mend(down, segment).await, mended(segment, 0));
         }
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
         cluster.start(down).await;
@@ -123,7 +127,7 @@ fn a_segment_without_its_sidecar_is_what_more_than_half_of_the_voters_say() {
         cluster.switch.0.lock().spoil_parts = 2;
         let mending = cluster.mend(down, 1).await;
         assert!(waits(&mending).ends_with("no member could send it whole"), "{mending:?}");
-        assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0));
+        assert_eq!(cluster.mend(down, 1).await, mended(1, 0));
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
         assert_eq!(vote(&cluster, down), promised);
         cluster.start(down).await;
@@ -137,7 +141,7 @@ fn a_segment_that_is_gone_is_fetched_when_its_sidecar_is_left() {
         let (mut cluster, down, files) = crashed(3).await;
         cluster.remove_file(down, &file(1));
         assert_eq!(rotten_segment(&mut cluster, down).await, 1);
-        assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0));
+        assert_eq!(cluster.mend(down, 1).await, mended(1, 0));
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
         // With it all is gone that says where the segment begins.
         cluster.remove_file(down, &file(1));
@@ -163,7 +167,7 @@ fn without_the_others_it_waits_and_is_not_touched() {
         assert!(same(&cluster));
         assert_eq!(rotten_segment(&mut cluster, down).await, 1, "it does not open by itself");
         cluster.isolate(down, false);
-        assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0));
+        assert_eq!(cluster.mend(down, 1).await, mended(1, 0));
         cluster.start(down).await;
         cluster.assert_equal().await;
     });
@@ -182,7 +186,7 @@ fn bytes_that_are_not_agreed_on_are_not_taken() {
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), rotten);
         // One of both is enough, as memory and majority say the same.
         cluster.switch.0.lock().spoil_parts = 1;
-        assert_eq!(cluster.mend(down, 1).await, Mending::Mended(0));
+        assert_eq!(cluster.mend(down, 1).await, mended(1, 0));
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
         cluster.start(down).await;
         cluster.assert_equal().await;
@@ -248,7 +252,7 @@ fn rot_in_the_newest_segment_is_mended_from_the_logs_of_the_others_and_nothing_i
                 cluster.flip(down, &file(segment), at as u64);
                 assert_eq!(rotten_segment(&mut cluster, down).await, segment);
                 let place = frame.start as u64 - HEADER;
-                assert_eq!(cluster.mend(down, segment).await, Mending::Mended(place), "byte {at}");
+                assert_eq!(cluster.mend(down, segment).await, mended(segment, place), "byte {at}");
                 assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files, "byte {at}");
             }
         }
@@ -258,7 +262,7 @@ fn rot_in_the_newest_segment_is_mended_from_the_logs_of_the_others_and_nothing_i
         }
         for frame in [&frames[2], &frames[5]] {
             assert_eq!(rotten_segment(&mut cluster, down).await, segment);
-            assert_eq!(cluster.mend(down, segment).await, Mending::Mended(frame.start as u64 - HEADER));
+            assert_eq!(cluster.mend(down, segment).await, mended(segment, frame.start as u64 - HEADER));
         }
         assert_eq!(cluster.ledger_files(down).into_iter().collect::<BTreeMap<_, _>>(), files);
         assert_eq!(vote(&cluster, down), promised);
@@ -286,7 +290,7 @@ fn entries_of_the_newest_segment_are_taken_when_enough_replicas_hold_the_same() 
         let mending = cluster.mend(down, segment).await;
         assert!(waits(&mending).contains("0 of 2 hold its newest entries"), "{mending:?}");
         assert!(same(&cluster, &rotten));
-        assert_eq!(cluster.mend(down, segment).await, Mending::Mended(frame.start as u64 - HEADER));
+        assert_eq!(cluster.mend(down, segment).await, mended(segment, frame.start as u64 - HEADER));
         assert!(same(&cluster, &whole));
         // Nothing is left here that could speak for it: one replica is not enough, two are.
         cluster.write_file(down, &file(segment), frame.start as u64, &vec![0xa5; frame.len()]);
@@ -296,7 +300,7 @@ fn entries_of_the_newest_segment_are_taken_when_enough_replicas_hold_the_same() 
         assert!(same(&cluster, &rotten));
         assert_eq!(rotten_segment(&mut cluster, down).await, segment, "it does not open by itself");
         cluster.isolate(others[0], false);
-        assert_eq!(cluster.mend(down, segment).await, Mending::Mended(frame.start as u64 - HEADER));
+        assert_eq!(cluster.mend(down, segment).await, mended(segment, frame.start as u64 - HEADER));
         assert!(same(&cluster, &whole));
         cluster.start(down).await;
         cluster.assert_equal().await;
