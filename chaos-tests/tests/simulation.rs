@@ -51,6 +51,7 @@ fn planted_bugs_are_found() {
         ("ignore-conditions", "2", "A2"),
         ("ignore-read-sets", "3", "A3"),
         ("many-states", "2", "R6"),
+        ("ignore-floor", "16", "R7"),
         ("accept-any-consistency", "1", "W1: P1"),
         ("no-scrub", "3", "R2"),
         ("forget-trust", "1", "V2"),

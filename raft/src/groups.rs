@@ -527,9 +527,6 @@ impl Groups {
             Err(error) => return Some(Err(error)),
         };
         self.hosting.settle(id, Ok(group.clone()));
-        if !spec.first_members.is_empty() && !group.is_initialized().await {
-            initialise(&group, &spec.first_members).await;
-        }
         Some(Ok((group, unwanted)))
     }
 
@@ -642,12 +639,6 @@ impl Groups {
             None => return,
         };
         self.hosting.settle(id, Ok(group.clone()));
-        tokio::select! {
-            biased;
-            _ = until_unwanted(&mut unwanted) => {}
-            () = group.ended() => {}
-            () = begin(&group, &record, node_id) => {}
-        }
         self.keep_open(group, spec, network, unwanted).await;
     }
 
@@ -720,18 +711,21 @@ impl Groups {
     }
 }
 
-/// Sees to it that the group has members. The preferred member begins, so that leaders are spread; the others only when it
-/// does not.
-async fn begin(group: &Group, record: &DatabaseRecord, node_id: u64) {
-    let ids: Vec<u64> = record.members.keys().copied().collect();
-    let own = ids.iter().position(|member| *member == node_id).unwrap_or(0);
-    let preferred = usize::try_from(record.group.get() % ids.len() as u64).unwrap_or(0);
-    let distance = (own + ids.len() - preferred) % ids.len();
+/// Sees to it that the group has members, if this one may. The preferred member begins, so that leaders are spread; the others only
+/// when it does not.
+async fn begin(group: &Group, spec: &GroupSpec) {
+    let ids: Vec<u64> = spec.first_members.keys().copied().collect();
+    let Some(own) = ids.iter().position(|member| *member == spec.node_id) else { return };
+    let distance = match spec.group.get() {
+        // It is begun by one of them alone.
+        0 => 0,
+        number => (own + ids.len() - usize::try_from(number % ids.len() as u64).unwrap_or(0)) % ids.len(),
+    };
     let grace = INITIALISE_GRACE * u32::try_from(distance).unwrap_or(u32::MAX);
     let begun =
         group.is_initialized().await || (distance > 0 && timeout(grace, until_initialised(group)).await.is_ok());
     if !begun {
-        initialise(group, &record.members).await;
+        initialise(group, &spec.first_members).await;
     }
     // With a vote alone the core does not let the group be initialised.
     if timeout(FIRST_ENTRY_WAIT, until_first_entry(group)).await.is_err() {

@@ -7,15 +7,17 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use alhambra_storage::error::Error as StorageError;
+use futures::FutureExt as _;
 use tokio::sync::{SemaphorePermit, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Groups, LOOK_AGAIN, with_sources};
+use super::{Groups, LOOK_AGAIN, begin, with_sources};
 use crate::error::GroupError;
 use crate::group::{Group, GroupSpec, Health, first_rotten};
 use crate::hosting::until_unwanted;
@@ -118,7 +120,7 @@ impl Groups {
         members.into_iter().flatten().map(|(node, _)| node).collect()
     }
 
-    /// Opens the group again whenever it has stopped itself. Ends when it is closed because it is not wanted any more, when
+    /// Begins the group if that is due, and opens it again whenever it has stopped itself. Ends when it is closed because it is not wanted any more, when
     /// it was stopped, or when what its disk holds is wrong.
     pub(super) async fn keep_open(
         &self,
@@ -135,6 +137,7 @@ impl Groups {
                 biased;
                 _ = until_unwanted(&mut unwanted) => return self.close_for_good(group).await,
                 () = group.ended() => {}
+                () = begin(&group, &spec).then(|()| pending()) => {}
             }
             let Health::Failed { reason } = group.status().health else { return };
             // What stopped it may be rot that it had no time to mend, and that would stop it again.

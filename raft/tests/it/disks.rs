@@ -17,9 +17,10 @@ use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, NewDatabase, User};
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Citation, Prune, PruneTarget, Settings};
 use alhambra_storage::error::Error as StorageError;
-use alhambra_storage::vfs::faulty::FaultyVfs;
+use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs as _};
+use futures::future::join_all;
 use tokio::time::Instant;
 
 use crate::cluster::{peek, set};
@@ -59,12 +60,20 @@ struct Node {
     groups: Arc<Groups>,
 }
 
-/// Three nodes that are ready, each with a database `orders` besides the first one.
+/// Nodes of one cluster.
 struct Nodes(Vec<Node>);
 
 impl Nodes {
+    /// Three that are ready, each with a database `orders` besides the first one.
     async fn three() -> Self {
-        let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let nodes = Self::of(3).await;
+        nodes.create("orders", 1 << 20).await;
+        nodes
+    }
+
+    /// So many that are ready.
+    async fn of(count: usize) -> Self {
+        let bound: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addrs: Vec<String> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
         drop(bound);
         let mut nodes = Vec::new();
@@ -74,7 +83,7 @@ impl Nodes {
             let spec = NodeSpec {
                 dir: PathBuf::from("/data"),
                 listen: addr.clone(),
-                bootstrap_expect: 3,
+                bootstrap_expect: count,
                 peers: addrs.clone(),
                 insecure_peers: true,
                 segment_bytes: 1 << 20,
@@ -90,20 +99,23 @@ impl Nodes {
         }
         let nodes = Self(nodes);
         nodes.ready().await;
-        nodes.create("orders", 1 << 20).await;
         nodes
     }
 
-    /// Makes a database, which is open on all nodes then.
+    /// Makes a database, which is open on all nodes then. Tries again when it is not told whether it was made.
     async fn create(&self, name: &str, segment_bytes: u64) {
-        let database = NewDatabase {
+        let database = || NewDatabase {
             name: name.into(),
             settings: Settings::DEFAULT,
             segment_bytes,
             face: serde_json::json!({}),
             created_by: ADMIN_USER.into(),
         };
-        self.0[0].groups.meta().create_database(database, false, soon()).await.unwrap();
+        let until = soon();
+        while let Err(error) = self.0[0].groups.meta().create_database(database(), true, until).await {
+            assert!(Instant::now() < until, "{name} is not made: {error}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         self.ready().await;
     }
 
@@ -423,6 +435,32 @@ fn a_closed_segment_and_the_newest_that_rotted_together_are_both_mended() {
         }
         nodes.put(rotten, "small", "later").await;
         nodes.stop().await;
+    });
+}
+
+/// Which is before the group has an entry, or a vote, or both.
+#[test]
+fn a_database_is_begun_whichever_step_of_its_beginning_the_disk_refuses() {
+    const AT_ONCE: u64 = 8;
+    run(async {
+        let refuse = async |step: u64| {
+            let nodes = Nodes::of(1).await;
+            let faulty = nodes.0[0].faulty.clone();
+            let at = faulty.step_count() + step;
+            faulty.fail_at(at, Fault::Error(ErrorKind::Other));
+            nodes.create("late", 1 << 20).await;
+            let was_reached = faulty.step_count() > at;
+            nodes.put(0, "late", "k").await;
+            nodes.stop().await;
+            was_reached
+        };
+        for from in (0..).step_by(AT_ONCE as usize) {
+            let reached = join_all((from..from + AT_ONCE).map(refuse)).await;
+            if !reached.contains(&true) {
+                assert!(from > 2 * AT_ONCE, "a beginning has more steps than {from}");
+                break;
+            }
+        }
     });
 }
 
