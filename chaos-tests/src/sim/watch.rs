@@ -105,9 +105,12 @@ impl Watch {
         }
     }
 
-    /// A node has come back and nothing else is wrong: whoever leads now must still lead at `until`.
+    /// A node has come back and nothing else is wrong: whoever leads now, and had a majority without it, must still lead at `until`.
     pub fn expect_steady(&mut self, world: &World<'_>, back: usize, until: Duration) {
-        self.steady = leader_with_term(world).map(|leader| Steady { leader, back, until });
+        let outside = world.shared.borrow().outside.clone();
+        let others = (0..world.setup.nodes).filter(|i| *i != back && world.hosts[*i].up && !outside.contains(i));
+        let had_majority = 2 * others.count() > world.setup.nodes;
+        self.steady = leader_with_term(world).filter(|_| had_majority).map(|leader| Steady { leader, back, until });
     }
 
     /// Something else has happened on purpose, so nothing is expected any more.
