@@ -27,7 +27,7 @@ const OPENING_WAIT: Duration = Duration::from_secs(2);
 /// How long a call waits for what this node is about to have: with the rest of its time it may be made on another one.
 pub(crate) fn part_of(deadline: Instant) -> Instant {
     let now = Instant::now();
-    now + deadline.saturating_duration_since(now) / 4
+    now + deadline.saturating_duration_since(now) / 2
 }
 
 /// Calls on one database through this node.
