@@ -54,8 +54,9 @@ enum State {
     /// The node does not know yet which listed address is its own.
     Nameless(Durable),
     Named(Machine),
-    /// A decision could not be made durable; nothing is decided any more.
-    Failed,
+    /// A decision could not be made durable, so nobody knows what the disk has; nothing is decided until it was read again. The node's
+    /// listed address.
+    Failed(String),
 }
 
 /// Connections that are kept between two questions, by address.
@@ -239,7 +240,8 @@ impl Former {
     async fn round(&self, channels: &mut Channels) -> Result<Duration, FormError> {
         let (effects, mut mine) = {
             let mut state = self.machine.lock().await;
-            let State::Named(machine) = &mut *state else { return Ok(TICK) };
+            self.read_again(&mut state).await?;
+            let State::Named(machine) = &mut *state else { return Ok(TICK_WAITING) };
             let effects = machine.tick(|| new_cluster_id(&self.env));
             (self.save(&mut state, effects).await?, self.view_of(&state))
         };
@@ -272,6 +274,31 @@ impl Former {
         Ok(if waits { TICK_WAITING } else { TICK })
     }
 
+    /// After a failure: begins again from what the disk has, as a start does, if it answers.
+    async fn read_again(&self, state: &mut State) -> Result<(), FormError> {
+        let State::Failed(me) = &*state else { return Ok(()) };
+        let (vfs, dir) = (self.env.vfs.clone(), self.dir.clone());
+        let read = move || {
+            let durable = store::load(&*vfs, &dir)?;
+            // What can be read may still be lost with the power.
+            store::save(&*vfs, &dir, &durable)?;
+            Ok(durable)
+        };
+        match self.env.blocking(of_node::FILES, read).await {
+            Some(Ok(durable)) => {
+                tracing::info!("the disk answers again: forming goes on");
+                if let Durable::Formed(identity) = &durable {
+                    *self.identity.lock() = Some(identity.clone());
+                }
+                *state = State::Named(Machine::new(me.clone(), self.plan.clone(), durable));
+                Ok(())
+            }
+            // As long as the disk refuses, and when the node stops.
+            Some(Err(FormError::Io { .. })) | None => Ok(()),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
     /// Makes decisions durable; answers the other effects, which come after.
     async fn save(&self, state: &mut State, effects: Vec<Effect>) -> Result<Vec<Effect>, FormError> {
         let mut rest = Vec::new();
@@ -285,7 +312,9 @@ impl Former {
                         Err(FormError::Io { path: self.dir.clone(), source })
                     });
                     if let Err(error) = done {
-                        *state = State::Failed;
+                        if let State::Named(machine) = &*state {
+                            *state = State::Failed(machine.view().addr);
+                        }
                         return Err(error);
                     }
                     if let Durable::Formed(identity) = durable {
@@ -351,7 +380,7 @@ impl Former {
     fn view_of(&self, state: &State) -> wire::View {
         match state {
             State::Named(machine) => write_view(&machine.view(), self.nonce),
-            State::Nameless(_) | State::Failed => self.nameless_view(),
+            State::Nameless(_) | State::Failed(_) => self.nameless_view(),
         }
     }
 
@@ -366,7 +395,7 @@ impl Former {
                 let theirs = (*theirs.nonce != self.nonce).then(|| read_view(&theirs)).flatten();
                 write_view(&machine.on_probe(theirs), self.nonce)
             }
-            State::Nameless(_) | State::Failed => self.nameless_view(),
+            State::Nameless(_) | State::Failed(_) => self.nameless_view(),
         }
     }
 
@@ -413,9 +442,12 @@ mod tests {
     use std::sync::{OnceLock, mpsc};
     use std::thread;
 
+    use alhambra_storage::vfs::Vfs;
+    use alhambra_storage::vfs::faulty::FaultyVfs;
     use alhambra_storage::vfs::mem::MemVfs;
     use futures::poll;
 
+    use super::super::machine::Proposal;
     use super::*;
     use crate::env::{BoxIo, Listener, Net};
 
@@ -456,14 +488,49 @@ mod tests {
         }
     }
 
+    /// One of three nodes, that nobody reaches.
+    fn alone(vfs: Arc<dyn Vfs>, net: Arc<Refusing>) -> (Arc<Former>, Plan) {
+        let env = Env { net, ..Env::production(vfs) };
+        let peers = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(String::from);
+        let plan = Plan::new(3, &peers, &peers[2]).unwrap();
+        (Former::open(env, PathBuf::from("/node"), plan.clone(), peers[2].clone()).unwrap(), plan)
+    }
+
+    /// The initiator asks again and again; the node must not stay away for a disk that refused once.
+    #[tokio::test]
+    async fn a_promise_that_the_disk_refused_is_given_when_it_answers_again() {
+        let disk = FaultyVfs::on_memory(MemVfs::default());
+        disk.create_dir_all(&PathBuf::from("/node")).unwrap();
+        let net = Arc::new(Refusing { former: OnceLock::new(), release: Mutex::new(None) });
+        let (former, plan) = alone(Arc::new(disk.clone()), net);
+        let members = (1..).zip(plan.peers().iter().cloned()).collect();
+        let proposal = Proposal { cluster: "9m4e2mr0ui3e8a215n4g".into(), members };
+        let ask = || wire::PromiseRequest {
+            format: FORMAT,
+            plan: Some(write_plan(&plan)),
+            addr: "127.0.0.1:3".into(),
+            proposal: Some(write_proposal(&proposal)),
+        };
+        let granted = async || {
+            let reply = former.answer_promise(ask()).await?;
+            Some(reply.answer() == wire::promise_reply::Answer::Granted)
+        };
+        let mut channels = Channels::new();
+        disk.set_broken(Some(io::ErrorKind::Other));
+        assert_eq!(granted().await, None);
+        former.round(&mut channels).await.unwrap();
+        assert_eq!(granted().await, Some(false), "the disk still refuses");
+        disk.set_broken(None);
+        former.round(&mut channels).await.unwrap();
+        assert_eq!(granted().await, Some(true));
+        assert_eq!(store::load(&disk, &PathBuf::from("/node")).unwrap(), Durable::Promised(proposal.clone()));
+    }
+
     #[tokio::test]
     async fn a_promise_that_is_being_saved_between_two_probes_does_not_stop_the_node() {
         let (release, held) = mpsc::channel();
         let net = Arc::new(Refusing { former: OnceLock::new(), release: Mutex::new(Some(held)) });
-        let env = Env { net: net.clone(), ..Env::production(Arc::new(MemVfs::default())) };
-        let peers = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(String::from);
-        let plan = Plan::new(3, &peers, &peers[2]).unwrap();
-        let former = Former::open(env, PathBuf::from("/node"), plan, peers[2].clone()).unwrap();
+        let (former, _) = alone(Arc::new(MemVfs::default()), net.clone());
         net.former.set(former.clone()).unwrap();
 
         let mut channels = Channels::new();
