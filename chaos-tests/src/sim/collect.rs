@@ -2,6 +2,7 @@
 //! closed segments, then reads every ledger whole, recomputes its chain, and reads it once more through the index: of every
 //! database that there is.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,9 +25,14 @@ pub struct Final {
     pub alhs: Vec<(usize, Vec<[u8; 32]>)>,
     /// Every database, that of the workload first, with what the indexes say of it.
     pub indexes: Vec<Indexed>,
+    /// Closed segments of each node, by its number and by path, at a moment when they were alike.
+    pub segments: Segments,
     /// How long it took from the end of the faults until the nodes were alike.
     pub healed_in: Duration,
 }
+
+/// Closed segments of nodes, by number and path.
+pub type Segments = BTreeMap<usize, BTreeMap<String, Vec<u8>>>;
 
 /// Key of the writes that show progress after healing; the judge leaves them out.
 pub const HEALED_KEY: &[u8] = b"healed";
@@ -50,8 +56,12 @@ pub struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    /// Reads everything, or says why that cannot be. `sealed` compares the closed segments of these databases on these nodes.
-    pub async fn collect(&self, sealed: impl Fn(&[usize], &[String]) -> Result<(), String>) -> Result<Final, String> {
+    /// Reads everything, or says why that cannot be. `sealed` reads the closed segments of these databases on these nodes, and says
+    /// where they differ.
+    pub async fn collect(
+        &self,
+        sealed: impl Fn(&[usize], &[String]) -> Result<Segments, String>,
+    ) -> Result<Final, String> {
         let (begin, patience) = (Instant::now(), self.patience);
         let until = begin + patience;
         let outside = self.shared.borrow().outside.clone();
@@ -62,20 +72,7 @@ impl Collector<'_> {
             None => return Err(format!("liveness: {DATABASE} is gone")),
         };
         // What has rotted is found and mended by itself, whatever database it is of.
-        let names = loop {
-            let names = databases(inside[0]).await;
-            let differ = match &names {
-                Ok(names) => sealed(&inside, names),
-                Err(e) => Err(e.to_string()),
-            };
-            match (names, differ) {
-                (Ok(names), Ok(())) => break names,
-                (_, Err(differ)) if Instant::now() > until => {
-                    return Err(format!("R2: within {patience:?} after healing nobody mended it: {differ}"));
-                }
-                _ => pause().await,
-            }
-        };
+        let (names, _) = self.sealed_alike(&inside, until, &sealed).await?;
         let healed_in = begin.elapsed();
         for node in &outside {
             if Session::open(NAMES[*node], DATABASE).await.is_ok() {
@@ -94,7 +91,30 @@ impl Collector<'_> {
         }
         let mut ledger = indexes[0].ledger.clone();
         ledger.retain(|(_, key, _)| key != HEALED_KEY);
-        Ok(Final { ledger, alhs, indexes, healed_in })
+        // An order of which nobody waited for the end may have been carried out meanwhile, on one node before the others.
+        let (_, segments) = self.sealed_alike(&inside, Instant::now() + patience, &sealed).await?;
+        Ok(Final { ledger, alhs, indexes, segments, healed_in })
+    }
+
+    /// Waits until the closed segments of all databases are alike. Answers the names of the databases, and the segments.
+    async fn sealed_alike(
+        &self,
+        inside: &[usize],
+        until: Instant,
+        sealed: &impl Fn(&[usize], &[String]) -> Result<Segments, String>,
+    ) -> Result<(Vec<String>, Segments), String> {
+        loop {
+            let names = databases(inside[0]).await.map_err(|e| e.to_string());
+            let alike = names.and_then(|names| sealed(inside, &names).map(|segments| (names, segments)));
+            match alike {
+                Ok(alike) => return Ok(alike),
+                Err(differ) if Instant::now() > until => {
+                    let patience = self.patience;
+                    return Err(format!("R2: within {patience:?} after healing nobody mended it: {differ}"));
+                }
+                Err(_) => pause().await,
+            }
+        }
     }
 
     /// The healed cluster takes a write through each node.

@@ -11,7 +11,7 @@ use alhambra_node::node::Node;
 use alhambra_storage::vfs::{OpenMode, Vfs};
 use turmoil::Builder;
 
-use super::collect::Collector;
+use super::collect::{Collector, Segments};
 use super::disk::SimDisk;
 use super::env::{self, SimClock, SimExecutor, SimRng};
 use super::faults::Heal;
@@ -118,12 +118,14 @@ pub fn run(options: &Options) -> Result<Report, String> {
             let patience = if plant.is_some() { PATIENCE_WITH_A_BUG } else { PATIENCE };
             let collector = Collector { shared: &shared, nodes, patience, plant };
             let sealed = |inside: &[usize], databases: &[String]| {
-                let show = |node: &usize| Replica {
+                let segments: Segments =
+                    inside.iter().map(|node| (*node, closed_segments(&disks[*node], databases))).collect();
+                let show = |(node, segments): (&usize, &BTreeMap<String, Vec<u8>>)| Replica {
                     name: NAMES[*node].to_string(),
                     alhs: Vec::new(),
-                    segments: closed_segments(&disks[*node], databases),
+                    segments: segments.clone(),
                 };
-                replicas_equal::check(&inside.iter().map(show).collect::<Vec<_>>(), true)
+                replicas_equal::check(&segments.iter().map(show).collect::<Vec<_>>(), true).map(|()| segments)
             };
             let verdict = collector.collect(sealed).await;
             shared.borrow_mut().verdict = Some(verdict);
@@ -331,12 +333,11 @@ fn judge(
             println!("  {name}: {}, {}, {}", tally.done, tally.refused, tally.unknown);
         }
     }
-    let databases: Vec<String> = last.indexes.iter().map(|indexed| indexed.database.clone()).collect();
     let replicas: Vec<Replica> = (last.alhs.iter())
         .map(|(node, alhs)| Replica {
             name: NAMES[*node].to_string(),
             alhs: alhs.clone(),
-            segments: closed_segments(&world.hosts[*node].disk, &databases),
+            segments: last.segments.get(node).cloned().unwrap_or_default(),
         })
         .collect();
     let versions = Versions::of(&last.ledger);
