@@ -48,7 +48,7 @@ fn is_found(plant: &str, from: &str, load: &str, properties: &[&str]) {
     let text = text(&output);
     assert!(output.status.success(), "{LIVES} lives from seed {from} on did not notice {plant}: {text}");
     let is_of = |property: &&str| text.contains(&format!("{plant}: found by {property} with seed "));
-    assert!(properties.iter().any(|property| is_of(property)), "{plant} breaks {properties:?}: {text}");
+    assert!(properties.iter().any(is_of), "{plant} breaks {properties:?}: {text}");
 }
 
 /// A simulation that cannot fail shows nothing: each planted bug is found, by a property that it breaks.
