@@ -55,7 +55,7 @@ fn is_found(plant: &str, from: &str, load: &str, properties: &[&str]) {
 #[test]
 fn planted_bugs_are_found() {
     let plants: [(&str, &str, &[&str]); 14] = [
-        ("ack-before-fsync", "1", &["liveness"]),
+        ("ack-before-fsync", "1", &["liveness", "R4"]),
         ("forget-vote", "1", &["liveness"]),
         ("skip-barrier", "1", &["R5", "R6"]),
         ("apply-twice", "1", &["R4"]),
@@ -91,8 +91,8 @@ fn bugs_in_the_server_are_found() {
         ("server-ignore-read-sets", "3", "12", &["A3"]),
         ("server-apply-twice-after-restart", "1", "12", &["liveness"]),
         ("server-local-setting-in-apply", "1", "12", &["liveness"]),
-        ("server-ack-before-sync", "1", "12", &["liveness"]),
-        ("server-forget-requests", "11", "12", &["R4"]),
+        ("server-ack-before-sync", "1", "12", &["liveness", "R4"]),
+        ("server-forget-requests", "30", "12", &["R4", "S6"]),
         ("server-forget-vote", "1", "12", &["W2"]),
         ("server-ignore-seal-mismatch", "1", "12", &["R2"]),
         ("server-drop-pre-vote", "3", "12", &["M3"]),
