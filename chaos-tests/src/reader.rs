@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -16,10 +17,14 @@ use crate::model::proof::Header;
 
 /// Transactions, versions or keys of one answer.
 const BATCH: u32 = 250;
-/// Header in which a call says how new what it reads has to be.
-const READ_LEVEL: &str = "alhambra-read-level";
 /// Largest answer that is taken, bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The request, for whatever the node has applied.
+pub fn at_local<T>(mut request: Request<T>) -> Request<T> {
+    request.metadata_mut().insert("alhambra-read-level", MetadataValue::from_static("local"));
+    request
+}
 
 /// A session on one node, for reading what that very node has.
 pub struct Reader {
@@ -133,28 +138,34 @@ impl Reader {
         Ok(Self { api, session: reply.session_id, deadline })
     }
 
-    /// A request about this very node's own state.
-    fn local<T>(&self, message: T) -> Result<Request<T>, Status> {
-        let text = |text: &str| text.parse().map_err(|_| Status::internal("not header text"));
+    /// A request of this session.
+    fn request<T>(&self, message: T) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("sessionid", text(&self.session)?);
-        request.metadata_mut().insert(READ_LEVEL, text("local")?);
+        let session = self.session.parse().map_err(|_| Status::internal("not header text"))?;
+        request.metadata_mut().insert("sessionid", session);
         Ok(request)
+    }
+
+    /// The same, about this very node's own state.
+    fn local<T>(&self, message: T) -> Result<Request<T>, Status> {
+        self.request(message).map(at_local)
+    }
+
+    async fn state_by(&mut self, request: Request<()>) -> Result<(u64, Vec<u8>), Status> {
+        let state = bounded(self.deadline, self.api.current_state(request)).await?;
+        Ok((state.tx_id, state.tx_hash.to_vec()))
     }
 
     /// The newest transaction that this node has applied, and its Alh.
     pub async fn state(&mut self) -> Result<(u64, Vec<u8>), Status> {
         let request = self.local(())?;
-        let state = bounded(self.deadline, self.api.current_state(request)).await?;
-        Ok((state.tx_id, state.tx_hash.to_vec()))
+        self.state_by(request).await
     }
 
     /// The newest transaction that was acknowledged by whatever node, and its Alh.
     pub async fn newest(&mut self) -> Result<(u64, Vec<u8>), Status> {
-        let mut request = self.local(())?;
-        request.metadata_mut().remove(READ_LEVEL);
-        let state = bounded(self.deadline, self.api.current_state(request)).await?;
-        Ok((state.tx_id, state.tx_hash.to_vec()))
+        let request = self.request(())?;
+        self.state_by(request).await
     }
 
     /// Names of the databases that are loaded, but for `systemdb`.

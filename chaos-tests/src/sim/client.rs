@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::history::Ending;
 use crate::model::chain::Hash;
 use crate::model::proof::Dual;
-use crate::reader::ANSWER_BYTES_MAX;
+use crate::reader::{ANSWER_BYTES_MAX, at_local};
 pub use crate::reader::{found, header, to_hash};
 
 /// The password of user `immudb` in every simulation.
@@ -90,9 +90,7 @@ impl Session {
 
     /// A request of this session that takes whatever the node has applied.
     pub fn local<T>(&self, message: T) -> Request<T> {
-        let mut request = self.request(message);
-        request.metadata_mut().insert("alhambra-read-level", "local".parse().expect("ASCII"));
-        request
+        at_local(self.request(message))
     }
 
     /// Writes one key.

@@ -118,14 +118,16 @@ pub fn run(options: &Options) -> Result<Report, String> {
             let patience = if plant.is_some() { PATIENCE_WITH_A_BUG } else { PATIENCE };
             let collector = Collector { shared: &shared, nodes, patience, plant };
             let sealed = |inside: &[usize], databases: &[String]| {
-                let segments: Segments =
-                    inside.iter().map(|node| (*node, closed_segments(&disks[*node], databases))).collect();
-                let show = |(node, segments): (&usize, &BTreeMap<String, Vec<u8>>)| Replica {
+                let show = |node: &usize| Replica {
                     name: NAMES[*node].to_string(),
                     alhs: Vec::new(),
-                    segments: segments.clone(),
+                    segments: closed_segments(&disks[*node], databases),
                 };
-                replicas_equal::check(&segments.iter().map(show).collect::<Vec<_>>(), true).map(|()| segments)
+                let replicas: Vec<Replica> = inside.iter().map(show).collect();
+                replicas_equal::check(&replicas, true)?;
+                let segments: Segments =
+                    inside.iter().copied().zip(replicas.into_iter().map(|replica| replica.segments)).collect();
+                Ok(segments)
             };
             let verdict = collector.collect(sealed).await;
             shared.borrow_mut().verdict = Some(verdict);

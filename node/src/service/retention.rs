@@ -81,8 +81,8 @@ impl App {
             // One in replica mode has its values from elsewhere, and those that are gone there are gone here.
             !record.settings.replica && self.groups.group_by_name(&record.name).is_some_and(|group| group.is_leader())
         };
-        let records = self.groups.meta().databases().into_iter().map(with_settings);
-        records.filter(|(record, settings)| settings.retention_period > 0 && is_led(record)).collect()
+        let led = self.groups.meta().databases().into_iter().filter(is_led);
+        led.map(with_settings).filter(|(_, settings)| settings.retention_period > 0).collect()
     }
 
     /// Truncates a database as its settings say, if they still say so.
