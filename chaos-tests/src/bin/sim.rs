@@ -214,20 +214,12 @@ fn many(args: &Args) -> ExitCode {
         !found.load(Ordering::Relaxed) && args.budget_seconds.is_none_or(|budget| begin.elapsed().as_secs() < budget)
     };
     let (mut totals, mut failed, mut again) = (Totals::default(), Vec::new(), Vec::new());
-    let (queue, (send, ended)) = (Mutex::new(seeds), mpsc::channel());
-    // Each takes the next seed when it has done with one: a slow life keeps nobody waiting.
-    std::thread::scope(|scope| {
-        for _ in 0..args.jobs.max(1) {
-            let (queue, send) = (&queue, send.clone());
-            scope.spawn(move || {
-                while in_time()
-                    && let Some(seed) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-                    && send.send((seed, child(args, seed))).is_ok()
-                {}
-            });
-        }
-        drop(send);
-        for (seed, verdict) in ended {
+    side_by_side(
+        args.jobs,
+        seeds,
+        in_time,
+        |seed| (seed, child(args, seed)),
+        |(seed, verdict)| {
             match &verdict {
                 Ok(report) => {
                     println!("{}", if args.json { report.json() } else { report.to_string() });
@@ -251,8 +243,8 @@ fn many(args: &Args) -> ExitCode {
             if args.replay_check && (seed == first || seed == from) {
                 again.push((seed, verdict));
             }
-        }
-    });
+        },
+    );
     for (seed, verdict) in &again {
         let other = child(args, *seed);
         if *verdict != other {
@@ -283,4 +275,56 @@ fn many(args: &Args) -> ExitCode {
         return if failed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     if failed.is_empty() && missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Does `work` for all items, `jobs` at once, for as long as it `goes_on`, and tells each result. Who has done with one takes the next:
+/// a slow life keeps nobody waiting.
+fn side_by_side<T: Send, R: Send>(
+    jobs: usize,
+    items: VecDeque<T>,
+    goes_on: impl Fn() -> bool + Sync,
+    work: impl Fn(T) -> R + Sync,
+    mut tell: impl FnMut(R),
+) {
+    let (queue, (send, ended)) = (Mutex::new(items), mpsc::channel());
+    // In a function, because the condition of a loop would hold the lock for as long as the loop's body runs.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            let (next, goes_on, work, send) = (&next, &goes_on, &work, send.clone());
+            scope.spawn(move || {
+                while goes_on()
+                    && let Some(item) = next()
+                    && send.send(work(item)).is_ok()
+                {}
+            });
+        }
+        drop(send);
+        ended.into_iter().for_each(&mut tell);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_as_wanted_run_at_once_and_each_runs_once() {
+        let (send, receive) = mpsc::channel();
+        let receive = Mutex::new(receive);
+        let mut done = Vec::new();
+        // The first waits for the second.
+        let work = |n: u32| {
+            match n {
+                0 => receive.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap(),
+                1 => send.send(()).unwrap(),
+                _ => {}
+            }
+            n
+        };
+        side_by_side(2, (0..7).collect(), || true, work, |n| done.push(n));
+        done.sort_unstable();
+        assert_eq!(done, (0..7).collect::<Vec<_>>());
+        side_by_side(3, VecDeque::from([1]), || false, |n: u32| n, |n| panic!("{n} ran, and there was no time"));
+    }
 }
