@@ -75,6 +75,9 @@ pub struct Args {
     /// When everything is there, let users write into the target. Stop whoever writes into the source before
     #[arg(long)]
     cut_over: bool,
+    /// Then let every node of the cluster show the source's UUID, under which its clients keep their trusted states
+    #[arg(long, requires = "cut_over")]
+    take_uuid: bool,
     /// Where to and as whom; users of the target keep their names
     #[command(flatten)]
     connect: Connect,
@@ -162,6 +165,9 @@ async fn import(args: &Args, source: &mut Source, target: &mut Target) -> Result
             "import into a new database: --database NAME",
         ));
     };
+    if args.take_uuid {
+        target.take_uuid(source.uuid()).await?;
+    }
     progress.end();
     Ok(Report {
         database: target.database().to_owned(),

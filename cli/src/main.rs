@@ -124,7 +124,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Version => output::print_raw(concat!("alhambra ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Cluster(args) => cluster::run(&args),
+        Command::Cluster(args) => block_on(cluster::run(args)),
         Command::Fsck(args) => fsck::run(&args),
         Command::Config(args) => serve::print_config(&args),
         Command::Serve(args) => {

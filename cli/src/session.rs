@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use alhambra_client::Tls;
+use alhambra_proto::cluster::TakeServerUuidRequest;
+use alhambra_proto::cluster::cluster_service_client::ClusterServiceClient;
 use alhambra_proto::schema::OpenSessionRequest;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use tonic::metadata::AsciiMetadataValue;
@@ -20,6 +22,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Session {
     stub: ImmuServiceClient<Channel>,
+    own: ClusterServiceClient<Channel>,
     id: AsciiMetadataValue,
     cluster: String,
     timeout: Duration,
@@ -56,6 +59,7 @@ impl Session {
             .connect()
             .await
             .map_err(|error| refused(chain(&error)))?;
+        let own = ClusterServiceClient::new(channel.clone());
         let mut stub = ImmuServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let mut request = Request::new(OpenSessionRequest {
             username: login.username.to_owned().into(),
@@ -65,7 +69,7 @@ impl Session {
         request.set_timeout(timeout);
         let opened = stub.open_session(request).await.map_err(|status| refused(say(&status)))?.into_inner();
         let id = opened.session_id.parse().map_err(|_| refused("the session id is not header text".to_owned()))?;
-        Ok(Session { stub, id, cluster: opened.server_uuid, timeout })
+        Ok(Session { stub, own, id, cluster: opened.server_uuid, timeout })
     }
 
     /// The uuid that all nodes of a cluster show.
@@ -76,6 +80,14 @@ impl Session {
     /// The calls.
     pub fn stub(&mut self) -> &mut ImmuServiceClient<Channel> {
         &mut self.stub
+    }
+
+    /// Lets the cluster take the place of the server with this UUID.
+    pub async fn take_server_uuid(&mut self, uuid: &str) -> Result<(), Status> {
+        let request = self.request(TakeServerUuidRequest { uuid: uuid.to_owned() });
+        self.own.take_server_uuid(request).await?;
+        self.cluster = uuid.to_owned();
+        Ok(())
     }
 
     /// A message with what belongs into its header.
@@ -91,6 +103,18 @@ impl Session {
         let request = self.request(());
         let _ = self.stub.close_session(request).await;
     }
+}
+
+/// A session in this database at the first endpoint that gives one, as [`Session::open`].
+pub async fn open_any(target: &Target, database: &str, timeout: Duration) -> Result<Session, String> {
+    let mut refusals = Vec::new();
+    for endpoint in &target.endpoints {
+        match Session::open(endpoint, Login { database, ..Login::of(target) }, timeout).await {
+            Ok(session) => return Ok(session),
+            Err(why) => refusals.push(why),
+        }
+    }
+    Err(refusals.join("; "))
 }
 
 /// A server's refusal in one line.

@@ -167,11 +167,6 @@ const fn any<T>(_: &T) -> bool {
     true
 }
 
-/// Nothing, or what servers have that SDKs know.
-fn is_server_uuid(uuid: &str) -> bool {
-    uuid.is_empty() || uuid.len() == 20 && uuid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'v'))
-}
-
 /// Longest time that an operator may set for a call, an idle session or an election.
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -206,10 +201,6 @@ settings! {
 
     /// Peer addresses of all nodes that form the cluster, this one included; none for a node alone.
     peers: Vec<String> = Vec::new(), "peers", ours, "host:port[,host:port...]", any;
-
-    /// UUID that clients see, instead of the cluster's own: that of a server whose databases were imported, so that the states that its
-    /// clients trust go on verifying. The same on every node, and on no other cluster.
-    server_uuid: String = String::new(), "server-uuid", ours, "20 characters, 0-9 and a-v", |uuid| is_server_uuid(uuid);
 
     /// Runs without TLS between the nodes, which is allowed only while every peer address is loopback.
     insecure_peers: bool = false, "insecure-peers", ours, "true or false", any;

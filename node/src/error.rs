@@ -97,6 +97,12 @@ pub enum Error {
         /// Possible values.
         expects: &'static str,
     },
+    /// Not the UUID of any server.
+    #[error("a server's UUID has 20 characters, 0-9 and a-v; this is none: {uuid:?}")]
+    InvalidUuid {
+        /// What was sent.
+        uuid: String,
+    },
     /// The node is not part of a formed cluster yet, or this database is still being opened here.
     #[error("the node is starting: {what} is not open yet; surely not applied")]
     Starting {
@@ -320,7 +326,7 @@ impl From<Error> for Status {
             Error::InvalidSettings { reason } => return text::invalid_settings(reason),
             Error::BeyondLedger { .. } => return text::TX_NOT_FOUND.status(),
             Error::Unimplemented { .. } => Code::Unsupported,
-            Error::Header { .. } => Code::InvalidArgument,
+            Error::Header { .. } | Error::InvalidUuid { .. } => Code::InvalidArgument,
             Error::Starting { .. } | Error::Stopping => Code::Starting,
             Error::TooManyFailures { .. } => Code::LimitExceeded,
             Error::TooManyLogins => Code::Overloaded,

@@ -2,6 +2,7 @@
 //! all calls is in [`gate`].
 
 mod authorization;
+mod cluster;
 pub mod counted;
 mod database;
 mod exec;
@@ -16,6 +17,7 @@ mod verified;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alhambra_proto::cluster::cluster_service_server::ClusterServiceServer;
 use alhambra_proto::model::authorization_service_server::AuthorizationServiceServer;
 use alhambra_proto::model::document_service_server::DocumentServiceServer;
 use alhambra_proto::schema::immu_service_server::ImmuServiceServer;
@@ -29,6 +31,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::context::{Call, ReadLevel};
 use crate::error::Error;
 use crate::grpc::authorization::Authorization;
+use crate::grpc::cluster::Cluster;
 use crate::grpc::gate::{Gate, GateLayer, LEVEL_HEADER};
 use crate::grpc::immu::{Documents, Immu};
 use crate::service::App;
@@ -51,14 +54,16 @@ pub fn in_process(app: Arc<App>) -> InProcess {
     GateLayer { app: app.clone() }.layer(services(&app))
 }
 
-/// The services of the SDKs.
+/// The services of the SDKs, and our own.
 fn services(app: &Arc<App>) -> Routes {
     let limit = app.message_bytes_max();
     let immu = ImmuServiceServer::new(Immu { app: app.clone() })
         .max_decoding_message_size(limit)
         .max_encoding_message_size(usize::MAX);
     let authorization = AuthorizationServiceServer::new(Authorization { app: app.clone() });
+    let cluster = ClusterServiceServer::new(Cluster { app: app.clone() });
     Routes::new(immu)
+        .add_service(cluster.max_decoding_message_size(limit))
         .add_service(DocumentServiceServer::new(Documents).max_decoding_message_size(limit))
         .add_service(authorization.max_decoding_message_size(limit))
 }

@@ -164,7 +164,6 @@ impl Node {
             segment_bytes: config.segment_size,
             session_inactivity: config.max_session_inactivity_time,
             session_age: config.max_session_age_time,
-            server_uuid: config.server_uuid.clone(),
             access: access.clone(),
         };
         let app = Arc::new(App::new(

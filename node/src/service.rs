@@ -69,8 +69,6 @@ pub struct Choices {
     pub session_inactivity: Duration,
     /// Age at which a session ends; 0 for never.
     pub session_age: Duration,
-    /// What clients see as the UUID; the cluster's own when it is empty.
-    pub server_uuid: String,
     /// Who is served without a login.
     pub access: Arc<Access>,
 }
@@ -176,13 +174,6 @@ impl App {
     /// Largest message of a client, bytes.
     pub fn message_bytes_max(&self) -> usize {
         self.choices.message_bytes_max
-    }
-
-    /// UUID of the cluster, as SDKs see it; none until the cluster is formed.
-    pub fn uuid(&self) -> Option<String> {
-        let identity = self.groups.identity()?;
-        let given = &self.choices.server_uuid;
-        Some(if given.is_empty() { identity.cluster } else { given.clone() })
     }
 
     /// Age at which a session ends, and time after which it counts as inactive; 0 for never.

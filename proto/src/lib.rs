@@ -3,6 +3,7 @@
 //!
 //! - [`schema`] and [`model`] are what the SDKs speak (packages `immudb.schema` and `immudb.model`); their `.proto`
 //!   files are generated from `testdata/protocol.json` by `generate.py`.
+//! - [`cluster`] is what an administrator can ask of a cluster beyond that.
 //! - [`peer`] is what nodes speak to each other.
 //! - [`convert`] holds the only conversions between protobuf and domain types.
 //! - [`code`] is the only table of error codes and texts.
@@ -22,6 +23,12 @@ pub mod schema {
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
 pub mod model {
     include!(concat!(env!("OUT_DIR"), "/immudb.model.rs"));
+}
+
+/// Package `alhambra.cluster`: what an administrator can ask of a cluster beyond what SDKs know.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]
+pub mod cluster {
+    include!(concat!(env!("OUT_DIR"), "/alhambra.cluster.rs"));
 }
 
 /// Package `alhambra.peer`: the links between the nodes of a cluster.

@@ -185,6 +185,11 @@ fn cluster_id(bytes: [u8; 12]) -> String {
     (0..20).rev().map(|digit| char::from(DIGITS[(number >> (5 * digit)) as usize & 31])).collect()
 }
 
+/// Whether this can be the UUID of a cluster, or of a server that SDKs know: 20 characters, `0-9a-v`.
+pub fn is_server_uuid(uuid: &str) -> bool {
+    uuid.len() == 20 && uuid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'v'))
+}
+
 /// Why forming cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {
@@ -261,5 +266,10 @@ mod tests {
         // The example of the xid documentation: 9m4e2mr0ui3e8a215n4g.
         let bytes = [0x4d, 0x88, 0xe1, 0x5b, 0x60, 0xf4, 0x86, 0xe4, 0x28, 0x41, 0x2d, 0xc9];
         assert_eq!(cluster_id(bytes), "9m4e2mr0ui3e8a215n4g");
+        assert!(is_server_uuid(&cluster_id(bytes)));
+        for none in ["", "9m4e2mr0ui3e8a215n4", "9m4e2mr0ui3e8a215n4gg", "9m4e2mr0ui3e8a215n4w", "9M4E2MR0UI3E8A215N4G"]
+        {
+            assert!(!is_server_uuid(none), "{none}");
+        }
     }
 }

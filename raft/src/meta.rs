@@ -252,6 +252,22 @@ impl Meta {
         self.inner.records.read().user(name).map(|(user, _)| user.clone())
     }
 
+    /// The UUID of the server whose place the cluster has taken, as far as this node knows; none when it shows its own.
+    pub fn server_uuid(&self) -> Option<String> {
+        self.inner.records.read().server_uuid().map(str::to_owned)
+    }
+
+    /// Records that the cluster takes the place of the server with this UUID. `by` is the record of who wants that; it must
+    /// not be another by now. Answers the transaction.
+    pub async fn take_server_uuid(&self, uuid: &str, by: &User, deadline: Instant) -> Result<TxId, MetaError> {
+        let json = record::server_uuid_json(uuid, self.inner.env.clock.now_unix_ms().div_euclid(1000), &by.name);
+        let key = set_key(format!("{}{}", record::CLUSTER, record::SERVER_UUID).as_bytes()).into();
+        match self.write(vec![entry(key, &json)], vec![self.unchanged(by)?], deadline).await? {
+            Written::At(tx) => Ok(tx),
+            Written::Refused(_) => Err(MetaError::Conflict { name: by.name.clone() }),
+        }
+    }
+
     /// Waits until this node has applied everything that `systemdb` had acknowledged before the call.
     pub async fn barrier(&self, deadline: Instant) -> Result<(), MetaError> {
         let read = self.group()?.barrier(Level::Linearizable, deadline).await?;
@@ -452,7 +468,7 @@ impl Meta {
     }
 
     /// Whether the first records are there.
-    pub(crate) fn bootstrapped(&self) -> bool {
+    pub fn bootstrapped(&self) -> bool {
         self.inner.records.read().database(DEFAULT_DATABASE).is_some()
     }
 

@@ -18,7 +18,7 @@ use super::source::Checked;
 use super::{AGAIN, PATIENCE, PAUSE, may_pass};
 use crate::connect::Target as Connect;
 use crate::failure::{Failure, Kind};
-use crate::session::{Login, Session, say};
+use crate::session::{self, Session, say};
 
 /// Longest that one call may take; a node that does not answer by then is left for another.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,7 +46,8 @@ enum Refused {
 pub struct Target {
     connect: Connect,
     session: Session,
-    uuid: String,
+    /// What the cluster may show.
+    uuids: Vec<String>,
     /// In order.
     on_their_way: VecDeque<OnItsWay>,
 }
@@ -88,12 +89,12 @@ fn replica_mode(replica: bool) -> schema::DatabaseNullableSettings {
 impl Target {
     /// Finds the database, or creates it as a replica with the limits of the source.
     pub async fn open(connect: Connect, source: schema::DatabaseNullableSettings) -> Result<Self, Failure> {
-        let session = log_in(&connect, DEFAULT_DATABASE).await.map_err(|why| {
+        let session = session::open_any(&connect, DEFAULT_DATABASE, CALL_TIMEOUT).await.map_err(|why| {
             let advice = "check --endpoint, --username and --password";
             Failure::new(Kind::Unavailable, format!("the target does not let this command in: {why}"), advice)
         })?;
-        let uuid = session.cluster().to_owned();
-        let mut target = Self { connect, session, uuid, on_their_way: VecDeque::new() };
+        let uuids = vec![session.cluster().to_owned()];
+        let mut target = Self { connect, session, uuids, on_their_way: VecDeque::new() };
         match target.prepare(source).await {
             Ok(()) => Ok(target),
             Err(failure) => {
@@ -115,7 +116,7 @@ impl Target {
             let what = format!("the target cannot be created: {}", say(&status));
             Failure::failed(what, "use a user who may create databases")
         })?;
-        let selected = log_in(&self.connect, &self.connect.database).await.map_err(|why| {
+        let selected = session::open_any(&self.connect, &self.connect.database, CALL_TIMEOUT).await.map_err(|why| {
             Failure::new(Kind::Unavailable, format!("the target database cannot be opened: {why}"), AGAIN)
         })?;
         std::mem::replace(&mut self.session, selected).close().await;
@@ -130,7 +131,7 @@ impl Target {
 
     /// Identity of the cluster.
     pub fn uuid(&self) -> &str {
-        &self.uuid
+        self.session.cluster()
     }
 
     /// Its name.
@@ -284,6 +285,19 @@ impl Target {
         }
     }
 
+    /// Lets the cluster show this UUID from now on.
+    pub async fn take_uuid(&mut self, uuid: &str) -> Result<(), Failure> {
+        let begun = Instant::now();
+        // A node may show the old one for a moment longer.
+        self.uuids.push(uuid.to_owned());
+        loop {
+            match self.session.take_server_uuid(uuid).await {
+                Ok(()) => return Ok(()),
+                Err(status) => self.try_again(status, begun).await?,
+            }
+        }
+    }
+
     /// Waits and logs in at the node that answers, as long as that can help.
     async fn try_again(&mut self, status: Status, begun: Instant) -> Result<(), Failure> {
         // Too large, or over a quota: no other try helps.
@@ -294,8 +308,8 @@ impl Target {
             return Err(Failure::new(kind, format!("the target refuses: {}", say(&status)), AGAIN));
         }
         sleep(PAUSE).await;
-        if let Ok(session) = log_in(&self.connect, &self.connect.database).await {
-            if session.cluster() != self.uuid {
+        if let Ok(session) = session::open_any(&self.connect, &self.connect.database, CALL_TIMEOUT).await {
+            if !self.uuids.iter().any(|uuid| uuid == session.cluster()) {
                 session.close().await;
                 return Err(odd("cluster behind another endpoint"));
             }
@@ -335,17 +349,4 @@ fn odd(what: &str) -> Failure {
         format!("the target sends a {what} that makes no sense"),
         "check that it is an Alhambra of this release",
     )
-}
-
-/// A session at the first endpoint that gives one.
-async fn log_in(connect: &Connect, database: &str) -> Result<Session, String> {
-    let mut refusals = Vec::new();
-    for endpoint in &connect.endpoints {
-        let login = Login { database, ..Login::of(connect) };
-        match Session::open(endpoint, login, CALL_TIMEOUT).await {
-            Ok(session) => return Ok(session),
-            Err(why) => refusals.push(why),
-        }
-    }
-    Err(refusals.join("; "))
 }

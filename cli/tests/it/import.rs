@@ -100,9 +100,15 @@ fn a_database_moves_over_in_pieces_and_is_cut_over() {
     assert!(stderr(&again).contains("written by users"), "{}", stderr(&again));
 
     // A cut-over that was interrupted at its very end is ended by the same command; not one from elsewhere.
-    let report = target.imported(&source, &["--cut-over"]);
+    let report = target.imported(&source, &["--cut-over", "--take-uuid"]);
     assert_eq!((&report["tx"], &report["alh"]), (&json!(31), &json!(txs[30].1)));
     assert_eq!((&report["imported"], &report["cut_over"]), (&json!(0), &json!(true)));
+    assert_eq!(report["target_uuid"], UUID, "clients of the source find their states");
+    let refused = target.call(&["cluster", "take-uuid", "9M4E"]);
+    assert!(stderr(&refused).contains("20 characters, 0-9 and a-v"), "{}", stderr(&refused));
+    let taken = target.call(&["cluster", "take-uuid", "9m4e2mr0ui3e8a215n4g", "--output", "json"]);
+    let taken: Value = serde_json::from_str(&stdout(&taken)).unwrap();
+    assert_eq!(taken, json!({ "server_uuid": "9m4e2mr0ui3e8a215n4g", "before": UUID }));
     let other = Source::start("notime");
     let refused = target.import(&other, &["--cut-over"]);
     assert_eq!(refused.status.code(), Some(1));

@@ -10,7 +10,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ impl<S> Layer<S> for GateLayer {
     type Service = Gate<S>;
 
     fn layer(&self, inner: S) -> Gate<S> {
-        Gate { app: self.app.clone(), uuid: Arc::default(), inner }
+        Gate { app: self.app.clone(), inner }
     }
 }
 
@@ -75,18 +75,12 @@ impl<S> Layer<S> for GateLayer {
 #[derive(Clone, Debug)]
 pub struct Gate<S> {
     app: Arc<App>,
-    /// Set once the cluster is formed; it never changes.
-    uuid: Arc<OnceLock<HeaderValue>>,
     inner: S,
 }
 
 impl<S> Gate<S> {
     fn uuid(&self) -> Option<HeaderValue> {
-        if let Some(uuid) = self.uuid.get() {
-            return Some(uuid.clone());
-        }
-        let uuid = HeaderValue::from_str(&self.app.uuid()?).ok()?;
-        Some(self.uuid.get_or_init(|| uuid).clone())
+        HeaderValue::try_from(self.app.uuid()?).ok()
     }
 }
 
@@ -122,7 +116,7 @@ where
             // The node knows at once who almost every caller is. For the others it has to ask.
             Admission::Asks(credential, call) => {
                 let ready = self.inner.clone();
-                let mut gate = Self { app: self.app.clone(), uuid: self.uuid.clone(), inner: ready };
+                let mut gate = Self { app: self.app.clone(), inner: ready };
                 // The one that was asked whether it is ready is the one to be called.
                 std::mem::swap(&mut self.inner, &mut gate.inner);
                 return Box::pin(async move {

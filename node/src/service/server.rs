@@ -1,10 +1,14 @@
-//! What a node says about itself.
+//! What a node says about itself and its cluster.
 
-use alhambra_raft::meta::SYSTEM_DATABASE;
+use alhambra_ledger::ids::TxId;
+use alhambra_proto::code::text;
+use alhambra_raft::forming::is_server_uuid;
+use alhambra_raft::meta::{MetaError, SYSTEM_DATABASE};
 
 use super::App;
-use crate::context::Visit;
-use crate::error::Result;
+use crate::auth;
+use crate::context::{Call, Visit};
+use crate::error::{Error, Result};
 
 /// Totals of a node.
 #[derive(Clone, Debug)]
@@ -45,6 +49,35 @@ impl App {
             }
         }
         Ok(info)
+    }
+}
+
+impl App {
+    /// UUID of the cluster, as SDKs see it: that of the server whose place it has taken, if it has. None until `systemdb` is open.
+    pub fn uuid(&self) -> Option<String> {
+        let meta = self.groups.meta();
+        if !meta.bootstrapped() {
+            return None;
+        }
+        meta.server_uuid().or_else(|| Some(self.groups.identity()?.cluster))
+    }
+
+    /// Lets all nodes show this UUID to clients, so that those of another server find their states here.
+    pub async fn take_server_uuid(&self, call: &Call, uuid: &str) -> Result<TxId> {
+        loop {
+            let caller = self.current_caller(call).await?;
+            if !auth::is_sysadmin(&caller.user) {
+                return Err(text::NO_OPERATION_PERMISSION.into());
+            }
+            if !is_server_uuid(uuid) {
+                return Err(Error::InvalidUuid { uuid: uuid.to_owned() });
+            }
+            match self.groups.meta().take_server_uuid(uuid, &caller.user, call.deadline).await {
+                // The caller was changed: may it still?
+                Err(MetaError::Conflict { .. } | MetaError::NotFound { .. }) => {}
+                done => return Ok(done?),
+            }
+        }
     }
 }
 

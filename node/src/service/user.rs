@@ -130,7 +130,7 @@ impl App {
     }
 
     /// Who calls, when that user is still as it was at login, also to the newest records, which are here from now on.
-    async fn current_caller(&self, call: &Call) -> Result<Caller> {
+    pub(super) async fn current_caller(&self, call: &Call) -> Result<Caller> {
         let caller = self.user_call(call)?;
         self.groups.meta().barrier(call.deadline).await?;
         self.must_be_current(&caller, text::NOT_LOGGED_IN)?;

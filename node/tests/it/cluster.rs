@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use alhambra_ledger::ids::TxId;
 use alhambra_node::{Config, Env, Node, NodeHandle};
+use alhambra_proto::cluster::TakeServerUuidRequest;
+use alhambra_proto::cluster::cluster_service_client::ClusterServiceClient;
 use alhambra_proto::code::{Applied, Code as Outcome};
 use alhambra_proto::schema;
 use alhambra_storage::vfs::mem::MemVfs;
@@ -243,4 +245,42 @@ async fn when_the_leader_goes_the_others_go_on() {
     assert!(cluster.node(leader).wait_ready(Instant::now() + PATIENCE).await);
     let back = Client::on(cluster.node(leader), "defaultdb").await;
     assert_eq!(back.state().await.unwrap(), client.state().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_shows_the_uuid_of_the_server_whose_place_the_cluster_takes() {
+    const UUID: &str = "9m4e2mr0ui3e8a215n4g";
+    let mut cluster = Cluster::start(Duration::from_secs(10)).await;
+    let shown = async |cluster: &Cluster, n: usize| {
+        let mut client = Client::anonymous(cluster.node(n)).await;
+        let opened = client.open("immudb", PASSWORD, "defaultdb").await.unwrap();
+        let client = client.with("sessionid", opened.session_id);
+        let reply = client.inner.clone().keep_alive(client.request(())).await.unwrap();
+        assert_eq!(reply.metadata().get("immudb-uuid").unwrap(), opened.server_uuid.as_str());
+        opened.server_uuid
+    };
+    let own = shown(&cluster, 0).await;
+    let admin = Client::on(cluster.node(1), "defaultdb").await;
+    let mut calls = ClusterServiceClient::new(channel(cluster.node(1)).await);
+    for wrong in ["", "9m4e2mr0ui3e8a215n4", "9M4E2MR0UI3E8A215N4G", "9m4e2mr0ui3e8a215n4gg"] {
+        let request = admin.request(TakeServerUuidRequest { uuid: wrong.into() });
+        let status = calls.take_server_uuid(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("20 characters"), "{status}");
+    }
+    assert_eq!(shown(&cluster, 1).await, own);
+    calls.take_server_uuid(admin.request(TakeServerUuidRequest { uuid: UUID.into() })).await.unwrap();
+    assert_eq!(shown(&cluster, 1).await, UUID, "at once where it was taken");
+    for n in [0, 2] {
+        eventually("the UUID on every node", async || shown(&cluster, n).await == UUID).await;
+    }
+    // Nothing that was given before is void, and it outlives a restart.
+    admin.set("k", "v").await.unwrap();
+    cluster.stop(2).await;
+    cluster.start_node(2).await;
+    assert!(cluster.node(2).wait_ready(Instant::now() + PATIENCE).await);
+    assert_eq!(shown(&cluster, 2).await, UUID);
+    // Another one in its place.
+    calls.take_server_uuid(admin.request(TakeServerUuidRequest { uuid: own.clone() })).await.unwrap();
+    assert_eq!(shown(&cluster, 1).await, own);
 }

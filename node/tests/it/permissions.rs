@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use alhambra_node::NodeHandle;
 use alhambra_node::rest::gateway::AsItIs;
-use alhambra_proto::{model, schema};
+use alhambra_proto::{cluster, model, schema};
 use bytes::Bytes;
 use futures::StreamExt;
 use prost::Message;
@@ -495,6 +495,16 @@ async fn the_sheet_of_this_test_is_complete_and_sql_is_not_served() {
                 let may = who.user.is_some() && by == By::Session;
                 assert_eq!(reply.is_ok(), may, "{name} as {} by {by:?}", who.name);
             }
+        }
+    }
+    // Our own call is the administrator's.
+    let take = cluster::TakeServerUuidRequest { uuid: "9m4e2mr0ui3e8a215n4g".into() }.encode_to_vec();
+    for who in EVERYBODY {
+        for by in [By::Session, By::Token] {
+            let headers = log_in(&node, who, by).await;
+            let path = "/alhambra.cluster.ClusterService/TakeServerUuid";
+            let reply = raw(&channel, &headers, path, vec![take.clone().into()]).await;
+            assert_eq!(reply.is_ok(), who.user == Some("immudb"), "{} by {by:?}", who.name);
         }
     }
     let login =

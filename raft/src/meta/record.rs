@@ -10,6 +10,8 @@ use alhambra_storage::read::ReadSnapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::forming::is_server_uuid;
+
 use super::{DatabaseRecord, NodeRecord, SESSION_KEY_LEN, SessionId, TruncationOrder, User};
 
 /// Keys of databases begin so.
@@ -26,6 +28,18 @@ pub(super) const NODE: &str = "node/";
 pub(super) const LOGOUT: &str = "logout/";
 /// Keys of sessions that have selected another database than their first begin so.
 pub(super) const SESSION: &str = "session/";
+
+/// Keys of what holds for the whole cluster begin so.
+pub(super) const CLUSTER: &str = "cluster/";
+/// The UUID that clients see, behind [`CLUSTER`].
+pub(super) const SERVER_UUID: &str = "server_uuid";
+
+#[derive(Serialize, Deserialize)]
+struct ServerUuidJson {
+    uuid: String,
+    taken_at: i64,
+    taken_by: String,
+}
 
 #[derive(Serialize, Deserialize)]
 struct NodeJson {
@@ -115,6 +129,22 @@ fn hex(bytes: &[u8]) -> String {
 
 pub(super) fn node_json(node: &NodeRecord) -> String {
     json(&NodeJson { addr: node.addr.clone(), session_key: node.session_key.map(|key| hex(&key)) })
+}
+
+/// What is recorded when the cluster takes another server's place. Seconds since 1970-01-01 UTC.
+pub(super) fn server_uuid_json(uuid: &str, at: i64, by: &str) -> String {
+    json(&ServerUuidJson { uuid: uuid.to_owned(), taken_at: at, taken_by: by.to_owned() })
+}
+
+/// See [`server_uuid_json`]. Nothing for what holds for the cluster and is not known to this release.
+fn read_server_uuid(name: &str, value: &[u8]) -> Result<Option<String>, RecordError> {
+    if name != SERVER_UUID {
+        return Ok(None);
+    }
+    let key = || format!("{CLUSTER}{name}");
+    let record: ServerUuidJson =
+        serde_json::from_slice(value).map_err(|source| RecordError::Json { key: key(), source })?;
+    if is_server_uuid(&record.uuid) { Ok(Some(record.uuid)) } else { Err(RecordError::Form { key: key() }) }
 }
 
 fn read_node(id: &str, value: &[u8]) -> Result<NodeRecord, RecordError> {
@@ -357,6 +387,7 @@ pub(super) struct Records {
     nodes: BTreeMap<String, (NodeRecord, TxId)>,
     /// Only when: what they say is for people.
     logouts: BTreeMap<String, ((), TxId)>,
+    cluster: BTreeMap<String, (Option<String>, TxId)>,
 }
 
 impl Records {
@@ -380,6 +411,11 @@ impl Records {
         self.nodes.get(&id.to_string()).map(|(node, tx)| (node, *tx))
     }
 
+    /// The UUID of the server whose place the cluster has taken.
+    pub(super) fn server_uuid(&self) -> Option<&str> {
+        self.cluster.get(SERVER_UUID).and_then(|(uuid, _)| uuid.as_deref())
+    }
+
     /// When all tokens of a user were ended last.
     pub(super) fn logout(&self, name: &str) -> Option<TxId> {
         self.logouts.get(name).map(|((), tx)| *tx)
@@ -394,12 +430,15 @@ impl Records {
         let mut errors = Vec::new();
         let (databases, users) = (versions(snapshot, DATABASE)?, versions(snapshot, USER)?);
         let (nodes, logouts) = (versions(snapshot, NODE)?, versions(snapshot, LOGOUT)?);
+        let cluster = versions(snapshot, CLUSTER)?;
         self.databases = refresh(snapshot, databases, &mut self.databases, &mut errors, read_database);
         self.users = refresh(snapshot, users, &mut self.users, &mut errors, |name, _, value| {
             serde_json::from_slice(value).map_err(|source| RecordError::Json { key: format!("{USER}{name}"), source })
         });
         self.nodes = refresh(snapshot, nodes, &mut self.nodes, &mut errors, |id, _, value| read_node(id, value));
         self.logouts = refresh(snapshot, logouts, &mut self.logouts, &mut errors, |_, _, _| Ok(()));
+        self.cluster =
+            refresh(snapshot, cluster, &mut self.cluster, &mut errors, |name, _, value| read_server_uuid(name, value));
         Ok(errors)
     }
 }
@@ -522,6 +561,11 @@ mod tests {
         assert_eq!(read_node("1", node_json(&node).as_bytes()).unwrap(), node);
         read_node("1", br#"{"addr":"a:1","session_key":"ab"}"#).unwrap_err();
         assert_eq!(logout_json("eve"), r#"{"by":"eve"}"#);
+        let text = server_uuid_json("9m4e2mr0ui3e8a215n4g", 77, "immudb");
+        assert_eq!(text, r#"{"uuid":"9m4e2mr0ui3e8a215n4g","taken_at":77,"taken_by":"immudb"}"#);
+        assert_eq!(read_server_uuid(SERVER_UUID, text.as_bytes()).unwrap().as_deref(), Some("9m4e2mr0ui3e8a215n4g"));
+        assert_eq!(read_server_uuid("of a later release", b"{}").unwrap(), None);
+        read_server_uuid(SERVER_UUID, server_uuid_json("9M4E", 77, "immudb").as_bytes()).unwrap_err();
         assert_eq!(session_name(&[0xcd; 16]), "cd".repeat(16));
         let key = |name: &str| set_key(format!("{SESSION}{name}").as_bytes());
         assert_eq!(session_of_key(&key(&"cd".repeat(16))), Some([0xcd; 16]));
