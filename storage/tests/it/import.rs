@@ -95,22 +95,28 @@ fn compare(db: &Database, source: &Source) {
 /// Proofs between all pairs hold; whether they had to be of the long form.
 fn prove_all(db: &Database, alhs: &[Hash]) -> bool {
     let mut advanced = false;
-    for (t, alh_t) in (1u64..).zip(alhs) {
-        for (s, alh_s) in (1u64..=t).zip(alhs) {
-            let (s, t, alh_s, alh_t) = (TxId(s), TxId(t), Digest(*alh_s), Digest(*alh_t));
-            let proof = db.dual_proof(s, t).expect("V1");
-            verify_dual(&proof, s, t, &alh_s, &alh_t).expect("V1");
-            advanced |= proof.linear_advance.is_some();
-            match db.dual_proof_v2(s, t) {
-                Ok(short) => verify_dual_v2(&short, s, t, &alh_s, &alh_t).expect("V1"),
-                Err(Error::NoCompactProof { tx }) => {
-                    assert!(!db.header(tx).expect("applied").is_linked() && (tx == s || tx == t));
-                }
-                Err(other) => panic!("{other}"),
-            }
+    for t in 1..=alhs.len() {
+        for s in 1..=t {
+            advanced |= prove(db, alhs, s, t);
         }
     }
     advanced
+}
+
+/// The proof from transaction `s` to transaction `t` holds; whether it had to be of the long form.
+fn prove(db: &Database, alhs: &[Hash], s: usize, t: usize) -> bool {
+    let (alh_s, alh_t) = (Digest(alhs[s - 1]), Digest(alhs[t - 1]));
+    let (s, t) = (TxId(s as u64), TxId(t as u64));
+    let proof = db.dual_proof(s, t).expect("V1");
+    verify_dual(&proof, s, t, &alh_s, &alh_t).expect("V1");
+    match db.dual_proof_v2(s, t) {
+        Ok(short) => verify_dual_v2(&short, s, t, &alh_s, &alh_t).expect("V1"),
+        Err(Error::NoCompactProof { tx }) => {
+            assert!(!db.header(tx).expect("applied").is_linked() && (tx == s || tx == t));
+        }
+        Err(other) => panic!("{other}"),
+    }
+    proof.linear_advance.is_some()
 }
 
 #[test]
@@ -385,6 +391,11 @@ fn a_tree_that_gets_smaller_or_too_old_is_refused() {
     }
     assert_eq!(db.applied().tx.0, LINK_GAP_MAX + 1);
     assert_eq!(refused(&db, source::proposal(&last.0)), Rejection::Import(ImportRefusal::Link));
+    // The longest that is taken can be proven, from the oldest on.
+    let (alhs, newest): (Vec<_>, _) = (most.iter().map(|(_, alh)| *alh).collect(), most.len());
+    for (s, t) in [(1, newest), (newest / 2, newest), (newest - 1, newest), (newest, newest), (1, newest - 1)] {
+        prove(&db, &alhs, s, t);
+    }
 }
 
 #[test]
