@@ -3,6 +3,8 @@
 use std::fmt::{self, Display};
 use std::process::ExitCode;
 
+use tonic::Status;
+
 /// Why a command ended; each kind is one exit code, listed by `alhambra --help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -94,7 +96,10 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
-        let inner = source.to_string();
+        // Shown whole, a status is a page.
+        let status =
+            source.downcast_ref::<Status>().or_else(|| source.downcast_ref::<Box<Status>>().map(|status| &**status));
+        let inner = status.map_or_else(|| source.to_string(), |status| status.message().to_owned());
         if !text.contains(&inner) {
             text = format!("{text}: {inner}");
         }

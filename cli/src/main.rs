@@ -119,10 +119,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
-        Command::Completions(args) => {
-            shell::completions(&args);
-            Ok(())
-        }
+        Command::Completions(args) => shell::completions(&args),
         Command::Version => output::print_raw(concat!("alhambra ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Cluster(args) => block_on(cluster::run(args)),
         Command::Fsck(args) => fsck::run(&args),

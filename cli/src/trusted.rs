@@ -1,16 +1,22 @@
 //! The client library as the commands use it: connected, with its trusted states in a folder, its errors in our words.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
 
 use alhambra_client::{Client, Entry, Error, Options, TxId};
 use alhambra_ledger::digest::sha256;
 use alhambra_ledger::kv;
 use alhambra_proto::code::text as wire;
 use alhambra_proto::convert::Tx;
+use tokio::time::timeout;
 
 use crate::connect::{Connect, StateDir, Target};
 use crate::failure::{Failure, Kind, chain};
 use crate::output::text;
+
+/// How long a command waits for a node before it says that it does.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A connected client.
 pub struct Trusted {
@@ -42,8 +48,23 @@ impl Trusted {
             tls: target.tls.clone(),
             ..Options::default()
         };
-        match Client::connect(target.endpoints.clone(), options).await {
+        let patience = options.request_timeout;
+        let mut connecting = pin!(Client::connect(target.endpoints.clone(), options));
+        let connected = match timeout(QUIET, &mut connecting).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                let endpoints = target.endpoints.join(", ");
+                eprintln!("{endpoints}: no answer yet; trying for {} s", patience.as_secs());
+                connecting.await
+            }
+        };
+        match connected {
             Ok(client) => Ok(Trusted { client, target, verified: BTreeMap::new() }),
+            Err(error @ Error::Unavailable { .. }) => Err(Failure::new(
+                Kind::Unavailable,
+                format!("no node answers at {}: {}", target.endpoints.join(", "), chain(&error)),
+                "start one (`alhambra demo` starts three on this machine), or name others with --endpoint",
+            )),
             Err(error) => Err(explain(&error, &target, None)),
         }
     }

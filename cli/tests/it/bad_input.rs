@@ -235,3 +235,23 @@ fn a_promise_is_released_only_on_purpose() {
         run(&mut alhambra(&["cluster", "release-promise", "--that-cluster-was-never-formed", "--dir", missing]));
     refused(&output, 3, &["is not a folder"]);
 }
+
+#[test]
+fn without_a_server_a_command_says_that_it_waits_and_then_what_to_start() {
+    // Nobody listens there any more.
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let endpoint = format!("127.0.0.1:{port}");
+    let home = tempfile::tempdir().unwrap();
+    let output = run(alhambra(&["get", "key", "--endpoint", &endpoint]).env("ALHAMBRA_STATE_DIR", home.path()));
+    refused(
+        &output,
+        5,
+        &[
+            "no answer yet; trying for 10 s",
+            &format!("no node answers at {endpoint}"),
+            "Connection refused",
+            "alhambra demo",
+        ],
+    );
+    assert!(!stderr(&output).contains("ConnectError"), "{}", stderr(&output));
+}

@@ -1,7 +1,7 @@
 //! The client commands against a running node.
 
 use std::fs;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -244,6 +244,11 @@ fn version_and_completions_need_no_server() {
     assert_eq!(stdout(&run(&mut alhambra(&["version"]))), format!("alhambra {}\n", env!("CARGO_PKG_VERSION")));
     for shell in ["bash", "zsh", "fish"] {
         assert!(stdout(&run(&mut alhambra(&["completions", shell]))).contains("alhambra"), "{shell}");
+        let mut unread =
+            alhambra(&["completions", shell]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(unread.stdout.take());
+        let told = stderr(&unread.wait_with_output().unwrap());
+        assert!(told.contains("writing the answer") && !told.contains("panicked"), "{shell}: {told}");
     }
     let help = stdout(&run(&mut alhambra(&["--help"])));
     assert!(help.contains("Exit codes:"), "{help}");
