@@ -142,7 +142,11 @@ pub fn verify(proof: &Dual, s: u64, t: u64, alh_s: &Hash, alh_t: &Hash) -> Resul
 
 /// Whether an entry is number `at` (from 0) of `width` below this root.
 pub fn entry_included(entry: &Entry, at: u64, width: u64, terms: &[Hash], eh: &Hash) -> bool {
-    let (mut i, mut r, mut acc) = (at, width.wrapping_sub(1), leaf(&entry_digest(entry)));
+    // The walk alone takes the last entry for one behind the end, too (seed 7007032).
+    if at >= width {
+        return false;
+    }
+    let (mut i, mut r, mut acc) = (at, width - 1, leaf(&entry_digest(entry)));
     for term in terms {
         acc = if i % 2 == 0 && i != r { node(&acc, term) } else { node(term, &acc) };
         (i, r) = (i / 2, r / 2);
@@ -153,6 +157,17 @@ pub fn entry_included(entry: &Entry, at: u64, width: u64, terms: &[Hash], eh: &H
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_behind_the_end_is_in_no_tree() {
+        let entry = Entry { key: b"key".to_vec(), metadata: vec![], value_hash: hash(&[b"value"]) };
+        let before = [5; 32];
+        let eh = node(&before, &leaf(&entry_digest(&entry)));
+        assert!(entry_included(&entry, 2, 3, &[before], &eh));
+        for (at, width) in [(3, 3), (1, 3), (0, 3), (2, 2), (0, 0), (1, 1)] {
+            assert!(!entry_included(&entry, at, width, &[before], &eh), "{at} of {width}");
+        }
+    }
 
     #[test]
     fn what_no_step_looks_at_is_left_out_and_nothing_else() {
