@@ -158,10 +158,14 @@ impl Node {
     /// Counts the call; checks the session; takes a refusal if one is waiting.
     fn admit<T>(&self, name: &'static str, request: Request<T>) -> Result<T, Status> {
         self.calls.lock().unwrap().push(name);
-        let session = request.metadata().get("sessionid").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
-        let session = session.ok_or_else(|| text::NOT_LOGGED_IN.status())?;
+        let number = |key| request.metadata().get(key).and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
+        let (session, unknown) = match (number("sessionid"), number("authorization")) {
+            (Some(session), _) => (session, text::SESSION_NOT_FOUND),
+            (None, Some(token)) => (token, text::TOKEN_EXPIRED),
+            (None, None) => return Err(text::NOT_LOGGED_IN.status()),
+        };
         if session < self.sessions_from.load(Ordering::SeqCst) {
-            return Err(text::SESSION_NOT_FOUND.status());
+            return Err(unknown.status());
         }
         match self.refusals.lock().unwrap().pop_front() {
             Some(status) => Err(status),
@@ -387,14 +391,26 @@ impl ImmuService for Node {
         Ok(Response::new(self.verifiable_tx(TxId(request.tx), request.prove_since_tx)))
     }
 
+    /// In maintenance mode the answer has the token with which calls are made.
     async fn use_database(
         &self,
         request: Request<schema::Database>,
     ) -> Result<Response<schema::UseDatabaseReply>, Status> {
-        let name = self.admit("use_database", request)?.database_name;
+        self.calls.lock().unwrap().push("use_database");
+        let name = request.into_inner().database_name;
         if name != self.cluster.chain.lock().unwrap().database {
             return Err(text::database_not_found(&name));
         }
-        Ok(Response::new(schema::UseDatabaseReply { token: "token".into() }))
+        let token = (self.sessions.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        Ok(Response::new(schema::UseDatabaseReply { token }))
+    }
+
+    async fn health(&self, _: Request<()>) -> Result<Response<schema::HealthResponse>, Status> {
+        let mut reply = Response::new(schema::HealthResponse { status: true, ..Default::default() });
+        let uuid = self.uuid.lock().unwrap().clone();
+        if !uuid.is_empty() {
+            reply.metadata_mut().insert("immudb-uuid", uuid.parse().unwrap());
+        }
+        Ok(reply)
     }
 }

@@ -6,6 +6,7 @@ mod chain;
 mod exec;
 mod failover;
 mod fake;
+mod no_login;
 mod state_store;
 mod tampering;
 mod verified;

@@ -1,7 +1,16 @@
 //! Honest servers: every verified call succeeds and moves the trusted state.
 
-use alhambra_client::{KeyValue, Options, StateStore, TxId};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use alhambra_client::{
+    Advanced, Client, Error, Evidence, KeyValue, MemoryStateStore, Operation, Options, StateError, StateId, StateStore,
+    TxId,
+};
 use alhambra_ledger::entry::KvMetadata;
+use alhambra_ledger::state::TrustedState;
 
 use crate::chain::{Chain, Stored};
 use crate::fake::{Cluster, Fake, signing_key};
@@ -122,5 +131,59 @@ async fn calls_run_on_other_threads_and_at_once() {
     }
     ids.sort_unstable();
     assert_eq!(ids, (1..=20).collect::<Vec<_>>());
+    assert_eq!(client.trusted_state().await.unwrap(), Some(cluster.state()));
+}
+
+/// A store on a disk that may be full.
+#[derive(Default)]
+struct Full {
+    is_full: AtomicBool,
+    states: MemoryStateStore,
+}
+
+impl StateStore for Full {
+    fn load(&self, id: &StateId) -> Result<Option<TrustedState>, StateError> {
+        self.states.load(id)
+    }
+
+    fn advance(
+        &self,
+        id: &StateId,
+        expected: Option<&TrustedState>,
+        new: &TrustedState,
+    ) -> Result<Advanced, StateError> {
+        if self.is_full.load(Ordering::SeqCst) {
+            let (path, source) = (PathBuf::from("state"), io::ErrorKind::StorageFull.into());
+            return Err(StateError::Io { operation: "writing", path, source });
+        }
+        self.states.advance(id, expected, new)
+    }
+
+    fn keep_evidence(&self, evidence: &Evidence) -> Result<Option<PathBuf>, StateError> {
+        self.states.keep_evidence(evidence)
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_state_cannot_be_kept_is_told_as_done_and_a_read_as_not_verified() {
+    let cluster = Cluster::new(Chain::new(1));
+    let fake = Fake::start(&cluster);
+    let store = Arc::new(Full::default());
+    let options = Options { state_store: Some(store.clone()), ..Options::default() };
+    let client = Client::connect(vec![fake.endpoint.clone()], options).await.unwrap();
+    client.verified_set("k", "1").await.unwrap();
+    store.is_full.store(true, Ordering::SeqCst);
+    let error = client.verified_set("k", "2").await.unwrap_err();
+    assert!(matches!(error, Error::NotKept { .. }), "{error}");
+    let more = [Operation::Set(KeyValue::new("k", "3"))];
+    let error = client.verified_exec_all(&more).await.unwrap_err();
+    assert!(matches!(error, Error::NotKept { .. }), "{error}");
+    assert_eq!((cluster.state().tx, fake.count("verifiable_set"), fake.count("exec_all")), (TxId(3), 2, 1));
+    let error = client.verified_get("k").await.unwrap_err();
+    assert!(matches!(error, Error::State(_)), "{error}");
+    // Nothing was trusted meanwhile, and it goes on from there.
+    assert_eq!(client.trusted_state().await.unwrap().unwrap().tx, TxId(1));
+    store.is_full.store(false, Ordering::SeqCst);
+    assert_eq!(client.verified_get("k").await.unwrap().value.value, "3");
     assert_eq!(client.trusted_state().await.unwrap(), Some(cluster.state()));
 }
