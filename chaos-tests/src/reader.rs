@@ -168,9 +168,10 @@ impl Reader {
         self.state_by(request).await
     }
 
-    /// Names of the databases that are loaded, but for `systemdb`.
+    /// Names of the databases that are loaded, but for `systemdb`: of all that there are, not only of those that this node knows (seed
+    /// 7008210).
     pub async fn databases(&mut self) -> Result<Vec<String>, Status> {
-        let request = self.local(schema::DatabaseListRequestV2::default())?;
+        let request = self.request(schema::DatabaseListRequestV2::default())?;
         let list = bounded(self.deadline, self.api.database_list_v2(request)).await?;
         Ok(list.databases.into_iter().filter(|database| database.loaded).map(|database| database.name).collect())
     }
