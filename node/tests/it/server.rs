@@ -95,6 +95,7 @@ const BUILT: &[&Method] = &[
     &method::AUTHORIZATION_OPEN_SESSION,
     &method::AUTHORIZATION_KEEP_ALIVE,
     &method::AUTHORIZATION_CLOSE_SESSION,
+    &method::TAKE_SERVER_UUID,
     &method::STREAM_GET,
     &method::STREAM_SET,
     &method::STREAM_VERIFIABLE_GET,
