@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alhambra_ledger::ids::TxId;
-use alhambra_proto::code::text;
+use alhambra_proto::code::{WireError, text};
 use alhambra_raft::env::Env;
 use alhambra_raft::group::Level;
 use alhambra_raft::groups::Groups;
@@ -188,13 +188,13 @@ impl App {
 
     /// Remembers whether this node began to serve with nothing but what every cluster has. Called once `systemdb` is open.
     pub(crate) fn note_beginning(&self) {
-        self.had_others.get_or_init(|| self.has_others());
+        self.had_others.get_or_init(|| self.groups.meta().has_others());
     }
 
     /// Looks whether there is by now more than what every cluster has, if that decides who is served.
     pub(crate) fn note_others(&self) {
         if self.access().minds_others() && self.access().is_confirmed() {
-            self.access().note_others(self.has_others());
+            self.access().note_others(self.groups.meta().has_others());
         }
     }
 
@@ -204,9 +204,9 @@ impl App {
         self.access().allows(method)
     }
 
-    fn has_others(&self) -> bool {
-        let meta = self.groups.meta();
-        meta.databases().len() > 1 || meta.users().len() > 1
+    /// Who calls; in the words for `nobody` when nobody is logged in. That it cannot be told for now is not that.
+    pub(crate) fn caller_or(&self, call: &Call, nobody: WireError) -> Result<Caller> {
+        self.authenticate(call).map_err(|error| if error.is_unavailable() { error } else { nobody.into() })
     }
 
     /// Who calls; fails when nobody is logged in.

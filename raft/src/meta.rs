@@ -268,6 +268,11 @@ impl Meta {
         }
     }
 
+    /// Whether there are more databases or users than every cluster has, as far as this node knows; those that it cannot read count.
+    pub fn has_others(&self) -> bool {
+        self.inner.records.read().has_others()
+    }
+
     /// Waits until this node has applied everything that `systemdb` had acknowledged before the call.
     pub async fn barrier(&self, deadline: Instant) -> Result<(), MetaError> {
         let read = self.group()?.barrier(Level::Linearizable, deadline).await?;
@@ -408,13 +413,16 @@ impl Meta {
     /// Reads what `systemdb` has by now.
     pub(crate) fn refresh(&self) {
         let Ok(group) = self.group() else { return };
+        // Nobody may come between the snapshot and the records with a newer one, or with the number of one.
+        let mut records = self.inner.records.write();
         let snapshot = group.database().snapshot();
         let tx = snapshot.tx();
-        let is_new = *self.inner.changes.borrow() != tx;
-        if !is_new && !self.is_incomplete() {
+        let known = *self.inner.changes.borrow();
+        let is_new = tx > known;
+        // What a replica that was opened again has not applied yet was known here already.
+        if tx < known || !is_new && !self.is_incomplete() {
             return;
         }
-        let mut records = self.inner.records.write();
         let refused = match records.refresh(&snapshot) {
             Ok(refused) => refused,
             Err(error) => {
@@ -423,7 +431,6 @@ impl Meta {
                 return;
             }
         };
-        drop(records);
         self.inner.incomplete.store(refused.iter().any(RecordError::may_pass), Ordering::Release);
         if is_new {
             for error in refused {

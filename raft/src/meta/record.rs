@@ -386,8 +386,10 @@ pub(super) struct Records {
     users: BTreeMap<String, (User, TxId)>,
     nodes: BTreeMap<String, (NodeRecord, TxId)>,
     /// Only when: what they say is for people.
-    logouts: BTreeMap<String, ((), TxId)>,
+    logouts: BTreeMap<String, TxId>,
     cluster: BTreeMap<String, (Option<String>, TxId)>,
+    /// See [`Records::has_others`].
+    has_others: bool,
 }
 
 impl Records {
@@ -411,6 +413,11 @@ impl Records {
         self.nodes.get(&id.to_string()).map(|(node, tx)| (node, *tx))
     }
 
+    /// Whether there are more databases or users than every cluster has; what cannot be read is there, too.
+    pub(super) fn has_others(&self) -> bool {
+        self.has_others
+    }
+
     /// The UUID of the server whose place the cluster has taken.
     pub(super) fn server_uuid(&self) -> Option<&str> {
         self.cluster.get(SERVER_UUID).and_then(|(uuid, _)| uuid.as_deref())
@@ -418,7 +425,7 @@ impl Records {
 
     /// When all tokens of a user were ended last.
     pub(super) fn logout(&self, name: &str) -> Option<TxId> {
-        self.logouts.get(name).map(|((), tx)| *tx)
+        self.logouts.get(name).copied()
     }
 
     /// Takes over what the snapshot has. Values are read only for records that are new or changed; one that cannot be used
@@ -431,12 +438,14 @@ impl Records {
         let (databases, users) = (versions(snapshot, DATABASE)?, versions(snapshot, USER)?);
         let (nodes, logouts) = (versions(snapshot, NODE)?, versions(snapshot, LOGOUT)?);
         let cluster = versions(snapshot, CLUSTER)?;
+        self.has_others = databases.there().count() > 1 || users.there().count() > 1;
         self.databases = refresh(snapshot, databases, &mut self.databases, &mut errors, read_database);
         self.users = refresh(snapshot, users, &mut self.users, &mut errors, |name, _, value| {
             serde_json::from_slice(value).map_err(|source| RecordError::Json { key: format!("{USER}{name}"), source })
         });
         self.nodes = refresh(snapshot, nodes, &mut self.nodes, &mut errors, |id, _, value| read_node(id, value));
-        self.logouts = refresh(snapshot, logouts, &mut self.logouts, &mut errors, |_, _, _| Ok(()));
+        // Of these only the place counts, so that no damage hides one.
+        self.logouts = logouts.there().filter_map(|(name, tx)| Some((name?.to_owned(), tx))).collect();
         self.cluster =
             refresh(snapshot, cluster, &mut self.cluster, &mut errors, |name, _, value| read_server_uuid(name, value));
         Ok(errors)
@@ -447,6 +456,19 @@ impl Records {
 struct Versions {
     prefix: &'static str,
     found: Vec<(Bytes, Version)>,
+}
+
+impl Versions {
+    /// Those that are not deleted, each with its name, if that is one, and its transaction.
+    fn there(&self) -> impl Iterator<Item = (Option<&str>, TxId)> {
+        let there = self.found.iter().filter(|(_, version)| !version.metadata.deleted);
+        there.map(|(key, version)| (text_of(key).strip_prefix(self.prefix), version.tx))
+    }
+}
+
+/// The key as clients write it; empty for what is no such key.
+fn text_of(key: &[u8]) -> &str {
+    parse_set_key(key).ok().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default()
 }
 
 fn versions(snapshot: &ReadSnapshot, prefix: &'static str) -> Result<Versions, alhambra_storage::error::Error> {
@@ -463,7 +485,7 @@ fn refresh<T>(
 ) -> BTreeMap<String, (T, TxId)> {
     let mut new = BTreeMap::new();
     for (key, version) in found {
-        let text = parse_set_key(&key).ok().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
+        let text = text_of(&key);
         let Some(name) = text.strip_prefix(prefix) else {
             errors.push(RecordError::Form { key: format!("{key:?}") });
             continue;
