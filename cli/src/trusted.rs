@@ -162,6 +162,9 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
             format!("database {:?}: {what}", target.database),
             "name another with --database; `alhambra status` shows which there are",
         ),
+        Error::Refused { status, .. } if status.message().starts_with("too many wrong passwords") => {
+            Failure::failed(what, "check --username and --password, wait as long as the message says, then try again")
+        }
         Error::Refused { status, .. } if status.code() == tonic::Code::ResourceExhausted => Failure::failed(
             what,
             "nothing is wrong with the call: wait, or make room as the message says, and repeat it",

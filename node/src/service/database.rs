@@ -80,7 +80,7 @@ impl App {
         settings: DatabaseSettings,
         if_not_exists: bool,
     ) -> Result<Created> {
-        let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
+        let caller = self.caller_or(call, text::NO_USER_DATA)?;
         if !auth::is_sysadmin(&caller.user) {
             return Err(text::NO_OPERATION_PERMISSION.into());
         }
@@ -155,7 +155,7 @@ impl App {
     pub(super) async fn still_administrates(&self, call: &Call, name: &str) -> Result<()> {
         self.may_administrate(call, name)?;
         self.groups.meta().barrier(call.deadline).await?;
-        let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
+        let caller = self.caller_or(call, text::NO_USER_DATA)?;
         self.must_be_current(&caller, text::NO_USER_DATA)
     }
 
@@ -171,7 +171,7 @@ impl App {
 
     /// Refuses callers who do not administrate a database, and the two databases that nobody does.
     pub(super) fn may_administrate(&self, call: &Call, name: &str) -> Result<()> {
-        let caller = self.authenticate(call).map_err(|_| text::NO_USER_DATA)?;
+        let caller = self.caller_or(call, text::NO_USER_DATA)?;
         if name == DEFAULT_DATABASE || name == SYSTEM_DATABASE {
             return Err(text::DATABASE_RESERVED.into());
         }
@@ -232,7 +232,7 @@ impl App {
 
     /// Databases that the caller may select, the default one first, then in the order of their creation.
     pub async fn databases(&self, call: &Call) -> Result<Vec<Listed>> {
-        let caller = self.authenticate(call).map_err(|_| text::PLEASE_LOGIN_LIST)?;
+        let caller = self.caller_or(call, text::PLEASE_LOGIN_LIST)?;
         if call.level == ReadLevel::Linearizable {
             self.groups.meta().barrier(call.deadline).await?;
         }
