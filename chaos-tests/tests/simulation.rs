@@ -80,7 +80,7 @@ fn planted_bugs_are_found() {
 #[cfg(debug_assertions)]
 fn bugs_in_the_server_are_found() {
     // Each with the first seed, the seconds of load and faults, and what it breaks.
-    let plants: [(&str, &str, &str, &[&str]); 21] = [
+    let plants: [(&str, &str, &str, &[&str]); 23] = [
         ("server-skip-read-barrier", "1", "12", &["R5", "R6"]),
         ("server-stale-snapshot-read", "1", "12", &["R5", "R6"]),
         ("server-index-lags", "1", "12", &["R5", "R6", "R9"]),
@@ -102,6 +102,8 @@ fn bugs_in_the_server_are_found() {
         ("server-forget-too-much", "2", "12", &["S6"]),
         ("server-show-forgotten", "2", "12", &["S5"]),
         ("server-follow-bound-members", "2", "12", &["R10"]),
+        ("server-local-verified-reads", "1", "12", &["R5"]),
+        ("server-deny-after-commit", "1", "12", &["R4"]),
     ];
     for (plant, from, load, properties) in plants {
         is_found(plant, from, load, properties);

@@ -53,6 +53,10 @@ pub enum Plant {
     FollowBoundMembers,
     /// `node`, verified get: the proof is of the version before.
     ProofOfAnotherRevision,
+    /// `node`, verified get: of what this replica has, without asking a quorum.
+    LocalVerifiedReads,
+    /// `node`, verified writes: now and then it is denied that a committed one was applied.
+    DenyAfterCommit,
 }
 
 impl Plant {
@@ -79,6 +83,8 @@ impl Plant {
         Self::WrongProofStep,
         Self::FollowBoundMembers,
         Self::ProofOfAnotherRevision,
+        Self::LocalVerifiedReads,
+        Self::DenyAfterCommit,
     ];
 }
 

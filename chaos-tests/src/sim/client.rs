@@ -137,9 +137,9 @@ pub fn ending_of(status: &Status) -> Ending {
         Code::ResourceExhausted | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
             Ending::Refused
         }
-        // UNAVAILABLE is a promise when the server says it, but the transport says it too, for a connection that broke
-        // while the call was on its way; the two are told apart by the server's own header, which this client does not
-        // read. Treating both as unknown is always safe for the judge.
+        // A promise when the server says it, which its own header tells. The transport says it too, for a connection that broke while
+        // the call was on its way.
+        Code::Unavailable if status.metadata().contains_key("alhambra-code") => Ending::Refused,
         _ => Ending::Unknown,
     }
 }

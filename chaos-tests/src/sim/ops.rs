@@ -26,7 +26,7 @@ use super::env::SimRng;
 use super::plant::Plant;
 use super::shared::{Shared, now};
 use super::workload::{life, note_overdue};
-use crate::history::{Ending, Write};
+use crate::history::{Ending, Read, Write};
 use crate::model::chain::Hash;
 
 /// A client at work on one node.
@@ -102,6 +102,14 @@ impl Ctx<'_> {
         let mut shared = self.shared.borrow_mut();
         shared.trace.add(&write);
         shared.history.writes.push(write);
+    }
+
+    /// Writes down what a read at the default level showed of a key; nothing for no value.
+    pub fn read(&self, key: Vec<u8>, value: Option<Vec<u8>>, invoked: Duration) {
+        let read = Read { client: self.client, node: self.node as u32, key, value, invoked, ended: now() };
+        let mut shared = self.shared.borrow_mut();
+        shared.trace.add(&read);
+        shared.history.reads.push(read);
     }
 
     /// Something was answered that must never be.

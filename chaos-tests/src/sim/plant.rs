@@ -119,6 +119,8 @@ impl Plant {
                 inside::Plant::WrongProofStep => "server-wrong-proof-step",
                 inside::Plant::FollowBoundMembers => "server-follow-bound-members",
                 inside::Plant::ProofOfAnotherRevision => "server-proof-of-another-revision",
+                inside::Plant::LocalVerifiedReads => "server-local-verified-reads",
+                inside::Plant::DenyAfterCommit => "server-deny-after-commit",
             },
         }
     }

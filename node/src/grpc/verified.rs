@@ -3,10 +3,12 @@
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
 use alhambra_proto::{convert, schema};
+use alhambra_storage::plant::{Plant, is_planted};
 use tonic::{Request, Response};
 
 use super::kv::{entries_spec, entry, get_of, new_values, preconditions, tx};
 use super::{Reply, open, read_reply};
+use crate::context::ReadLevel;
 use crate::error::Error;
 use crate::method;
 use crate::service::App;
@@ -35,7 +37,10 @@ pub(super) async fn set(app: &App, request: Request<schema::VerifiableSetRequest
 
 pub(super) async fn get(app: &App, request: Request<schema::VerifiableGetRequest>) -> Reply<schema::VerifiableEntry> {
     let (call, request) = open(request)?;
-    let cx = app.enter(&call, &method::VERIFIABLE_GET).await?;
+    let mut cx = app.enter(&call, &method::VERIFIABLE_GET).await?;
+    if is_planted(Plant::LocalVerifiedReads) {
+        cx.level = ReadLevel::Local;
+    }
     let key = request.key_request.ok_or(Error::from(text::EMPTY_REQUEST))?;
     let found = verified::get(app, &cx, get_of(key), TxId(request.prove_since_tx)).await?;
     let reply = schema::VerifiableEntry {

@@ -111,6 +111,9 @@ async fn must_exist(cx: &Context, trusted: TxId, refusal: WireError) -> Result<(
 /// The proof of a transaction that was just committed, made from what is applied here.
 async fn prove_new(app: &App, cx: &Context, tx: TxId, trusted: TxId) -> Result<Verifiable> {
     kv::until_applied(cx, tx).await?;
+    if is_planted(Plant::DenyAfterCommit) && tx.get().is_multiple_of(8) {
+        return Err(Error::Stopping);
+    }
     let proven = || prove(app, cx, transaction::raw(cx.replica.database().tx(tx)?), trusted);
     proven().map_err(|error| error.after_commit(tx))
 }

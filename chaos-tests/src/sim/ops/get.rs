@@ -8,7 +8,6 @@ use super::super::client::{bounded, found};
 use super::super::plant::Plant;
 use super::super::shared::now;
 use super::{Ctx, Done, Op};
-use crate::history::Read;
 
 /// See the module.
 pub struct Get;
@@ -37,10 +36,7 @@ impl Op for Get {
                 ctx.saw(entry.tx);
                 entry.value.to_vec()
             });
-            let read = Read { client: ctx.client, node: ctx.node as u32, key, value, invoked, ended: now() };
-            let mut shared = ctx.shared.borrow_mut();
-            shared.trace.add(&read);
-            shared.history.reads.push(read);
+            ctx.read(key, value, invoked);
             Ok(Done::Well)
         })
     }

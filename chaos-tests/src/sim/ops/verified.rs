@@ -203,12 +203,14 @@ impl Op for Get {
 
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
-            let key = ctx.key();
+            let (key, invoked) = (ctx.key(), now());
             let key_request = Some(schema::KeyRequest { key: key.clone().into(), ..Default::default() });
             let request = ctx.session.request(schema::VerifiableGetRequest { key_request, prove_since_tx: since(ctx) });
-            let Some(answer) = found(bounded(ctx.session.api.verifiable_get(request)).await)? else {
-                return Ok(Done::Refused);
-            };
+            let answer = found(bounded(ctx.session.api.verifiable_get(request)).await)?;
+            // A proof does not show that it is the newest version: that is another property.
+            let entry = answer.as_ref().and_then(|answer| answer.entry.as_ref());
+            ctx.read(key.clone(), entry.map(|entry| entry.value.to_vec()), invoked);
+            let Some(answer) = answer else { return Ok(Done::Refused) };
             judge(ctx, &answer, |verifier, answer| verifier.entry(&key, answer));
             Ok(Done::Well)
         })

@@ -56,14 +56,22 @@ impl Op for Verify {
                 let answer = client.verified_set(key.clone(), value.clone()).await;
                 let ending = match &answer {
                     Ok(verified) => Ending::Acknowledged(verified.header.id.0),
+                    // Both promise that nothing was applied, and are held to it.
+                    Err(Error::Refused { .. } | Error::Unavailable { .. }) => Ending::Refused,
                     Err(_) => Ending::Unknown,
                 };
                 ctx.wrote(key, value, invoked, ending);
                 answer.map(|verified| Some(verified.state))
             } else {
-                match client.verified_get(key).await {
-                    Ok(verified) => Ok(Some(verified.state)),
-                    Err(error) if error.to_string().ends_with("key not found") => Ok(None),
+                match client.verified_get(key.clone()).await {
+                    Ok(verified) => {
+                        ctx.read(key, Some(verified.value.value.to_vec()), invoked);
+                        Ok(Some(verified.state))
+                    }
+                    Err(error) if error.to_string().ends_with("key not found") => {
+                        ctx.read(key, None, invoked);
+                        Ok(None)
+                    }
                     Err(error) => Err(error),
                 }
             };
