@@ -41,6 +41,8 @@ pub enum Ask {
         /// One fewer from now on, if there is any; the answer is what is left.
         take: bool,
     },
+    /// What does your clock say?
+    Clock,
 }
 
 /// What it is answered.
@@ -76,6 +78,11 @@ pub enum Answer {
         taken: bool,
         /// What is left.
         left: u64,
+    },
+    /// To [`Ask::Clock`].
+    Clock {
+        /// Milliseconds since 1970-01-01 UTC.
+        unix_ms: i64,
     },
 }
 
@@ -179,6 +186,7 @@ impl Ask {
                 out.push(u8::from(*take));
                 out
             }
+            Self::Clock => begin(6),
         };
         out.into()
     }
@@ -199,6 +207,7 @@ impl Ask {
             3 => Self::Ended(input.ends()?),
             4 => Self::Ends { after: input.u64()? },
             5 => Self::Logins { user: input.text()?, take: input.flag()? },
+            6 => Self::Clock,
             _ => return None,
         };
         input.end(ask)
@@ -232,6 +241,11 @@ impl Answer {
                 out.extend(left.to_be_bytes());
                 out
             }
+            Self::Clock { unix_ms } => {
+                let mut out = begin(7);
+                out.extend(unix_ms.to_be_bytes());
+                out
+            }
         };
         out.into()
     }
@@ -247,6 +261,7 @@ impl Answer {
             4 => Self::Done,
             5 => Self::Ends { process: input.u64()?, floor_ms: input.i64()?, last: input.u64()?, ends: input.ends()? },
             6 => Self::Logins { taken: input.flag()?, left: input.u64()? },
+            7 => Self::Clock { unix_ms: input.i64()? },
             _ => return None,
         };
         input.end(answer)
@@ -269,6 +284,7 @@ mod tests {
             Ask::Ended(vec![End { issued_ms: -1, id: ID }, End { issued_ms: 5, id: [1; 16] }]),
             Ask::Ends { after: u64::MAX },
             Ask::Logins { user: "eve".into(), take: true },
+            Ask::Clock,
         ]
     }
 
@@ -280,6 +296,7 @@ mod tests {
             Answer::Done,
             Answer::Ends { process: 1, floor_ms: 2, last: 3, ends: vec![End { issued_ms: 4, id: ID }] },
             Answer::Logins { taken: false, left: 2 },
+            Answer::Clock { unix_ms: -5 },
         ]
     }
 

@@ -165,6 +165,7 @@ impl App {
                 let (ends, last) = ended.behind(after, ENDS_PER_MESSAGE);
                 Answer::Ends { process: self.process, floor_ms: ended.floor_ms(), last, ends }
             }
+            Ask::Clock => Answer::Clock { unix_ms: self.env.clock.now_unix_ms() },
             Ask::Logins { user, take } => {
                 let tokens = self.sessions.tokens();
                 Answer::Logins { taken: take && tokens.take_login(&user), left: tokens.logins(&user) }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
+use alhambra_raft::error::ReadError;
 use alhambra_raft::meta::DatabaseRecord;
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use super::App;
 use super::settings::{DatabaseSettings, TruncationSettings};
 use super::truncation::Truncated;
 use crate::error::Result;
+use crate::peer::{Answer, Ask};
 
 /// Who gives these orders. No user can have this name.
 const BY_SETTING: &str = "setting retention-period";
@@ -20,6 +22,8 @@ const BY_SETTING: &str = "setting retention-period";
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a truncation may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the other nodes are waited for.
+const ANSWERS: Duration = Duration::from_secs(5);
 /// After one that failed, before the next.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -93,13 +97,45 @@ impl App {
         if self.groups.meta().database(&record.name).as_ref() != Some(record) {
             return Ok(Truncated::Changed);
         }
-        self.truncate(record, settings.retention_period, BY_SETTING, deadline).await
+        // Nobody looks at the cut-off before the values are gone, so one wrong clock must not decide.
+        let now_ms = self.agreed_time(deadline).await.ok_or(ReadError::NoQuorum)?;
+        self.truncate(record, (settings.retention_period, now_ms), BY_SETTING, deadline).await
     }
+
+    /// A time that is not later than this node's clock, nor than those of half of the members; none when most do not answer.
+    async fn agreed_time(&self, deadline: Instant) -> Option<i64> {
+        let own = self.env.clock.now_unix_ms();
+        let answers = self.ask_all(&Ask::Clock, deadline.min(Instant::now() + ANSWERS)).await;
+        let members = answers.len() + 1;
+        let others = answers.into_iter().filter_map(|answer| match answer {
+            Some(Answer::Clock { unix_ms }) => Some(unix_ms),
+            _ => None,
+        });
+        agreed(others.chain([own]).collect(), members).map(|agreed| agreed.min(own))
+    }
+}
+
+/// The lower median of the clocks that were told; none of a minority's.
+fn agreed(mut clocks: Vec<i64>, members: usize) -> Option<i64> {
+    clocks.sort_unstable();
+    let middle = clocks.len().checked_sub(1)? / 2;
+    clocks.get(middle).copied().filter(|_| 2 * clocks.len() > members)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_clock_that_is_ahead_decides_nothing() {
+        assert_eq!(agreed(vec![5], 1), Some(5));
+        assert_eq!(agreed(vec![9_000, 5, 6], 3), Some(6));
+        assert_eq!(agreed(vec![9_000, 5], 3), Some(5), "of two the earlier one");
+        assert_eq!(agreed(vec![9_000, 9_000, 5, 6, 7], 5), Some(7));
+        for (clocks, members) in [(vec![9_000], 3), (vec![9_000, 5], 4), (vec![9_000, 5], 5), (vec![], 1)] {
+            assert_eq!(agreed(clocks, members), None, "of {members}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_database_is_due_at_first_after_its_frequency_and_when_its_settings_change() {

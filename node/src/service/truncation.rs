@@ -47,7 +47,8 @@ impl App {
                 return Err(Error::RetentionPeriod { name: name.to_owned() });
             }
             let by = self.authenticate(call)?.user;
-            match self.truncate(&record, retention_ms, &by.name, call.deadline).await? {
+            let now_ms = self.env.clock.now_unix_ms();
+            match self.truncate(&record, (retention_ms, now_ms), &by.name, call.deadline).await? {
                 Truncated::Done => return Ok(()),
                 Truncated::NotReached => return Err(text::RETENTION_NOT_REACHED.into()),
                 Truncated::Changed => {}
@@ -55,11 +56,11 @@ impl App {
         }
     }
 
-    /// The same for a database whose record was just read. `by` is who orders it.
+    /// The same for a database whose record was just read, at the time `now_ms` (Unix). `by` is who orders it.
     pub(super) async fn truncate(
         &self,
         record: &DatabaseRecord,
-        retention_ms: i64,
+        (retention_ms, now_ms): (i64, i64),
         by: &str,
         deadline: Instant,
     ) -> Result<Truncated> {
@@ -68,7 +69,7 @@ impl App {
             return Err(text::IS_REPLICA.into());
         }
         replica.barrier(Level::Linearizable, deadline).await?;
-        let cutoff = cutoff(self.env.clock.now_unix_ms(), retention_ms);
+        let cutoff = cutoff(now_ms, retention_ms);
         let database = replica.database().clone();
         let found = self.env.blocking(of_node::MEMORY, move || {
             let known = database.truncated_before();
