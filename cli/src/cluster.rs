@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use alhambra_node::{FormError, release_promise};
 use alhambra_storage::vfs::os::OsVfs;
-
 use serde_json::json;
 
 use crate::connect::Common;

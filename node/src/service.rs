@@ -96,6 +96,8 @@ pub struct App {
     flushing: Arc<tokio::sync::Mutex<()>>,
     /// The number of this node, once it has one.
     me: std::sync::OnceLock<u64>,
+    /// The cluster's own UUID, once it is formed: every answer says a UUID.
+    own_uuid: std::sync::OnceLock<String>,
     /// Random number of this process: other nodes see by it that it has forgotten.
     process: u64,
     /// How far other nodes were heard about sessions that have ended.
@@ -138,6 +140,7 @@ impl App {
             metrics,
             had_others: std::sync::OnceLock::new(),
             me: std::sync::OnceLock::new(),
+            own_uuid: std::sync::OnceLock::new(),
             heard: Mutex::default(),
             followed: Mutex::new(TxId(0)),
             looked_for_key: tokio::sync::Mutex::default(),

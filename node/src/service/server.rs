@@ -59,7 +59,15 @@ impl App {
         if !meta.bootstrapped() {
             return None;
         }
-        meta.server_uuid().or_else(|| Some(self.groups.identity()?.cluster))
+        meta.server_uuid().or_else(|| self.own_uuid())
+    }
+
+    fn own_uuid(&self) -> Option<String> {
+        if let Some(uuid) = self.own_uuid.get() {
+            return Some(uuid.clone());
+        }
+        let uuid = self.groups.identity()?.cluster;
+        Some(self.own_uuid.get_or_init(|| uuid).clone())
     }
 
     /// Lets all nodes show this UUID to clients, so that those of another server find their states here.
