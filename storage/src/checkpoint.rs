@@ -177,6 +177,17 @@ pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
     written
 }
 
+/// Whether the newest checkpoint stands behind `last`, the end of a segment that is to lose values; takes one if need be. A replica
+/// that starts again ends where its checkpoint does, and so do the files that it gives to others then. A segment without its
+/// values cannot be the newest one there.
+pub(crate) fn reach_behind(db: &Database, core: &Core, last: ids::LogId) -> Result<bool> {
+    let behind = || core.checkpointed.read().is_some_and(|id| id.index > last.index);
+    if !behind() {
+        write(db)?;
+    }
+    Ok(behind())
+}
+
 fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     let (applied, bytes) = {
         let mut applier = db.applier.lock();
@@ -194,7 +205,7 @@ fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     }
     let marks = {
         let mut marks = db.marks.lock();
-        marks.note_flushed(core.ledger.flushed())?;
+        marks.note_checkpoint(core.ledger.flushed(), applied)?;
         marks.to_sync()
     };
     marks.sync()?;

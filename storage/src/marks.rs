@@ -100,7 +100,12 @@ pub(crate) fn says_database(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> 
 impl Marks {
     pub(crate) fn open(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<Self> {
         let path = dir.join("marks");
+        let new = !vfs.exists(&path).map_err(|e| Error::io(FileOp::Open, &path, e))?;
         let (file, content) = TwinFile::open(vfs, path.clone(), MARKS_MAGIC)?;
+        if new {
+            // The vote and the checkpoint must not have names before it: see `must_be_there`.
+            vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))?;
+        }
         let values = match content {
             None => Values::default(),
             Some(bytes) => match Values::decode(&bytes) {
@@ -127,7 +132,7 @@ impl Marks {
         let (marks, vote) = (dir.join("marks"), dir.join("vote"));
         let missing = |path| Err(Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Missing });
         if !exists(&marks)? {
-            // They are made when a database is opened first, and their name is durable with the first of these.
+            // They are made when a database is opened first, and their name is durable before any of these.
             let used = exists(&vote)? || exists(&dir.join(CHECKPOINT_NAME))?;
             return if used { missing(marks) } else { Ok(()) };
         }
@@ -197,8 +202,11 @@ impl Marks {
         Ok(())
     }
 
-    pub(crate) fn note_flushed(&mut self, flushed: Option<LogId>) -> Result<()> {
-        self.set(Values { flushed: self.values.flushed.max(flushed), ..self.values })
+    /// With a checkpoint: what it covers is committed, and were it lost, that would be derived again before anything else. One
+    /// write, so that no crash tears both places.
+    pub(crate) fn note_checkpoint(&mut self, flushed: Option<LogId>, applied: Option<LogId>) -> Result<()> {
+        let committed = self.values.committed.max(applied.min(flushed));
+        self.set(Values { flushed: self.values.flushed.max(flushed), committed, ..self.values })
     }
 
     pub(crate) fn committed(&self) -> Option<LogId> {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use alhambra_ledger::Digest;
 use alhambra_ledger::digest::Hasher;
 
+use crate::checkpoint;
 use crate::core::Core;
 use crate::database::Database;
 use crate::error::{Damage, Error, FileOp, Result};
@@ -249,9 +250,9 @@ fn fetch(
 fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: SegmentVersion) -> Result<()> {
     let info = core.ledger.view(number).ok_or(Error::NoSuchSegment { number })?.info;
     let newer = agreed.generation > info.generation;
-    if newer && db.checkpoint_position() < Some(info.last_log_id) {
-        // Entries of a pruned segment count as purged, so nothing is to be applied from it any more.
-        db.checkpoint()?;
+    // Entries of a pruned segment count as purged, so nothing is to be applied from it any more.
+    if newer && !checkpoint::reach_behind(db, core, info.last_log_id)? {
+        return Err(Error::NoSuchSegment { number });
     }
     core.ledger.replace(staged)?;
     if newer {

@@ -82,11 +82,12 @@ impl Unopened {
         self.seals.get(&segment).filter(|(sealed, _)| *sealed == generation).map(|(_, digest)| *digest)
     }
 
-    /// Whether the segment may be replaced by one that has lost values: nothing is to be applied from it any more.
+    /// Whether the segment may be replaced by one that has lost values: nothing is to be applied from it any more, and what
+    /// is applied does not end with it.
     pub fn takes_later_generation(&self, segment: u64) -> bool {
         // What is applied is committed, so that the index says it all; the term of a forgotten segment's last entry is not known.
         let last = self.ledger.view(segment).map(|view| view.info.last_log_id.index);
-        last.is_some() && last <= self.applied.map(|applied| applied.index)
+        last.is_some() && last < self.applied.map(|applied| applied.index)
     }
 
     /// A file for what stands behind the header of a segment, of the version on which replicas have agreed.

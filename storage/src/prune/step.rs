@@ -89,12 +89,8 @@ impl Database {
                 needed_by_log = true;
                 continue;
             }
-            // A replica that starts again ends where its checkpoint does, and so do the files that it gives to others then. A segment
-            // without its values cannot be the newest one there. That it is sealed has been applied, and stands behind it.
-            let checkpointed = *core.checkpointed.read();
-            if checkpointed.is_none_or(|id| id.index <= info.last_log_id.index) {
-                checkpoint::write(self)?;
-            }
+            // That it is sealed has been applied, and stands behind it.
+            checkpoint::reach_behind(self, &core, info.last_log_id)?;
             match prune_one(&core, info, &rules) {
                 Ok(done) => {
                     rewritten = done.then_some(number);

@@ -251,3 +251,32 @@ fn a_failed_sync_poisons_and_a_reopened_database_goes_on() {
     assert!(db.snapshot().get(b"k").unwrap().is_some() && db.snapshot().get(b"l").unwrap().is_some());
     db.checkpoint().expect("healthy again");
 }
+
+/// The first vote and the first checkpoint of a new database get their names beside `marks`, which has just got its own; a crash that
+/// keeps the later name only leaves a database without its marks, which nobody may open.
+#[test]
+fn the_marks_of_a_new_database_are_there_whichever_names_a_crash_keeps() {
+    type Deed = fn(&Database) -> Result<()>;
+    let deeds: [Deed; 2] = [|db| db.save_vote(b"for me"), |db| db.checkpoint()];
+    for deed in deeds {
+        for step in 0.. {
+            let mut done = false;
+            for seed in 0..20 {
+                let disk = MemVfs::new();
+                let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
+                let vfs: Arc<dyn Vfs> = faulty.clone();
+                let db = open(&vfs, &dir()).expect("an empty disk");
+                faulty.fail_after(step, Fault::Crash);
+                done = deed(&db).is_ok();
+                drop((db, vfs));
+                disk.crash(Crash::PowerLossTorn { seed });
+                let vfs: Arc<dyn Vfs> = Arc::new(disk);
+                drop(open(&vfs, &dir()).unwrap_or_else(|e| panic!("step {step}, seed {seed}: {e}")));
+            }
+            if done {
+                assert!(step > 1, "{step} steps");
+                break;
+            }
+        }
+    }
+}

@@ -11,10 +11,10 @@ use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Citation, Command, Compression, Prune, PruneTarget, RequestId, Settings};
 use alhambra_storage::prune::Pruned;
 use alhambra_storage::segment::{Frame, FrameKind};
-use alhambra_storage::vfs::Vfs;
+use alhambra_storage::vfs::{OpenMode, Vfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::os::OsVfs;
-use alhambra_storage::{Database, DatabaseSpec, Error, Health, Options, fsck};
+use alhambra_storage::{Database, DatabaseSpec, Error, FolderSource, Health, Options, Unopened, fsck};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -320,21 +320,28 @@ fn pruned_values_leave_the_disk_and_proofs_stay() {
     }
 }
 
-/// A checkpoint may end with the last frame of a closed segment. A replica that starts again from it, and whoever gets its files then,
-/// ends with that segment, so it must not have lost values meanwhile.
-#[test]
-fn a_replica_does_not_start_again_at_the_end_of_a_pruned_segment() {
+/// A log of which segment 1 is to lose values, a replica whose newest checkpoint ends exactly with that segment, the end of it, and the
+/// model.
+pub fn checkpointed_at_an_end() -> (Vec<Frame>, Replica, LogId, Model, Vec<Named>) {
     let (_, source, model, prunes) = pruned(Compression::None);
     let last = LogIndex(support::next_index(&source));
     let log = source.ledger().read(LogIndex(0), last, usize::MAX).expect("healthy disk");
     let log: Vec<Frame> = log.into_iter().map(|(_, frame)| frame).collect();
-    let mut replica = Replica::new();
+    let replica = Replica::new();
     replica.db().ledger().stage(&log).expect("follows");
     replica.db().ledger().flush().expect("healthy disk");
     replica.db().ledger().settle().expect("healthy disk");
     let boundary = replica.db().ledger().segments()[1].last_log_id;
     apply_through(replica.db(), boundary.index.0).expect("applies");
     replica.db().checkpoint().expect("healthy disk");
+    (log, replica, boundary, model, prunes)
+}
+
+/// A checkpoint may end with the last frame of a closed segment. A replica that starts again from it, and whoever gets its files then,
+/// ends with that segment, so it must not have lost values meanwhile.
+#[test]
+fn a_replica_does_not_start_again_at_the_end_of_a_pruned_segment() {
+    let (log, mut replica, boundary, model, prunes) = checkpointed_at_an_end();
     replica.catch_up(&log);
     replica.prune_all();
     assert!(replica.db().ledger().segments()[1].generation > 0, "it has lost values");
@@ -344,6 +351,56 @@ fn a_replica_does_not_start_again_at_the_end_of_a_pruned_segment() {
     let manifest = replica.db().manifest().expect("its files can be given to others");
     assert!(manifest.log_id > Some(boundary), "behind the segment");
     replica.catch_up(&log);
+    check(replica.db(), &model, &prunes);
+}
+
+/// Neither does one whose checkpoint is lost: what it had applied is derived again from the ledger.
+#[test]
+fn a_replica_without_its_checkpoint_starts_again_behind_the_segments_that_it_pruned() {
+    let (log, mut replica, boundary, model, prunes) = checkpointed_at_an_end();
+    replica.catch_up(&log);
+    replica.prune_all();
+    let checkpointed = replica.db().checkpoint_position();
+    assert!(checkpointed > Some(boundary));
+    replica.db = None;
+    replica.disk.crash(Crash::PowerLoss);
+    let checkpoint = replica.vfs.open(&dir().join("checkpoint"), OpenMode::ReadWrite).expect("there");
+    checkpoint.write_at(40, &[0xa5; 8]).expect("healthy disk");
+    drop(checkpoint);
+    replica.db = Some(open(&replica.vfs, &dir()).expect("reopens"));
+    assert!(replica.db().applied().log_id >= checkpointed, "{:?}", replica.db().applied());
+    replica.catch_up(&log);
+    check(replica.db(), &model, &prunes);
+}
+
+/// A segment that comes from the others without its values is put in place only when nothing here ends with it.
+#[test]
+fn a_segment_at_the_end_of_what_is_applied_is_not_replaced_by_one_that_has_lost_values() {
+    let (log, mut replica, boundary, model, prunes) = checkpointed_at_an_end();
+    let ahead = Replica::new();
+    ahead.catch_up(&log);
+    ahead.prune_all();
+    let agreed = ahead.db().segment_vote(1).expect("healthy disk").expect("closed").version;
+    assert!(agreed.generation > 0, "it has lost values");
+    let source = FolderSource::new(Arc::clone(&ahead.vfs), &dir());
+    let refused = replica.db().repair_segment(1, agreed, &source);
+    assert!(matches!(refused, Err(Error::NoSuchSegment { number: 1 })), "{refused:?}");
+    assert_eq!(replica.db().ledger().segments()[1].generation, 0, "nothing came in");
+    // Nor while it is not open.
+    replica.db = None;
+    flip(&replica.vfs, &dir().join("ledger/0000000001.seg"), 400);
+    let unopened = Unopened::open(Arc::clone(&replica.vfs), &dir(), support::spec()).expect("to be mended");
+    assert!(!unopened.takes_later_generation(1));
+    let refused = unopened.begin_segment_repair(1, agreed).map(drop);
+    assert!(matches!(refused, Err(Error::NoSuchSegment { number: 1 })), "{refused:?}");
+    drop(unopened);
+    flip(&replica.vfs, &dir().join("ledger/0000000001.seg"), 400);
+    replica.db = Some(open(&replica.vfs, &dir()).expect("reopens"));
+    apply_through(replica.db(), boundary.index.0 + 1).expect("applies");
+    replica.db().repair_segment(1, agreed, &source).expect("nothing ends with it any more");
+    assert!(replica.db().checkpoint_position() > Some(boundary), "and what starts again does not either");
+    replica.catch_up(&log);
+    replica.prune_all();
     check(replica.db(), &model, &prunes);
 }
 
