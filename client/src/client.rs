@@ -476,18 +476,9 @@ impl Client {
 
     /// Selects another database, for all clones of this client.
     pub async fn use_database(&self, name: &str) -> Result<(), Error> {
-        let connection = self.connection();
         // No verified call may see the database change under it.
         let _verifying = self.inner.verifying.lock().await;
-        if !connection.logs_in() {
-            return connection.reselect(name).await;
-        }
-        let request = schema::Database { database_name: name.to_owned() };
-        connection
-            .call("use_database", Kind::Read, connection.deadline(), request, async |mut c, r| c.use_database(r).await)
-            .await?;
-        connection.set_database(name.to_owned()).await;
-        Ok(())
+        self.connection().reselect(name).await
     }
 
     /// Creates a database with default settings. True when it was made now; false when it existed, which is an error

@@ -156,7 +156,8 @@ impl Connection {
         self.database.read().await.clone()
     }
 
-    /// Selects another database where nobody logs in, once an endpoint serves it; until then, and if none does, the selection stays.
+    /// Selects another database once an endpoint serves it; until then, and if none does, the selection stays. Sessions and tokens are
+    /// made anew: those of other endpoints have the old one selected.
     pub(crate) async fn reselect(&self, name: &str) -> Result<(), Error> {
         let deadline = self.deadline();
         let mut backoff = Backoff::new();
@@ -170,8 +171,10 @@ impl Connection {
                         let mut sessions = self.sessions.lock().await;
                         let mut database = self.database.write().await;
                         name.clone_into(&mut database);
-                        sessions.fill(None);
+                        let left: Vec<_> = sessions.iter_mut().filter_map(Option::take).collect();
                         sessions[index] = Some(Arc::new(session));
+                        // An endpoint that is gone holds nobody up.
+                        tokio::spawn(end(left, deadline));
                         return Ok(());
                     }
                     Err(LoginFailure::Final(error)) => return Err(error),
@@ -186,14 +189,6 @@ impl Connection {
             }
             sleep_until((Instant::now() + backoff.pause()).min(deadline)).await;
         }
-    }
-
-    /// Logins from now on select `name`; sessions elsewhere, which have another one selected, are forgotten.
-    pub(crate) async fn set_database(&self, name: String) {
-        let mut sessions = self.sessions.lock().await;
-        *self.database.write().await = name;
-        let kept = self.preferred.load(Ordering::Relaxed);
-        sessions.iter_mut().enumerate().filter(|(index, _)| *index != kept).for_each(|(_, session)| *session = None);
     }
 
     /// Identity of the server; a login must have happened.
@@ -345,15 +340,20 @@ impl Connection {
         let _ = self.preferred.compare_exchange(target, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Ends all sessions. Answers are waited for but not needed: sessions expire.
+    /// Ends all sessions.
     pub(crate) async fn close(&self) {
-        let end = (Instant::now() + CONNECT_TIMEOUT).min(self.deadline());
-        let sessions: Vec<_> = self.sessions.lock().await.iter_mut().filter_map(Option::take).collect();
-        for session in sessions.into_iter().filter(|session| session.is_of_user()) {
-            let mut request = Request::new(());
-            session.admit(&mut request);
-            let _ = timeout_at(end, session.service.clone().close_session(request)).await;
-        }
+        let sessions = self.sessions.lock().await.iter_mut().filter_map(Option::take).collect();
+        end(sessions, self.deadline()).await;
+    }
+}
+
+/// Answers are waited for, no longer than to `deadline`, but not needed: sessions expire.
+async fn end(sessions: Vec<Arc<Session>>, deadline: Instant) {
+    let deadline = (Instant::now() + CONNECT_TIMEOUT).min(deadline);
+    for session in sessions.into_iter().filter(|session| session.is_of_user()) {
+        let mut request = Request::new(());
+        session.admit(&mut request);
+        let _ = timeout_at(deadline, session.service.clone().close_session(request)).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use alhambra_client::{Client, Error, Options};
 use alhambra_proto::code::{Code, text};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -167,4 +168,44 @@ async fn works_over_a_channel_that_somebody_else_made() {
     let client = Client::from_channel(channel, Options::default()).await.unwrap();
     client.verified_set("k", "v").await.unwrap();
     client.close().await;
+}
+
+/// A session at another endpoint, to which a clone moves while a database is selected, has the old one selected.
+#[tokio::test]
+async fn a_selection_holds_at_every_endpoint_also_when_a_clone_fails_over_meanwhile() {
+    let (_cluster, one, two, client) = two().await;
+    // A session at both, and back at the first.
+    for at in [&one, &two] {
+        at.refuse(Code::NotLeader.status("not here"));
+        client.set("k", "v").await.unwrap();
+    }
+    assert_eq!(client.endpoint(), one.endpoint);
+    let (release, held) = oneshot::channel();
+    *one.node.held_selection.lock().unwrap() = Some(held);
+    let selecting = tokio::spawn({
+        let client = client.clone();
+        async move { client.use_database("second").await }
+    });
+    while one.node.held_selection.lock().unwrap().is_some() {
+        tokio::task::yield_now().await;
+    }
+    one.refuse(Code::NotLeader.status("not here"));
+    client.set("k", "v").await.unwrap();
+    assert_eq!(client.endpoint(), two.endpoint);
+    release.send(()).unwrap();
+    selecting.await.unwrap().unwrap();
+    for at in [&two, &one] {
+        client.set("k", "v").await.unwrap();
+        assert_eq!(client.endpoint(), at.endpoint);
+        assert_eq!(at.node.served_in.lock().unwrap().last().unwrap(), "second");
+        at.refuse(Code::NotLeader.status("not here"));
+        client.set("k", "v").await.unwrap();
+    }
+    // Sessions that nobody needs any more are ended, not left to the server until they expire.
+    let ended = async {
+        while (one.count("close_session"), two.count("close_session")) != (1, 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! A gRPC server over a [`Chain`], with hooks for everything a dishonest or dying one might do.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +19,7 @@ use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::EncodePublicKey;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -62,6 +63,11 @@ impl Cluster {
         self.chain.lock().unwrap().state()
     }
 
+    /// Whether there is a database of this name: that of the chain, and "second".
+    fn has(&self, database: &str) -> bool {
+        database == "second" || database == self.chain.lock().unwrap().database
+    }
+
     fn signed(&self, state: &TrustedState) -> Option<schema::Signature> {
         let key = self.key.lock().unwrap();
         let signature: Signature = key.as_ref()?.sign(&state.signed_bytes().unwrap());
@@ -87,6 +93,12 @@ pub struct Node {
     pub refusals: Mutex<VecDeque<Status>>,
     pub fate: Mutex<Option<Fate>>,
     pub calls: Mutex<Vec<&'static str>>,
+    /// Answers the next selection of a database, in whatever way, only when this does.
+    pub held_selection: Mutex<Option<oneshot::Receiver<()>>>,
+    /// The database that each session has selected.
+    selected: Mutex<HashMap<u64, String>>,
+    /// The database in which each call was served, in order.
+    pub served_in: Mutex<Vec<String>>,
 }
 
 /// A running endpoint, on threads of its own. Dropping it ends all of it at once, connections included, as when a
@@ -116,6 +128,9 @@ impl Fake {
             refusals: Mutex::default(),
             fate: Mutex::default(),
             calls: Mutex::default(),
+            held_selection: Mutex::default(),
+            selected: Mutex::default(),
+            served_in: Mutex::default(),
         });
         let service = ImmuServiceServer::from_arc(Arc::clone(&node));
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -154,12 +169,15 @@ impl Fake {
     }
 }
 
+fn number_of<T>(request: &Request<T>, key: &str) -> Option<u64> {
+    request.metadata().get(key)?.to_str().ok()?.parse().ok()
+}
+
 impl Node {
     /// Counts the call; checks the session; takes a refusal if one is waiting.
     fn admit<T>(&self, name: &'static str, request: Request<T>) -> Result<T, Status> {
         self.calls.lock().unwrap().push(name);
-        let number = |key| request.metadata().get(key).and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
-        let (session, unknown) = match (number("sessionid"), number("authorization")) {
+        let (session, unknown) = match (number_of(&request, "sessionid"), number_of(&request, "authorization")) {
             (Some(session), _) => (session, text::SESSION_NOT_FOUND),
             (None, Some(token)) => (token, text::TOKEN_EXPIRED),
             (None, None) => return Err(text::NOT_LOGGED_IN.status()),
@@ -169,8 +187,23 @@ impl Node {
         }
         match self.refusals.lock().unwrap().pop_front() {
             Some(status) => Err(status),
-            None => Ok(request.into_inner()),
+            None => {
+                let selected = self.selected.lock().unwrap().get(&session).cloned();
+                self.served_in.lock().unwrap().extend(selected);
+                Ok(request.into_inner())
+            }
         }
+    }
+
+    /// A new session or token with `database` selected.
+    async fn select(&self, database: String) -> u64 {
+        let held = self.held_selection.lock().unwrap().take();
+        if let Some(held) = held {
+            held.await.unwrap();
+        }
+        let session = self.sessions.fetch_add(1, Ordering::SeqCst) + 1;
+        self.selected.lock().unwrap().insert(session, database);
+        session
     }
 
     fn commit(&self, request: &schema::SetRequest) -> TxId {
@@ -274,9 +307,18 @@ impl ImmuService for Node {
         if request.get_ref().password != "immudb" {
             return Err(text::INVALID_CREDENTIALS.status());
         }
-        let session_id = (self.sessions.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        let database = request.into_inner().database_name;
+        if !self.cluster.has(&database) {
+            return Err(text::database_not_found(&database));
+        }
+        let session_id = self.select(database).await.to_string();
         let server_uuid = self.uuid.lock().unwrap().clone();
         Ok(Response::new(schema::OpenSessionResponse { session_id, server_uuid }))
+    }
+
+    async fn close_session(&self, _: Request<()>) -> Result<Response<()>, Status> {
+        self.calls.lock().unwrap().push("close_session");
+        Ok(Response::new(()))
     }
 
     async fn keep_alive(&self, request: Request<()>) -> Result<Response<()>, Status> {
@@ -397,11 +439,14 @@ impl ImmuService for Node {
         request: Request<schema::Database>,
     ) -> Result<Response<schema::UseDatabaseReply>, Status> {
         self.calls.lock().unwrap().push("use_database");
+        let session = number_of(&request, "sessionid");
         let name = request.into_inner().database_name;
-        if name != self.cluster.chain.lock().unwrap().database {
+        if !self.cluster.has(&name) {
             return Err(text::database_not_found(&name));
         }
-        let token = (self.sessions.fetch_add(1, Ordering::SeqCst) + 1).to_string();
+        let token = self.select(name.clone()).await.to_string();
+        // Who has a session goes on with it.
+        session.into_iter().for_each(|session| drop(self.selected.lock().unwrap().insert(session, name.clone())));
         Ok(Response::new(schema::UseDatabaseReply { token }))
     }
 
