@@ -115,6 +115,14 @@ pub enum Error {
         /// What takes long.
         what: &'static str,
     },
+    /// Something long of which each call does a part.
+    #[error(
+        "{what} takes longer than the deadline of the call; what was done stays, and the next call goes on from there"
+    )]
+    Unfinished {
+        /// What takes long.
+        what: &'static str,
+    },
     /// Nothing is tried for a while after too many wrong passwords.
     #[error("too many wrong passwords: no login is tried for the next {} s, also with the right one", .wait.as_secs() + 1)]
     TooManyFailures {
@@ -197,7 +205,7 @@ impl Error {
     pub fn may_be_applied(&self) -> bool {
         match self {
             Self::Propose { error } => error.may_be_applied(),
-            Self::CommittedNotShown { .. } | Self::GoesOn { .. } => true,
+            Self::CommittedNotShown { .. } | Self::GoesOn { .. } | Self::Unfinished { .. } => true,
             Self::Meta(error) => code_of_meta(error) == Code::OutcomeUnknown,
             _ => false,
         }
@@ -332,7 +340,7 @@ impl From<Error> for Status {
             Error::TooManyLogins => Code::Overloaded,
             Error::AuthNeeded => Code::Denied,
             Error::StreamIdle { .. } => Code::Canceled,
-            Error::CommittedNotShown { .. } | Error::GoesOn { .. } => Code::OutcomeUnknown,
+            Error::CommittedNotShown { .. } | Error::GoesOn { .. } | Error::Unfinished { .. } => Code::OutcomeUnknown,
             Error::Propose { error } => code_of_propose(error),
             Error::Read(error) => code_of_read(error),
             Error::Meta(error) => code_of_meta(error),
@@ -365,6 +373,7 @@ mod tests {
             Error::Stopping.after_commit(tx),
             Error::Read(ReadError::NoQuorum).after_commit(tx),
             Error::GoesOn { what: "x" },
+            Error::Unfinished { what: "x" },
             MetaError::Starting.into(),
             MetaError::Read(ReadError::NoQuorum).into(),
             MetaError::Propose(ProposeError::OutcomeUnknown).into(),

@@ -728,8 +728,11 @@ async fn begin(group: &Group, spec: &GroupSpec) {
         initialise(group, &spec.first_members).await;
     }
     // With a vote alone the core does not let the group be initialised.
-    if timeout(FIRST_ENTRY_WAIT, until_first_entry(group)).await.is_err() {
-        group.begin_anew();
+    while timeout(FIRST_ENTRY_WAIT, until_first_entry(group)).await.is_err() {
+        // Files that are coming bring it.
+        if group.one_install().is_some() {
+            return group.begin_anew();
+        }
     }
 }
 
