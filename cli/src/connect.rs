@@ -3,7 +3,7 @@
 //! A value is looked for in the flag, then in `ALHAMBRA_...`, then in `IMMUDB_...`, then in the default.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alhambra_client::Tls;
 
@@ -59,6 +59,9 @@ pub struct Connect {
     /// File (PEM) of its key
     #[arg(long, value_name = "FILE", env = "ALHAMBRA_PKEY", requires = "certificate")]
     pkey: Option<PathBuf>,
+    /// File (PEM) of the public key with which the server signs its states; states that it did not sign are refused then
+    #[arg(long, value_name = "FILE", env = "ALHAMBRA_SERVER_SIGNING_PUB_KEY")]
+    server_signing_pub_key: Option<PathBuf>,
 }
 
 /// What the flags and the environment come to.
@@ -76,6 +79,10 @@ pub struct Target {
     pub database: String,
     /// How connections are encrypted; none for plain ones.
     pub tls: Option<Tls>,
+    /// The public key (PEM) of the server's signatures, when they are asked for.
+    pub server_key: Option<String>,
+    /// Nobody said which endpoints; a demo's are tried.
+    pub guessed: bool,
 }
 
 impl Connect {
@@ -97,11 +104,14 @@ impl Connect {
     }
 
     fn resolve(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Target, Failure> {
-        let pick = |given: &Option<String>, name: &str, default: &str| {
+        let said = |given: &Option<String>, name: &str| {
             let fallback = || variable(&format!("IMMUDB_{name}")).and_then(|value| value.into_string().ok());
-            given.clone().or_else(fallback).unwrap_or_else(|| default.to_owned())
+            given.clone().or_else(fallback)
         };
-        let endpoints = pick(&self.endpoint, "ENDPOINT", DEFAULT_ENDPOINTS);
+        let pick = |given, name: &str, default: &str| said(given, name).unwrap_or_else(|| default.to_owned());
+        let endpoints = said(&self.endpoint, "ENDPOINT");
+        let guessed = endpoints.is_none();
+        let endpoints = endpoints.unwrap_or_else(|| DEFAULT_ENDPOINTS.to_owned());
         let endpoints: Vec<String> =
             endpoints.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
         if endpoints.is_empty() {
@@ -121,10 +131,12 @@ impl Connect {
             password: pick(&self.password, "PASSWORD", DEFAULT_PASSWORD),
             database: pick(&self.database, "DATABASE", DEFAULT_DATABASE),
             tls: self.tls()?,
+            server_key: self.server_signing_pub_key.as_deref().map(read_key).transpose()?,
+            guessed,
         })
     }
 
-    /// The flags about encryption, as they would be written.
+    /// The flags about encryption and signatures, as they would be written.
     pub fn tls_flags(&self) -> Vec<String> {
         let path =
             |flag: &str, path: &Option<PathBuf>| path.as_ref().map(|path| format!("--{flag}={}", path.display()));
@@ -133,6 +145,7 @@ impl Connect {
             self.servername.as_ref().map(|name| format!("--servername={name}")),
             path("certificate", &self.certificate),
             path("pkey", &self.pkey),
+            path("server-signing-pub-key", &self.server_signing_pub_key),
         ]
         .into_iter()
         .flatten()
@@ -160,6 +173,13 @@ impl Connect {
             },
         }))
     }
+}
+
+fn read_key(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).or_fail(
+        format_args!("reading {}", path.display()),
+        "name the file with the server's public key: `openssl ec -in KEY -pubout` makes it from the one that signs",
+    )
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -213,6 +233,7 @@ mod tests {
             servername: None,
             certificate: None,
             pkey: None,
+            server_signing_pub_key: None,
         }
     }
 
@@ -223,6 +244,7 @@ mod tests {
         assert_eq!(found.username, "ada");
         assert_eq!(found.password, "immudb");
         assert_eq!(found.endpoints, ["127.0.0.1:3322", "127.0.0.1:3332", "127.0.0.1:3342"]);
+        assert!(found.guessed);
         let given = Connect { username: Some("bob".to_owned()), ..nothing() };
         assert_eq!(given.resolve(old).unwrap().username, "bob");
     }
@@ -230,7 +252,8 @@ mod tests {
     #[test]
     fn endpoints_are_host_and_port() {
         let with = |text: &str| Connect { endpoint: Some(text.to_owned()), ..nothing() }.resolve(|_| None);
-        assert_eq!(with("a:1, [::1]:2,").unwrap().endpoints, ["a:1", "[::1]:2"]);
+        let given = with("a:1, [::1]:2,").unwrap();
+        assert_eq!((given.endpoints, given.guessed), (vec!["a:1".to_owned(), "[::1]:2".to_owned()], false));
         for wrong in ["", ",", "localhost", "localhost:", ":3322", "a:0", "a:99999", "http://a:1", "a b:1"] {
             assert!(with(wrong).is_err(), "{wrong:?}");
         }

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use alhambra_proto::code::text::INVALID_CREDENTIALS;
 use tokio::time::{self, Instant};
 
 use crate::demo::plan::NodePlan;
@@ -20,7 +21,7 @@ use crate::demo::supervise::{Event, RESTART_AFTER, Supervisor};
 use crate::failure::{Failure, OrFail};
 use crate::http;
 use crate::output::{Table, print_raw};
-use crate::session::{Login, Session};
+use crate::session::{Login, Session, cluster_of};
 use crate::signals::Signals;
 
 pub use plan::{BASE_PORT, METRICS_ABOVE_GRPC};
@@ -29,6 +30,8 @@ pub use plan::{BASE_PORT, METRICS_ABOVE_GRPC};
 const USERNAME: &str = "immudb";
 const PASSWORD: &str = "immudb";
 const DATABASE: &str = "defaultdb";
+/// Stands for a password that the demo does not know.
+const CHANGED: &str = "(changed since)";
 /// A cluster that does not serve after this time will not serve by waiting longer.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
@@ -103,6 +106,11 @@ async fn serve(
             }
         }
     };
+    if let Some(node) = nodes.first()
+        && !has_first_password(node).await
+    {
+        CHANGED.clone_into(&mut record.password);
+    }
     record.save(&args.dir)?;
     announce(args, record)?;
     loop {
@@ -156,7 +164,7 @@ fn log_end(log: &Path) -> String {
     shown.iter().map(|line| format!("    {line}\n")).collect()
 }
 
-/// Waits until every node says that it is ready and opens a session; returns the uuid all of them show.
+/// Waits until every node says that it is ready and answers calls; returns the uuid all of them show.
 async fn wait_until_serving(nodes: &[NodePlan]) -> Result<String, Failure> {
     let deadline = Instant::now() + READY_WITHIN;
     let mut uuids = Vec::new();
@@ -194,18 +202,27 @@ async fn wait_until_serving(nodes: &[NodePlan]) -> Result<String, Failure> {
     Ok(uuid)
 }
 
-/// Whether the node is ready and gives a session: its cluster's uuid, or why not.
+/// Whether the node is ready and answers calls: its cluster's uuid, or why not.
 async fn ask(node: &NodePlan) -> Result<String, String> {
     match http::get(&node.metrics(), "/readyz", None, ONE_QUESTION).await {
         Ok((200, _)) => {}
         Ok((status, body)) => return Err(format!("readyz says {status} {}", body.trim())),
         Err(error) => return Err(format!("readyz: {error}")),
     }
+    // Without a login: of a demo that is resumed, the password may be another one by now.
+    cluster_of(&node.grpc(), ONE_QUESTION).await
+}
+
+/// Whether the administrator still has the password with which the demo began.
+async fn has_first_password(node: &NodePlan) -> bool {
     let login = Login { username: USERNAME, password: PASSWORD, database: DATABASE, tls: None };
-    let session = Session::open(&node.grpc(), login, ONE_QUESTION).await?;
-    let cluster = session.cluster().to_owned();
-    session.close().await;
-    Ok(cluster)
+    match Session::open(&node.grpc(), login, ONE_QUESTION).await {
+        Ok(session) => {
+            session.close().await;
+            true
+        }
+        Err(why) => !why.contains(INVALID_CREDENTIALS.text()),
+    }
 }
 
 fn announce(args: &Args, record: &Record) -> Result<(), Failure> {

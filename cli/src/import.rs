@@ -101,6 +101,9 @@ impl Args {
             password: self.from_password.clone(),
             database: self.from_database.clone().unwrap_or_else(|| target.database.clone()),
             tls: is_encrypted.then(|| Tls { authorities, ..Tls::default() }),
+            // What it sends is checked against hashes, whoever it is.
+            server_key: None,
+            guessed: false,
         })
     }
 }

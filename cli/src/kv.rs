@@ -27,6 +27,9 @@ pub struct Common {
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
+    /// As `--output raw`.
+    #[arg(long, conflicts_with = "output")]
+    value_only: bool,
 }
 
 impl Common {
@@ -42,7 +45,7 @@ impl Common {
 
     /// Form of the answer.
     pub fn output(&self) -> Output {
-        self.output
+        if self.value_only { Output::Raw } else { self.output }
     }
 }
 
@@ -85,12 +88,38 @@ pub struct SetArgs {
     common: Common,
 }
 
+/// A key that may say which version is meant.
+#[derive(Debug, clap::Args)]
+struct Versioned {
+    /// The key; with `@N` behind it version N: 1 is the first, -1 the one before the newest.
+    #[arg(value_name = "KEY[@N]")]
+    key: OsString,
+    /// What stands between a key and a version; with an empty one, and where a version is given otherwise, the whole word is the key.
+    #[arg(long, value_name = "TEXT", default_value = "@")]
+    revision_separator: OsString,
+}
+
+impl Versioned {
+    /// The key, and the version behind it if `split` and there is one: what is no number belongs to the key.
+    fn parts(self, split: bool) -> (Vec<u8>, Option<i64>) {
+        let (mut key, separator) = (self.key.into_vec(), self.revision_separator.into_vec());
+        if !split || separator.is_empty() {
+            return (key, None);
+        }
+        let at = key.windows(separator.len()).rposition(|part| part == separator);
+        let revision = at.and_then(|at| std::str::from_utf8(&key[at + separator.len()..]).ok()?.parse().ok());
+        if let (Some(at), Some(_)) = (at, revision) {
+            key.truncate(at);
+        }
+        (key, revision)
+    }
+}
+
 /// Flags of `alhambra get`.
 #[derive(Debug, clap::Args)]
 pub struct GetArgs {
-    /// The key.
-    #[arg(value_name = "KEY")]
-    key: OsString,
+    #[command(flatten)]
+    key: Versioned,
     /// This version instead of the newest: 1 is the first, -1 the one before the newest.
     #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "at_tx")]
     revision: Option<i64>,
@@ -104,12 +133,11 @@ pub struct GetArgs {
 /// Flags of `alhambra restore`.
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
-    /// The key.
-    #[arg(value_name = "KEY")]
-    key: OsString,
-    /// The version to write again: 1 is the first, -1 the one before the newest.
-    #[arg(value_name = "REVISION", allow_negative_numbers = true)]
-    revision: i64,
+    #[command(flatten)]
+    key: Versioned,
+    /// The version to write again, when it does not stand behind the key.
+    #[arg(value_name = "N", allow_negative_numbers = true)]
+    revision: Option<i64>,
     #[command(flatten)]
     common: Common,
 }
@@ -166,10 +194,17 @@ pub async fn set(args: SetArgs) -> Result<(), Failure> {
 
 /// Writes an old value again.
 pub async fn restore(args: RestoreArgs) -> Result<(), Failure> {
-    let key = args.key.into_vec();
+    let (key, behind) = args.key.parts(args.revision.is_none());
+    let revision = args.revision.or(behind).ok_or_else(|| {
+        Failure::new(
+            Kind::Usage,
+            "it is not said which version",
+            "write KEY@N: 1 is the first, -1 the one before the newest",
+        )
+    })?;
     let mut trusted = args.common.connect().await?;
     let outcome = async {
-        let old = at_revision(&mut trusted, &args.common, &key, args.revision).await?.0;
+        let old = at_revision(&mut trusted, &args.common, &key, revision).await?.0;
         let tx = write(&trusted, &args.common, &key, &old.value).await?;
         Ok((old.value, tx))
     }
@@ -202,7 +237,7 @@ async fn at_revision(
 
 fn tell_written(common: &Common, key: &[u8], value: &[u8], tx: u64) -> Result<(), Failure> {
     let verify = common.verifies();
-    match common.output {
+    match common.output() {
         Output::Json => print_json(&json!({"key": text(key), "value": text(value), "tx": tx, "verified": verify})),
         Output::Raw => print_raw(format!("{tx}\n")),
         Output::Table => {
@@ -255,10 +290,10 @@ pub async fn count(args: CountArgs) -> Result<(), Failure> {
 /// Reads a value of a key, the newest unless told otherwise.
 pub async fn get(args: GetArgs) -> Result<(), Failure> {
     let mut trusted = args.common.connect().await?;
-    let key = args.key.into_vec();
+    let (key, behind) = args.key.parts(args.revision.is_none() && args.at_tx.is_none());
     let verify = args.common.verifies();
     let outcome = async {
-        let entry = match (args.revision, args.at_tx) {
+        let entry = match (args.revision.or(behind), args.at_tx) {
             (Some(revision), _) => return at_revision(&mut trusted, &args.common, &key, revision).await,
             (None, at_tx) if verify => {
                 let tx = TxId(at_tx.unwrap_or(0));
@@ -274,30 +309,71 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
     }
     .await;
     let (entry, verified) = trusted.close(outcome).await?;
-    match args.common.output {
+    match args.common.output() {
         Output::Json => print_json(&entry_json(&key, &entry, verified)),
         Output::Raw => print_raw(&entry.value),
-        Output::Table => {
-            let mut table = Table::new(&["key", "value", "tx", "revision", "verified"]);
-            table.row([
-                text(&key),
-                text(&entry.value),
-                entry.tx.to_string(),
-                entry.revision.to_string(),
-                yes(verified),
-            ]);
-            print_raw(table.render())
-        }
+        Output::Table => print_raw(entry_table([(&entry, verified)].into_iter()).render()),
     }
 }
 
-/// The object that `get` and `verify` print for an entry.
+/// Entries by their keys; a last column where one of them has attributes or is a reference.
+fn entry_table<'a>(entries: impl Iterator<Item = (&'a Entry, bool)> + Clone) -> Table {
+    let remarks = entries.clone().any(|(entry, _)| !remark(entry).is_empty());
+    let heading = ["key", "value", "tx", "revision", "verified", "remark"];
+    let mut table = Table::new(&heading[..if remarks { 6 } else { 5 }]);
+    for (entry, verified) in entries {
+        table.row([
+            text(name(entry)),
+            text(&entry.value),
+            entry.tx.to_string(),
+            entry.revision.to_string(),
+            yes(verified),
+            remark(entry),
+        ]);
+    }
+    table
+}
+
+/// The key by which an entry was found.
+fn name(entry: &Entry) -> &[u8] {
+    entry.referenced_by.as_ref().map_or(&entry.key, |reference| &reference.key)
+}
+
+/// What there is to say about an entry beside its value.
+fn remark(entry: &Entry) -> String {
+    let metadata = &entry.metadata;
+    let reference = entry.referenced_by.as_ref().map(|reference| match reference.at_tx.get() {
+        0 => format!("leads to {}", text(&entry.key)),
+        at_tx => format!("leads to {} of tx {at_tx}", text(&entry.key)),
+    });
+    let expiry = metadata
+        .expires_at
+        .map(|at| if entry.expired { format!("expired at {at}") } else { format!("expires at {at}") });
+    let parts = [
+        reference,
+        metadata.deleted.then(|| "deleted".to_owned()),
+        expiry,
+        metadata.non_indexable.then(|| "not indexed".to_owned()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The object that is printed for an entry found by `key`.
 pub fn entry_json(key: &[u8], entry: &Entry, verified: bool) -> Value {
+    let reference = entry
+        .referenced_by
+        .as_ref()
+        .map(|reference| json!({"target": text(&entry.key), "tx": reference.tx.get(), "at_tx": reference.at_tx.get()}));
     json!({
         "key": text(key),
         "value": text(&entry.value),
         "tx": entry.tx.get(),
         "revision": entry.revision,
+        "deleted": entry.metadata.deleted,
+        "expired": entry.expired,
+        "expires_at": entry.metadata.expires_at,
+        "non_indexable": entry.metadata.non_indexable,
+        "reference": reference,
         "verified": verified,
     })
 }
@@ -317,38 +393,22 @@ pub async fn history(args: HistoryArgs) -> Result<(), Failure> {
     .await;
     let entries = trusted.close(outcome).await?;
     tell_if_cut(entries.len(), args.limit);
-    match args.common.output {
+    match args.common.output() {
         Output::Json => {
-            let entries: Vec<Value> = entries
-                .iter()
-                .map(|(entry, verified)| {
-                    json!({
-                        "revision": entry.revision,
-                        "value": text(&entry.value),
-                        "tx": entry.tx.get(),
-                        "deleted": entry.metadata.deleted,
-                        "expired": entry.expired,
-                        "verified": verified,
-                    })
-                })
-                .collect();
+            let entries: Vec<Value> =
+                entries.iter().map(|(entry, verified)| entry_json(&key, entry, *verified)).collect();
             print_json(&json!({"key": text(&key), "entries": entries}))
         }
         Output::Raw => print_raw(lines(&entries)),
         Output::Table => {
             let mut table = Table::new(&["revision", "value", "tx", "verified", "remark"]);
             for (entry, verified) in &entries {
-                let remark = match (entry.metadata.deleted, entry.expired) {
-                    (true, _) => "deleted",
-                    (false, true) => "expired",
-                    (false, false) => "",
-                };
                 table.row([
                     entry.revision.to_string(),
                     text(&entry.value),
                     entry.tx.to_string(),
                     yes(*verified),
-                    remark.to_owned(),
+                    remark(entry),
                 ]);
             }
             print_raw(table.render())
@@ -374,37 +434,14 @@ pub async fn scan(args: ScanArgs) -> Result<(), Failure> {
     .await;
     let entries = trusted.close(outcome).await?;
     tell_if_cut(entries.len(), args.limit);
-    let key = |entry: &Entry| text(entry.referenced_by.as_ref().map_or(&entry.key, |reference| &reference.key));
-    match args.common.output {
+    match args.common.output() {
         Output::Json => {
-            let entries: Vec<Value> = entries
-                .iter()
-                .map(|(entry, verified)| {
-                    json!({
-                        "key": key(entry),
-                        "value": text(&entry.value),
-                        "tx": entry.tx.get(),
-                        "revision": entry.revision,
-                        "verified": verified,
-                    })
-                })
-                .collect();
+            let entries: Vec<Value> =
+                entries.iter().map(|(entry, verified)| entry_json(name(entry), entry, *verified)).collect();
             print_json(&json!({"prefix": text(&prefix), "entries": entries}))
         }
         Output::Raw => print_raw(lines(&entries)),
-        Output::Table => {
-            let mut table = Table::new(&["key", "value", "tx", "revision", "verified"]);
-            for (entry, verified) in &entries {
-                table.row([
-                    key(entry),
-                    text(&entry.value),
-                    entry.tx.to_string(),
-                    entry.revision.to_string(),
-                    yes(*verified),
-                ]);
-            }
-            print_raw(table.render())
-        }
+        Output::Table => print_raw(entry_table(entries.iter().map(|(entry, verified)| (entry, *verified))).render()),
     }
 }
 
@@ -432,4 +469,59 @@ fn lines(entries: &[(Entry, bool)]) -> Vec<u8> {
 /// How a table says whether something was verified.
 pub fn yes(verified: bool) -> String {
     if verified { "yes" } else { "no" }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_behind_the_separator_is_a_version_and_nothing_else_is() {
+        let parts = |key: &str, separator: &str| {
+            let versioned = Versioned { key: key.into(), revision_separator: separator.into() };
+            let (key, revision) = versioned.parts(true);
+            (String::from_utf8(key).unwrap(), revision)
+        };
+        assert_eq!(parts("k@3", "@"), ("k".to_owned(), Some(3)));
+        assert_eq!(parts("k@-1", "@"), ("k".to_owned(), Some(-1)));
+        assert_eq!(parts("ada@example.com@2", "@"), ("ada@example.com".to_owned(), Some(2)));
+        assert_eq!(parts("k::4", "::"), ("k".to_owned(), Some(4)));
+        for whole in ["ada@example.com", "k", "k@", "k@1x"] {
+            assert_eq!(parts(whole, "@"), (whole.to_owned(), None));
+        }
+        assert_eq!(parts("k@3", ""), ("k@3".to_owned(), None));
+        assert_eq!(parts("@3", "@"), (String::new(), Some(3)), "an empty key, which the server refuses");
+        let given = Versioned { key: "k@3".into(), revision_separator: "@".into() };
+        assert_eq!(given.parts(false), (b"k@3".to_vec(), None));
+    }
+    #[test]
+    fn what_is_beside_a_value_is_told() {
+        use alhambra_client::{KvMetadata, Reference};
+        let entry = |metadata, expired, referenced_by| Entry {
+            key: "k".into(),
+            value: "v".into(),
+            tx: TxId(2),
+            revision: 1,
+            metadata,
+            expired,
+            referenced_by,
+        };
+        let none = KvMetadata::default();
+        let reference = |at_tx| Some(Reference { key: "r".into(), tx: TxId(3), at_tx: TxId(at_tx), revision: 1 });
+        let until = KvMetadata { expires_at: Some(70), ..none.clone() };
+        for (entry, wanted) in [
+            (entry(none.clone(), false, None), ""),
+            (entry(until.clone(), false, None), "expires at 70"),
+            (entry(until, true, None), "expired at 70"),
+            (
+                entry(KvMetadata { deleted: true, non_indexable: true, ..none.clone() }, false, None),
+                "deleted, not indexed",
+            ),
+            (entry(none.clone(), false, reference(0)), "leads to k"),
+            (entry(none.clone(), false, reference(2)), "leads to k of tx 2"),
+        ] {
+            assert_eq!(remark(&entry), wanted);
+            assert_eq!(entry_table([(&entry, true)].into_iter()).render().contains("remark"), !wanted.is_empty());
+        }
+    }
 }

@@ -47,10 +47,10 @@ enum Command {
     /// Start a cluster on this machine and keep it running
     Demo(demo::Args),
     /// Write a value under a key, and verify that it is in the history
-    #[command(visible_alias = "safeset")]
+    #[command(visible_alias = "safeset", aliases = ["s", "ss"])]
     Set(kv::SetArgs),
     /// Read the newest value of a key, or an older one, and verify it
-    #[command(visible_alias = "safeget")]
+    #[command(visible_alias = "safeget", aliases = ["g", "sg"])]
     Get(kv::GetArgs),
     /// Write an old value of a key again, as its newest
     Restore(kv::RestoreArgs),
@@ -58,23 +58,28 @@ enum Command {
     #[command(visible_alias = "del")]
     Delete(kv::DeleteArgs),
     /// Give a key another name, and verify that it is in the history
-    #[command(visible_alias = "safereference")]
+    #[command(visible_alias = "safereference", aliases = ["r", "sr"])]
     Reference(sets::ReferenceArgs),
     /// Add a key to a sorted set, and verify that it is in the history
-    #[command(visible_alias = "safezadd")]
+    #[command(visible_alias = "safezadd", aliases = ["za", "sza"])]
     Zadd(sets::ZAddArgs),
     /// List the members of a sorted set by score, and verify their values
+    #[command(alias = "zscn")]
     Zscan(sets::ZScanArgs),
     /// Count keys, deleted and expired ones included
+    #[command(alias = "cnt")]
     Count(kv::CountArgs),
     /// List all versions of a key, and verify each
+    #[command(alias = "h")]
     History(kv::HistoryArgs),
     /// List keys with their newest values, and verify each
+    #[command(alias = "scn")]
     Scan(kv::ScanArgs),
     /// Show a transaction, and verify that it is in the history
-    #[command(visible_alias = "safetx")]
+    #[command(visible_alias = "safetx", aliases = ["stx", "gettx"])]
     Tx(transaction::TxArgs),
     /// Show the newest transaction that the server claims
+    #[command(alias = "crt")]
     Current(transaction::AskArgs),
     /// Show what waits in the selected database of the node that answers
     Health(transaction::AskArgs),
@@ -89,7 +94,7 @@ enum Command {
     /// Show nodes, roles, databases and readiness
     Status(status::Args),
     /// The client commands at a prompt, with history and completion
-    #[command(visible_alias = "it")]
+    #[command(visible_alias = "it", alias = "cli-mode")]
     Shell(shell::interactive::ShellArgs),
     /// Load a server and print what it reached
     Bench(bench::Args),
@@ -102,7 +107,10 @@ enum Command {
     /// Show the settings that `serve` would use
     Config(Box<serve::ConfigArgs>),
     /// Print the completions of a shell, to be sourced by it
+    #[command(alias = "completion")]
     Completions(shell::CompletionsArgs),
+    /// Write manual pages of all commands into a folder
+    Mangen(shell::MangenArgs),
     /// Print the version
     Version,
 }
@@ -120,6 +128,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions(args) => shell::completions(&args),
+        Command::Mangen(args) => shell::mangen(&args),
         Command::Version => output::print_raw(concat!("alhambra ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Cluster(args) => block_on(cluster::run(args)),
         Command::Fsck(args) => fsck::run(&args),

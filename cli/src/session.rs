@@ -18,6 +18,9 @@ use crate::failure::chain;
 /// Answers may be as large as the largest value, with room for keys and proofs.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Header in which a node says of which cluster it is.
+const UUID_KEY: &str = "immudb-uuid";
+
 /// An open session. Clones are the same one.
 #[derive(Clone)]
 pub struct Session {
@@ -103,6 +106,18 @@ impl Session {
         let request = self.request(());
         let _ = self.stub.close_session(request).await;
     }
+}
+
+/// The uuid that the node at a plain endpoint shows without a login, or why it shows none.
+pub async fn cluster_of(endpoint: &str, timeout: Duration) -> Result<String, String> {
+    let refused = |why: String| format!("{endpoint}: {why}");
+    let channel = alhambra_client::endpoint(endpoint, None).map_err(|error| refused(chain(&error)))?;
+    let channel = channel.connect_timeout(timeout).connect().await.map_err(|error| refused(chain(&error)))?;
+    let mut request = Request::new(());
+    request.set_timeout(timeout);
+    let health = ImmuServiceClient::new(channel).health(request).await.map_err(|status| refused(say(&status)))?;
+    let uuid = health.metadata().get(UUID_KEY).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default();
+    if uuid.is_empty() { Err(refused("it is of no cluster yet".to_owned())) } else { Ok(uuid.to_owned()) }
 }
 
 /// A session in this database at the first endpoint that gives one, as [`Session::open`].

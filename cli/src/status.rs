@@ -12,6 +12,7 @@ use crate::http;
 use crate::output::{Output, Table, hex, print_json, print_raw};
 use crate::session::{Login, Session, say};
 
+const SYSTEM_DATABASE: &str = "systemdb";
 /// A node that says nothing for this long counts as not reachable.
 const ONE_QUESTION: Duration = Duration::from_secs(5);
 /// How much of an Alh the table shows; JSON has all of it.
@@ -49,6 +50,8 @@ struct Node {
     /// Why the node gives no session.
     error: Option<String>,
     databases: Vec<DatabaseState>,
+    /// How many nodes its cluster has, as far as it tells.
+    members: Option<u64>,
 }
 
 /// One database as one node shows it.
@@ -79,6 +82,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     for node in asked {
         nodes.push(node.await.or_fail("asking a node", "report this")?);
     }
+    if target.guessed {
+        leave_out_strangers(&mut nodes);
+    }
     let status = Status { nodes };
     match args.output {
         Output::Json => print_json(&status)?,
@@ -97,6 +103,15 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         format!("{} of {} nodes are not ready: {}", missing.len(), status.nodes.len(), missing.join(", ")),
         "look into the logs of these nodes; where metrics are on other ports, name them with --metrics-endpoint",
     ))
+}
+
+/// Of endpoints that nobody named, those where nothing is are left out when the others are all that their cluster has.
+fn leave_out_strangers(nodes: &mut Vec<Node>) {
+    let members = nodes.iter().filter_map(|node| node.members).max();
+    let there = nodes.iter().filter(|node| node.members.is_some()).count() as u64;
+    if members == Some(there) {
+        nodes.retain(|node| node.members.is_some());
+    }
 }
 
 fn metrics_endpoints(target: &Target, given: &[String]) -> Result<Vec<String>, Failure> {
@@ -134,6 +149,7 @@ async fn ask(target: Target, endpoint: String, metrics_endpoint: String) -> Node
     }
     let metrics = http::get(&node.metrics_endpoint, "/metrics", target.tls.as_ref(), ONE_QUESTION).await;
     let metrics = metrics.map_or(String::new(), |page| page.1);
+    node.members = value(&metrics, "alhambra_raft_voters{", SYSTEM_DATABASE).map(|members| members as u64);
     match Session::open(&node.endpoint, Login::of(&target), ONE_QUESTION).await {
         Ok(mut session) => {
             node.cluster = Some(session.cluster().to_owned());
@@ -178,13 +194,18 @@ async fn databases(session: &mut Session, metrics: &str) -> Result<Vec<DatabaseS
 
 /// What the metrics page says about this node's part in a database.
 fn role(metrics: &str, database: &str) -> &'static str {
-    let label = format!("db=\"{database}\"");
-    let line = metrics.lines().find(|line| line.starts_with("alhambra_raft_is_leader{") && line.contains(&label));
-    match line.and_then(|line| line.rsplit_once(' ')).and_then(|(_, value)| value.parse::<f64>().ok()) {
+    match value(metrics, "alhambra_raft_is_leader{", database) {
         Some(1.0) => "leader",
         Some(_) => "follower",
         None => "unknown",
     }
+}
+
+/// The value of a gauge for a database.
+fn value(metrics: &str, gauge: &str, database: &str) -> Option<f64> {
+    let label = format!("db=\"{database}\"");
+    let line = metrics.lines().find(|line| line.starts_with(gauge) && line.contains(&label))?;
+    line.rsplit_once(' ')?.1.parse().ok()
 }
 
 impl Node {
@@ -235,6 +256,19 @@ mod tests {
     }
 
     #[test]
+    fn of_endpoints_that_nobody_named_only_those_of_the_cluster_are_shown() {
+        let node = |members| Node { members, ..Node::default() };
+        let shown = |members: &[Option<u64>]| {
+            let mut nodes: Vec<Node> = members.iter().map(|members| node(*members)).collect();
+            leave_out_strangers(&mut nodes);
+            nodes.len()
+        };
+        assert_eq!(shown(&[Some(1), None, None]), 1, "a demo of one node");
+        assert_eq!(shown(&[Some(3), Some(3), None]), 3, "one of three is gone");
+        assert_eq!(shown(&[None, None, None]), 3, "nothing is there");
+    }
+
+    #[test]
     fn metrics_ports_follow_the_default_layout_or_are_given() {
         let target = |endpoints: &[&str]| Target {
             endpoints: endpoints.iter().map(|text| (*text).to_owned()).collect(),
@@ -243,6 +277,8 @@ mod tests {
             password: String::new(),
             database: String::new(),
             tls: None,
+            server_key: None,
+            guessed: false,
         };
         let two = target(&["a:3322", "[::1]:3332"]);
         assert_eq!(metrics_endpoints(&two, &[]).unwrap(), ["a:9497", "[::1]:9507"]);

@@ -46,6 +46,7 @@ impl Trusted {
             database: target.database.clone(),
             state_dir: states.map(StateDir::path).transpose()?,
             tls: target.tls.clone(),
+            server_public_key: target.server_key.clone(),
             ..Options::default()
         };
         let patience = options.request_timeout;
@@ -188,7 +189,12 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
             what,
             "make the state folder writable, name another with --state-dir, or remove the file to trust anew",
         ),
-        Error::Malformed { .. } | Error::BadSessionId | Error::BadPublicKey { .. } => {
+        Error::BadPublicKey { .. } => Failure::new(
+            Kind::Usage,
+            what,
+            "--server-signing-pub-key names a P-256 public key in PEM (BEGIN PUBLIC KEY)",
+        ),
+        Error::Malformed { .. } | Error::BadSessionId => {
             Failure::failed(what, "check that the endpoint is a server of this protocol")
         }
     }
@@ -207,6 +213,8 @@ mod tests {
             password: "p".into(),
             database: "d".into(),
             tls: None,
+            server_key: None,
+            guessed: false,
         };
         let advice = |status: tonic::Status| {
             explain(&Error::Refused { call: "set", status: Box::new(status) }, &target, None).to_string()

@@ -27,6 +27,7 @@ mod tls;
 mod users;
 mod verified;
 
+pub use alhambra_ledger::entry::KvMetadata;
 pub use alhambra_ledger::ids::TxId;
 pub use alhambra_ledger::state::TrustedState;
 pub use check::{Check, KeyValue};

@@ -209,6 +209,10 @@ settings! {
     admin_password: Option<Secret> = None, "admin-password", compatible,
         "1 to 72 bytes, plain or enc: and base64", |password| password.as_ref().is_none_or(Secret::is_usable);
 
+    /// Whether the first administrator gets `admin-password` again when a node starts and it is another one by now. Where a password is
+    /// lost, on one node for one start.
+    force_admin_password: bool = false, "force-admin-password", compatible, "true or false", any;
+
     /// Whether callers have to log in. Off, whoever calls from this machine may use the default database; possible only while there are no
     /// other databases and users. The same on every node.
     auth: bool = true, "auth", compatible, "true or false", any, short 's';
@@ -393,6 +397,9 @@ impl Config {
         }
         if self.mtls && (self.clientcas.is_none() || !(self.certificate.is_some() || self.auto_cert)) {
             return Err(ConfigError::MtlsIncomplete);
+        }
+        if self.force_admin_password && self.admin_password.is_none() {
+            return Err(ConfigError::NoPasswordToForce);
         }
         if self.maintenance && self.auth {
             return Err(ConfigError::MaintenanceWithAuth);

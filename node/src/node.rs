@@ -26,11 +26,12 @@ use tonic::transport::server::Connected;
 
 use crate::access::Access;
 use crate::auth::{self, HashCost};
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::grpc;
 use crate::health::{self, HttpListener, Pages};
 use crate::keys::{KeyError, NodeKey};
 use crate::metrics::Metrics;
+use crate::service::password::AdminPassword;
 use crate::service::peers::{self, Peers};
 use crate::service::retention;
 use crate::service::settings::DatabaseSettings;
@@ -206,6 +207,9 @@ impl Node {
             others.push(spawn(confirm_others(groups.clone(), app.clone())));
         }
         others.push(spawn(follow_users(groups.clone(), app.clone(), admin)));
+        if let Some(given) = config.admin_password.clone() {
+            others.push(spawn(look_at_admin_password(app.clone(), given, config.force_admin_password)));
+        }
         let rest = serve_rest(app.clone(), web_port, stops.clone());
         let grpc = serve_clients(app, config.grpc_reflection, client_port, stops);
         let clients = tokio::spawn(async move { _ = tokio::join!(grpc, rest) });
@@ -402,6 +406,25 @@ async fn confirm_others(groups: Arc<Groups>, app: Arc<App>) {
     }
     app.access().confirm();
     app.note_others();
+}
+
+/// A password that was given for the first administrator and is not theirs is told of, or forced on them.
+async fn look_at_admin_password(app: Arc<App>, given: Secret, force: bool) {
+    let compared = loop {
+        let deadline = Instant::now() + SETTINGS_WAIT;
+        match app.compare_admin_password(given.reveal().as_bytes(), force, deadline).await {
+            Ok(compared) => break compared,
+            // No quorum yet, or somebody changes it at this moment.
+            Err(_) => tokio::time::sleep(FOLLOW_AGAIN).await,
+        }
+    };
+    match compared {
+        AdminPassword::Same => {}
+        AdminPassword::Forced => tracing::warn!("user {ADMIN_USER} has got the password of --admin-password"),
+        AdminPassword::Other => tracing::warn!(
+            "--admin-password is not the password of user {ADMIN_USER}, which stays as it is; --force-admin-password changes it"
+        ),
+    }
 }
 
 /// Takes over what `systemdb` says about users and sessions, whoever wrote it.

@@ -7,7 +7,7 @@ pub mod export;
 pub mod import;
 pub mod kv;
 pub mod lifecycle;
-mod password;
+pub mod password;
 pub mod peers;
 pub mod resolve;
 pub mod retention;

@@ -26,14 +26,16 @@ use crate::{Cli, Command, block_on};
 /// Lines kept in the history file.
 const HISTORY_LINES: usize = 10_000;
 /// What only the shell knows.
-const OWN: [(&str, &str); 4] = [
+const OWN: [(&str, &str); 5] = [
     ("use", "use DATABASE: select another database"),
     ("login", "login USER: become another user; asks for the password"),
+    ("logout", "forget who you are; what needs a login is refused then"),
     ("clear", "clear the screen"),
     ("exit", "leave (also Ctrl-D)"),
 ];
 /// Commands that run servers or need another data folder; they have no place at a prompt.
-const OUTSIDE: [&str; 9] = ["serve", "demo", "shell", "bench", "fsck", "config", "completions", "cluster", "import"];
+const OUTSIDE: [&str; 10] =
+    ["serve", "demo", "shell", "bench", "fsck", "config", "completions", "mangen", "cluster", "import"];
 
 /// Flags of `alhambra shell`.
 #[derive(Debug, clap::Args)]
@@ -132,6 +134,9 @@ fn act(
             let next = Target { username: (*username).to_owned(), password, login: true, ..target.clone() };
             enter(&next)?;
             *target = next;
+        }
+        ["logout"] => {
+            *target = Target { login: false, password: String::new(), ..target.clone() };
         }
         ["use" | "login", ..] => {
             return Err(Failure::new(Kind::Usage, "one word has to follow", "use DATABASE, or login USER"));
@@ -307,6 +312,8 @@ mod tests {
             password: "-secret x".into(),
             database: "d".into(),
             tls: None,
+            server_key: None,
+            guessed: false,
         }
     }
 

@@ -252,6 +252,12 @@ fn version_and_completions_need_no_server() {
     }
     let help = stdout(&run(&mut alhambra(&["--help"])));
     assert!(help.contains("Exit codes:"), "{help}");
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man");
+    let told = run(alhambra(&["mangen"]).arg(&pages));
+    assert!(told.status.success(), "{}", stderr(&told));
+    let page = std::fs::read_to_string(pages.join("alhambra-get.1")).unwrap();
+    assert!(page.contains(".SH OPTIONS") && page.contains("revision"), "{page}");
 }
 
 #[test]
@@ -284,6 +290,12 @@ fn references_sets_deletions_and_counts() {
     for (key, value) in [("latest", "EUR 1250"), ("first", "EUR 1200")] {
         assert_eq!(client.answer(&["get", key, "--output", "raw"]), value);
     }
+    for (key, remark) in [("latest", "leads to invoice-17"), ("first", "leads to invoice-17 of tx 1")] {
+        assert!(client.answer(&["get", key]).ends_with(&format!("{remark}\n")), "{key}");
+    }
+    assert!(!client.answer(&["get", "invoice-17"]).contains("remark"), "only where there is one");
+    let reference = &client.json(&["scan", "first"])["entries"][0]["reference"];
+    assert_eq!(*reference, json!({"target": "invoice-17", "tx": 3, "at_tx": 1}));
 
     client.json(&["set", "invoice-18", "EUR 80"]);
     client.json(&["zadd", "amounts", "1250", "invoice-17"]);

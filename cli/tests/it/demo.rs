@@ -36,6 +36,18 @@ async fn a_demo_serves_stops_in_order_and_resumes() {
             assert_eq!(wire.get(&format!("key-{number}")).await.unwrap(), format!("value-{number}"));
         }
     }
+    // Nor does it matter to the next one that the administrator has got another password.
+    let file = home.path().join("password");
+    std::fs::write(&file, "An0ther.password!").unwrap();
+    let change = ["user", "changepassword", "immudb", "--new-password-file", file.to_str().unwrap()];
+    let mut change = alhambra(&change);
+    change.env("ALHAMBRA_ENDPOINT", demo.endpoint_list()).env("ALHAMBRA_USERNAME", "immudb");
+    let changed = run(change.env("ALHAMBRA_PASSWORD", "immudb"));
+    assert!(changed.status.success(), "{}", stderr(&changed));
+    assert_eq!(demo.stop(), Some(0));
+    let demo = Demo::start(home.path(), 3, base_port);
+    assert_eq!((&demo.json["uuid"], &demo.json["password"]), (&uuid, &"(changed since)".into()));
+    assert!(Wire::open(&demo.endpoints()[0]).await.is_err_and(|why| why.contains("invalid user name or password")));
     assert_eq!(demo.stop(), Some(0));
 }
 

@@ -111,3 +111,19 @@ async fn a_given_password_is_not_printed() {
     let printed = node.stop();
     assert!(printed.iter().all(|line| !line.contains("assword") && !line.contains("Given-pass-1!")), "{printed:?}");
 }
+
+/// Whoever may start a node may give the first administrator another password; how else could one who lost it go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_password_is_replaced_by_who_starts_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_base_port(1);
+    let node = Serve::start(dir.path(), port, &["--admin-password", "Lost-pass-1!"]);
+    node.serves("Lost-pass-1!").await;
+    node.stop();
+    let forced = Serve::start(dir.path(), port, &["--admin-password", "New-pass-1!", "--force-admin-password"]);
+    forced.serves("New-pass-1!").await;
+    assert_eq!(forced.open("Lost-pass-1!").await.unwrap_err().message(), "invalid user name or password");
+    assert_eq!(forced.stop(), Vec::<String>::new());
+    let again = Serve::start(dir.path(), port, &[]);
+    again.serves("New-pass-1!").await;
+}

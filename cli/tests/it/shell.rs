@@ -50,7 +50,23 @@ fn versions_are_read_and_restored_and_transactions_shown() {
         home.json(&["set", "k", value]);
     }
     let value = |arguments: &[&str]| home.json(&[&["get", "k"], arguments].concat());
-    assert_eq!(value(&["--revision", "1"]), json!({"key":"k","value":"one","tx":1,"revision":1,"verified":true}));
+    assert_eq!(
+        value(&["--revision", "1"]),
+        json!({"key":"k","value":"one","tx":1,"revision":1,"deleted":false,"expired":false,"expires_at":null,
+            "non_indexable":false,"reference":null,"verified":true})
+    );
+    let raw = |arguments: &[&str]| stdout(&run(&mut home.command(arguments)));
+    assert_eq!(
+        (raw(&["g", "k@2", "--value-only"]), raw(&["sg", "k@-2", "--value-only"])),
+        ("two".into(), "one".into())
+    );
+    assert_eq!(raw(&["get", "k#2", "--revision-separator", "#", "--value-only"]), "two");
+    // A mail address is no version.
+    home.json(&["s", "a@b.example", "five"]);
+    assert_eq!(raw(&["get", "a@b.example", "--value-only"]), "five");
+    assert_eq!(raw(&["get", "a@b.example@1", "--value-only"]), "five");
+    let both = run(&mut home.command(&["get", "k", "--value-only", "--output", "json"]));
+    assert_eq!(both.status.code(), Some(2), "{}", stderr(&both));
     assert_eq!(value(&["--revision", "-1"])["value"], "two");
     assert_eq!(
         (&value(&["--at-tx", "2"])["value"], &value(&["--at-tx", "2"])["verified"]),
@@ -61,22 +77,26 @@ fn versions_are_read_and_restored_and_transactions_shown() {
     assert!(output.status.code() == Some(1) && stderr(&output).contains("invalid key revision number"), "{output:?}");
 
     let restored = home.json(&["restore", "k", "-2"]);
-    assert_eq!((&restored["value"], &restored["tx"], &restored["verified"]), (&json!("one"), &json!(4), &json!(true)));
+    assert_eq!((&restored["value"], &restored["tx"], &restored["verified"]), (&json!("one"), &json!(5), &json!(true)));
     assert_eq!(value(&[])["value"], "one");
+    assert_eq!(home.json(&["restore", "k@2"])["value"], "two");
+    assert_eq!(value(&[])["value"], "two");
     assert_eq!(run(&mut home.command(&["restore", "k", "77"])).status.code(), Some(1));
+    let unsaid = run(&mut home.command(&["restore", "k"]));
+    assert!(unsaid.status.code() == Some(2) && stderr(&unsaid).contains("KEY@N"), "{unsaid:?}");
 
-    let (tx, current) = (home.json(&["tx", "4"]), home.json(&["current"]));
+    let (tx, current) = (home.json(&["stx", "6"]), home.json(&["crt"]));
     assert_eq!((&tx["alh"], &tx["verified"]), (&current["alh"], &json!(true)));
     assert_eq!(tx["entries"][0]["key"], "k");
-    assert_eq!((&current["tx"], &current["database"]), (&json!(4), &json!("defaultdb")));
-    home.json(&["zadd", "set", "-1.5", "k"]);
-    let entry = &home.json(&["safetx", "5", "--no-verify"])["entries"][0];
+    assert_eq!((&current["tx"], &current["database"]), (&json!(6), &json!("defaultdb")));
+    home.json(&["za", "set", "-1.5", "k"]);
+    let entry = &home.json(&["safetx", "7", "--no-verify"])["entries"][0];
     assert_eq!((&entry["kind"], &entry["key"]), (&json!("set"), &json!("set -1.5 k")));
     let output = run(&mut home.command(&["tx", "99"]));
     assert!(output.status.code() == Some(1) && stderr(&output).contains("tx not found"), "{output:?}");
 
     let info = home.json(&["info"]);
-    assert_eq!((&info["transactions"], &info["databases"]), (&json!(5), &json!(1)));
+    assert_eq!((&info["transactions"], &info["databases"]), (&json!(7), &json!(1)));
     assert_eq!(info["cluster"], home.demo.record()["uuid"]);
     assert!(home.json(&["health"])["last_request_completed_at_ms"].as_i64().unwrap() > 1_600_000_000_000);
 }

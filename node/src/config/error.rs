@@ -68,6 +68,9 @@ pub enum ConfigError {
     /// Client certificates cannot be verified with nothing to verify them by.
     #[error("--mtls needs --clientcas, and --certificate with --pkey (or --auto-cert)")]
     MtlsIncomplete,
+    /// Nothing to force.
+    #[error("--force-admin-password needs the password: add --admin-password")]
+    NoPasswordToForce,
     /// Maintenance mode knows no users.
     #[error("--maintenance is possible only without authentication: add --auth=false")]
     MaintenanceWithAuth,

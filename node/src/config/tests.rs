@@ -110,6 +110,14 @@ fn several_peers_need_tls_or_one_machine() {
 }
 
 #[test]
+fn only_a_password_that_is_given_is_forced() {
+    assert!(!resolve(&[], &[], "").unwrap().force_admin_password);
+    assert!(resolve(&["--force-admin-password"], &[], "").unwrap_err().to_string().contains("add --admin-password"));
+    let config = resolve(&["--force-admin-password", "--admin-password", "pass"], &[], "").unwrap();
+    assert!(config.force_admin_password);
+}
+
+#[test]
 fn maintenance_needs_authentication_off() {
     let defaults = Config::default();
     assert!(defaults.auth && !defaults.devmode && !defaults.maintenance);

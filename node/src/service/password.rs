@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use alhambra_raft::meta::User;
+use alhambra_raft::meta::{ADMIN_USER, User};
 use alhambra_raft::strand::of_node;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::App;
 use crate::auth;
@@ -34,7 +35,38 @@ impl Turns {
     }
 }
 
+/// What the first administrator's password is beside the one that a node was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminPassword {
+    /// The same.
+    Same,
+    /// Another one, and it stays.
+    Other,
+    /// It was another one.
+    Forced,
+}
+
 impl App {
+    /// Compares `given` with the first administrator's password; with `force` that is given in its place, by nobody's right but that of
+    /// whoever starts a node.
+    pub async fn compare_admin_password(&self, given: &[u8], force: bool, deadline: Instant) -> Result<AdminPassword> {
+        let meta = self.groups.meta();
+        meta.barrier(deadline).await?;
+        let user = meta.user(ADMIN_USER).ok_or(Error::Starting { what: "systemdb" })?;
+        if self.matches(ADMIN_USER, Source::of(""), given, &user.password).await? {
+            return Ok(AdminPassword::Same);
+        }
+        if !force {
+            return Ok(AdminPassword::Other);
+        }
+        let expected = user.clone();
+        let (password, created_at_ms) = (self.hash(given).await?, self.env.clock.now_unix_ms());
+        let user = User { password, created_at_ms, created_by: ADMIN_USER.to_owned(), ..user };
+        let tx = meta.put_user(user, Some(&expected), None, deadline).await?;
+        self.settle(tx, None, deadline).await;
+        Ok(AdminPassword::Forced)
+    }
+
     /// Refuses a try that comes too soon after too many wrong passwords.
     pub(super) fn may_try(&self, name: &str, source: Source) -> Result<()> {
         self.throttle.check(name, source).map_err(|wait| {
