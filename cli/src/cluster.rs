@@ -27,7 +27,7 @@ enum Command {
     /// Take back the promise that a stopped node gave to a cluster which was never formed
     ReleasePromise(ReleaseArgs),
     /// Let every node show the UUID of another server, whose databases were moved here: its clients find their trusted states again
-    TakeUuid(TakeUuidArgs),
+    TakeUuid(Box<TakeUuidArgs>),
 }
 
 #[derive(Debug, clap::Args)]

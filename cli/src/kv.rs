@@ -508,17 +508,14 @@ mod tests {
         };
         let none = KvMetadata::default();
         let reference = |at_tx| Some(Reference { key: "r".into(), tx: TxId(3), at_tx: TxId(at_tx), revision: 1 });
-        let until = KvMetadata { expires_at: Some(70), ..none.clone() };
+        let until = KvMetadata { expires_at: Some(70), ..none };
         for (entry, wanted) in [
-            (entry(none.clone(), false, None), ""),
-            (entry(until.clone(), false, None), "expires at 70"),
+            (entry(none, false, None), ""),
+            (entry(until, false, None), "expires at 70"),
             (entry(until, true, None), "expired at 70"),
-            (
-                entry(KvMetadata { deleted: true, non_indexable: true, ..none.clone() }, false, None),
-                "deleted, not indexed",
-            ),
-            (entry(none.clone(), false, reference(0)), "leads to k"),
-            (entry(none.clone(), false, reference(2)), "leads to k of tx 2"),
+            (entry(KvMetadata { deleted: true, non_indexable: true, ..none }, false, None), "deleted, not indexed"),
+            (entry(none, false, reference(0)), "leads to k"),
+            (entry(none, false, reference(2)), "leads to k of tx 2"),
         ] {
             assert_eq!(remark(&entry), wanted);
             assert_eq!(entry_table([(&entry, true)].into_iter()).render().contains("remark"), !wanted.is_empty());
