@@ -12,8 +12,11 @@ cluster, the killing, the order, the patience and the verdict are the same for a
  * No kill at all fails the run that was to have some.
 
 A program writes its flows first, {"flows": [...], "sdk": "..."}, and then one line per request {"flow", "endpoint", "endpoints",
-"space", "tag", "username", "password", "database", "state"}: {"result": "ok"}, {"result": "wrong", "text"}, or {"result": "error",
+"space", "tag", "username", "password", "database", "state", "key", "other_key"}: {"result": "ok"}, {"result": "wrong", "text"}, or {"result": "error",
 "code", "text"} with the status of the call that failed, and "expected" if it was to be refused otherwise.
+
+The nodes of a demo of our own sign states, and "key" is the file of the public key; "other_key" is that of somebody else. SDKs that
+can, verify every signature. Nodes that are attached to may sign or not: then there are no keys.
 
     conformance/run.py --demo target/release/alhambra --kills 4
 """
@@ -48,6 +51,8 @@ OTHER_LOGIN = {"not logged in", "invalid token", "session not found", "no sessio
 # A flow of a dozen calls, each of which may take as long as its client lets it.
 ANSWER_S = 300
 PREPARE_S = 600
+# The key that signs, its public half, and the public half of another one.
+SIGNS, KEY, OTHER_KEY = (TOP / "node" / "testdata" / f"{name}.pem" for name in ("signing_key", "signing_key.pub", "other_key.pub"))
 # Of key spaces, none of which is used twice.
 NUMBERS = itertools.count()
 
@@ -225,7 +230,7 @@ class Killer:
             self.cluster.wait_ready()
 
 
-def attempt(program, cluster, place, flow):
+def attempt(program, cluster, place, flow, signed):
     """Runs a flow on one node, in a key space of its own."""
     number = next(NUMBERS)
     username, password, database = cluster.login()
@@ -239,14 +244,16 @@ def attempt(program, cluster, place, flow):
         "password": password,
         "database": database,
         "state": str(program.state),
+        "key": str(KEY) if signed else "",
+        "other_key": str(OTHER_KEY) if signed else "",
     })
 
 
-def until_done(program, cluster, place, flow, kills):
+def until_done(program, cluster, place, flow, kills, signed):
     """Runs a flow until it goes through; answers how often it was cut short."""
     again, deadline = 0, time.monotonic() + GIVE_UP_AFTER_S
     while True:
-        answer = attempt(program, cluster, place, flow)
+        answer = attempt(program, cluster, place, flow, signed)
         if answer["result"] == "ok":
             return again
         where = f"{program.language}: {flow} on node {place + 1}" + (f" at {answer['where']}" if "where" in answer else "")
@@ -260,7 +267,7 @@ def until_done(program, cluster, place, flow, kills):
         time.sleep(0.1)
 
 
-def run(program, cluster, seconds, kills, rng, stop):
+def run(program, cluster, seconds, kills, rng, stop, signed):
     """Every flow on every node, and more of them until the time is over; answers how many ran and how many began anew."""
     ran, again = 0, 0
     until = time.monotonic() + seconds
@@ -269,7 +276,7 @@ def run(program, cluster, seconds, kills, rng, stop):
     while (ran < len(every) or time.monotonic() < until) and not stop.is_set():
         if not order:
             order = rng.sample(every, len(every))
-        again += until_done(program, cluster, *order.pop(), kills)
+        again += until_done(program, cluster, *order.pop(), kills, signed)
         ran += 1
     return ran, again
 
@@ -322,17 +329,18 @@ def start_programs(languages, folder):
 def both_runs(programs, cluster, arguments):
     cluster.wait_ready()
     # Each language has its own order, which does not depend on which others run.
+    signed = arguments.demo is not None
     orders = {program.language: random.Random(f"{arguments.seed} {program.language}") for program in programs}
     for program in programs:
         started = time.monotonic()
-        ran, _ = run(program, cluster, 0, False, orders[program.language], threading.Event())
+        ran, _ = run(program, cluster, 0, False, orders[program.language], threading.Event(), signed)
         print(f"{program.language}, quiet: {ran} flows ok in {time.monotonic() - started:.1f} s", flush=True)
     if not arguments.kills:
         return
     started = time.monotonic()
     with Killer(cluster, arguments.kills) as killer:
         found = beside_each_other(programs, lambda program, stop: run(
-            program, cluster, arguments.seconds, True, orders[program.language], stop))
+            program, cluster, arguments.seconds, True, orders[program.language], stop, signed))
     for language, (ran, again) in found.items():
         print(f"{language}, leader killed {killer.kills} times: {ran} flows ok, {again} cut short and begun anew, in "
               f"{time.monotonic() - started:.1f} s", flush=True)
@@ -379,7 +387,7 @@ def main():
             folder = arguments.attach or pathlib.Path(own) / "demo"
             if arguments.demo:
                 folder.mkdir()
-                demo = start_demo(arguments.demo, arguments.base_port, str(folder))
+                demo = start_demo(arguments.demo, arguments.base_port, str(folder), ALHAMBRA_SIGNINGKEY=str(SIGNS))
             cluster = Cluster(folder)
             both_runs(programs, cluster, arguments)
         except Failed as error:

@@ -1,6 +1,7 @@
 """A demo of three nodes as the programs here use it: started, watched, asked who leads. Only Python's own library."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -68,11 +69,12 @@ def wait_for(condition, what):
         time.sleep(0.05)
 
 
-def start_demo(binary, base_port, folder):
-    """Starts a demo of three nodes and returns its process once it serves."""
+def start_demo(binary, base_port, folder, **environment):
+    """Starts a demo of three nodes, with these variables as well, and returns its process once it serves."""
     log = open(pathlib.Path(folder) / "demo.log", "wb")
     demo = subprocess.Popen(
-        [binary, "demo", "--dir", folder, "--base-port", str(base_port), "--json"], stdout=subprocess.PIPE, stderr=log
+        [binary, "demo", "--dir", folder, "--base-port", str(base_port), "--json"], stdout=subprocess.PIPE, stderr=log,
+        env={**os.environ, **environment}
     )
     if not demo.stdout.readline():
         demo.wait()

@@ -38,6 +38,8 @@ type asked struct {
 	Password  string   `json:"password"`
 	Database  string   `json:"database"`
 	State     string   `json:"state"`
+	Key       string   `json:"key"`
+	OtherKey  string   `json:"other_key"`
 }
 
 type answer struct {
@@ -117,7 +119,8 @@ func where() string {
 // options connect to a node, with the state in the folder that all nodes share.
 func (a asked) options(endpoint string) *client.Options {
 	host, port := ok2(net.SplitHostPort(endpoint))
-	return client.DefaultOptions().WithAddress(host).WithPort(ok(strconv.Atoi(port))).WithDir(a.State).WithDialOptions(listening)
+	options := client.DefaultOptions().WithAddress(host).WithPort(ok(strconv.Atoi(port))).WithDir(a.State)
+	return options.WithDialOptions(listening).WithServerSigningPubKey(a.Key)
 }
 
 func ok2[A, B any](a A, b B, err error) (A, B) {
@@ -182,6 +185,7 @@ var names = map[codes.Code]string{
 
 var flows = map[string]func(*flow){
 	"values_and_history":      valuesAndHistory,
+	"signatures":              signatures,
 	"many_at_once":            manyAtOnce,
 	"preconditions":           preconditions,
 	"expiry":                  expiry,

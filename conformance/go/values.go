@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/codenotary/immudb/pkg/api/schema"
 	"github.com/codenotary/immudb/pkg/client"
+	"google.golang.org/grpc/codes"
 )
 
 // values joins what a list of entries holds, a deletion as "-".
@@ -200,4 +202,32 @@ func sortedSets(f *flow) {
 	refused(err, "tbtree: key not found")
 	_, err = f.db.ZScan(f.ctx, &schema.ZScanRequest{})
 	refused(err, "illegal arguments")
+}
+
+// signatures are made by the key of the server, and a client that expects another one believes nothing.
+func signatures(f *flow) {
+	if f.Key == "" {
+		return
+	}
+	ok(f.db.VerifiedSet(f.ctx, f.key("key"), []byte("value")))
+	same(value(f.db.VerifiedGet(f.ctx, f.key("key"))), "value", "VerifiedGet with the key")
+	a := f.asked
+	a.Key, a.State = f.OtherKey, filepath.Join(f.State, "other-key")
+	other := client.NewClient().WithOptions(a.options(f.Endpoint)).WithLogger(quiet{})
+	must(other.OpenSession(f.ctx, []byte(f.Username), []byte(f.Password), f.Database))
+	_, err := other.VerifiedSet(f.ctx, f.key("other"), []byte("value"))
+	disbelieved(err, "VerifiedSet")
+	_, err = other.VerifiedGet(f.ctx, f.key("key"))
+	disbelieved(err, "VerifiedGet")
+	must(other.CloseSession(f.ctx))
+}
+
+// disbelieved ends the flow as wrong if the call succeeded. An error of the server is handed on: it may be one of its dying.
+func disbelieved(err error, what string) {
+	if err == nil {
+		panic(wrong{what + " with another key was believed"})
+	}
+	if code, text := explained(err); code != codes.Unknown {
+		panic(otherwise{err, "unable to verify signature, not: " + text})
+	}
 }

@@ -13,6 +13,7 @@ import os
 import pathlib
 import sys
 
+import ecdsa
 import grpc
 from immudb import ImmudbClient, datatypes, datatypesv2
 
@@ -261,6 +262,24 @@ def administration(client, space, asked):
 
 
 @flow
+def signatures(client, space, asked):
+    if not asked["key"]:
+        return
+    same(client.verifiedSet(space + b"key", b"value").verified, True, "verifiedSet with the key")
+    same(client.verifiedGet(space + b"key").value, b"value", "verifiedGet with the key")
+    other = ImmudbClient(asked["endpoint"], publicKeyFile=asked["other_key"], timeout=CALL_TIMEOUT_S)
+    other.login(asked["username"], asked["password"], asked["database"].encode())
+    for what, call in (("verifiedSet", lambda: other.verifiedSet(space + b"other", b"value")),
+                       ("verifiedGet", lambda: other.verifiedGet(space + b"key"))):
+        try:
+            call()
+        except ecdsa.BadSignatureError:
+            continue
+        raise Wrong(f"{what} with another key was believed")
+    other.shutdown()
+
+
+@flow
 def a_session(client, space, asked):
     username, password, database = asked["username"], asked["password"], asked["database"]
     inside = ImmudbClient(asked["endpoint"], timeout=CALL_TIMEOUT_S)
@@ -276,7 +295,7 @@ def a_session(client, space, asked):
 
 
 def run(state, asked):
-    client = ImmudbClient(asked["endpoint"], rs=state, timeout=CALL_TIMEOUT_S)
+    client = ImmudbClient(asked["endpoint"], rs=state, publicKeyFile=asked["key"] or None, timeout=CALL_TIMEOUT_S)
     try:
         client.login(asked["username"], asked["password"], asked["database"].encode())
         FLOWS[asked["flow"]](client, asked["space"].encode(), asked)
