@@ -3,8 +3,10 @@
 pub mod acked_durable;
 pub mod atomic;
 pub mod conditions;
+pub mod databases;
 pub mod deadlines;
 pub mod floor;
+pub mod forged;
 pub mod index;
 pub mod linearizable;
 pub mod memory;
@@ -108,7 +110,18 @@ pub const PROPERTIES: &[Property] = &[
     Property { id: "R9", says: "the index of every node says what the ledger says", check: index::check },
     Property { id: "S5", says: "what was to be forgotten is shown to nobody", check: pruned::forgotten },
     Property { id: "S6", says: "nothing else is forgotten, and hashes stay", check: pruned::kept },
+    Property {
+        id: "D2",
+        says: "a database that was made is there, and one that was deleted is not",
+        check: databases::check,
+    },
+    Property { id: "I2", says: "a copy is the beginning of what it is a copy of", check: databases::copies },
     Property { id: "V2", says: "trusted states only move forward and are states of the ledger", check: trusted::check },
+    Property {
+        id: "P2",
+        says: "no proof verifies for a history that was changed, however well it is made",
+        check: forged::check,
+    },
     Property { id: "M2", says: "one cluster is formed, never two", check: one_cluster::check },
     Property { id: "M3", says: "one leader per term, and nobody who comes back deposes it", check: one_leader::check },
     Property { id: "T1", says: "a call ends by its deadline", check: deadlines::check },

@@ -328,4 +328,17 @@ pub struct History {
     pub set_scans: Vec<SetScan>,
     /// Databases in which values are forgotten, by name.
     pub forgetful: BTreeMap<String, Forgetful>,
+    /// Databases that clients made, by name.
+    pub databases: BTreeMap<String, Database>,
+    /// How many transactions of the first database stand in its copies, by name, as far as that was acknowledged.
+    pub copied: BTreeMap<String, u64>,
+}
+
+/// A database that a client made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Database {
+    /// Its creation was acknowledged.
+    pub created: bool,
+    /// How its deletion ended, if anybody asked for that.
+    pub deleted: Option<Ending>,
 }

@@ -177,6 +177,9 @@ impl Collector<'_> {
             }
             if Instant::now() > until {
                 let patience = self.patience;
+                if let Some(differ) = histories_differ(name, &mut open).await {
+                    return Err(differ);
+                }
                 return Err(format!(
                     "liveness: the nodes did not converge in {name} within {patience:?} after healing: {states:?}, the newest: \
                      {newest:?}"
@@ -252,6 +255,22 @@ impl Collector<'_> {
         }
         Ok(indexed)
     }
+}
+
+/// Of nodes that do not come to the same: where their histories are not one and the same.
+async fn histories_differ(name: &str, open: &mut [Open]) -> Option<String> {
+    let least = open.iter().map(|open| open.at).min().filter(|least| *least > 0)?;
+    let mut seen: Option<(usize, chain::Hash)> = None;
+    for open in open {
+        let shown = open.reader.transactions(least).await.ok()?;
+        let alh = chain::alh(&shown.first()?.chain);
+        let (first, of_first) = *seen.get_or_insert((open.node, alh));
+        if of_first != alh {
+            let (one, other) = (NAMES[first], NAMES[open.node]);
+            return Some(format!("R2: {one} and {other} differ in the Alh of transaction {least} of {name}"));
+        }
+    }
+    None
 }
 
 /// A node that is read.

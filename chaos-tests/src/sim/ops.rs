@@ -1,5 +1,6 @@
 //! What clients do, one file each. A new operation is a file and a row of [`ALL`].
 
+mod again;
 mod batch;
 mod conditional;
 mod database;
@@ -18,15 +19,16 @@ mod verified_client;
 use std::time::Duration;
 
 use alhambra_client::Client;
+use alhambra_proto::schema;
 use futures::future::LocalBoxFuture;
 use tonic::Status;
 
-use super::client::{Session, is_overdue};
+use super::client::{Session, bounded, is_overdue};
 use super::env::SimRng;
 use super::plant::Plant;
 use super::shared::{Shared, now};
 use super::workload::{life, note_overdue};
-use crate::history::{Ending, Read, Write};
+use crate::history::{Database, Ending, Read, Write};
 use crate::model::chain::Hash;
 
 /// A client at work on one node.
@@ -68,6 +70,8 @@ pub struct Memory {
     pub copy_made: bool,
     /// Its database in which values are forgotten.
     pub forgetful: Option<forget::Own>,
+    /// What it has asked for and may ask for again.
+    pub asked: Option<again::Asked>,
 }
 
 impl Ctx<'_> {
@@ -112,6 +116,20 @@ impl Ctx<'_> {
         shared.history.reads.push(read);
     }
 
+    /// Makes a database, and writes down that it did.
+    pub async fn create(&mut self, create: schema::CreateDatabaseRequest) -> Result<(), Status> {
+        let name = create.name.clone();
+        self.note_database(&name, |_| {});
+        let request = self.session.request(create);
+        bounded(self.session.api.create_database_v2(request)).await?;
+        self.note_database(&name, |database| database.created = true);
+        Ok(())
+    }
+
+    pub(super) fn note_database(&self, name: &str, note: impl FnOnce(&mut Database)) {
+        note(self.shared.borrow_mut().history.databases.entry(name.to_owned()).or_default());
+    }
+
     /// Something was answered that must never be.
     pub fn wrong(&self, what: String) {
         self.shared.borrow_mut().sightings.wrong.push(what);
@@ -133,6 +151,11 @@ async fn elsewhere<T>(
         }
         done => done,
     }
+}
+
+/// A key or value as a ledger has it, behind the byte that says of which kind it is.
+fn stored(prefix: u8, bytes: &[u8]) -> bytes::Bytes {
+    [&[prefix], bytes].concat().into()
 }
 
 /// How an operation that got its answers ended.
@@ -184,4 +207,5 @@ pub const ALL: &[&dyn Op] = &[
     &forget::Forget,
     &sorted_set::Add,
     &sorted_set::ScanSet,
+    &again::Again,
 ];

@@ -1,6 +1,9 @@
 //! What is seen of the nodes from outside while they run: who leads, which cluster they belong to, how much memory they hold.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use alhambra_raft::group::Group;
 
 use super::setup::NAMES;
 use super::world::World;
@@ -17,6 +20,8 @@ pub struct Steady {
     back: usize,
     /// Until when it must lead.
     pub until: Duration,
+    /// Its replica: one whose disk fails is opened anew, and then somebody else may lead.
+    replica: Weak<Group>,
 }
 
 /// See the module.
@@ -34,6 +39,12 @@ pub(super) fn leader_with_term(world: &World<'_>) -> Option<(usize, u64)> {
         group.is_leader().then(|| (*i, group.status().term))
     });
     leaders.max_by_key(|(_, term)| *term)
+}
+
+fn replica(world: &World<'_>, node: usize) -> Option<Weak<Group>> {
+    let shared = world.shared.borrow();
+    let groups = shared.running.get(&node)?.handle.groups();
+    groups.group_by_name(super::client::DATABASE).map(|group| Arc::downgrade(&group))
 }
 
 /// Notes who leads in which term.
@@ -94,7 +105,8 @@ impl Watch {
     pub fn judge_steady(&mut self, world: &World<'_>, now: Duration) {
         if let Some(steady) = self.steady.take_if(|steady| now >= steady.until) {
             let there = leader_with_term(world);
-            if there != Some(steady.leader) {
+            let is_same = replica(world, steady.leader.0).is_some_and(|now| Weak::ptr_eq(&now, &steady.replica));
+            if there != Some(steady.leader) && is_same {
                 let (who, term) = steady.leader;
                 let what = format!(
                     "{} came back from a partition at {:?} and {} no longer leads in term {term}: {there:?}",
@@ -110,7 +122,11 @@ impl Watch {
         let outside = world.shared.borrow().outside.clone();
         let others = (0..world.setup.nodes).filter(|i| *i != back && world.hosts[*i].up && !outside.contains(i));
         let had_majority = 2 * others.count() > world.setup.nodes;
-        self.steady = leader_with_term(world).filter(|_| had_majority).map(|leader| Steady { leader, back, until });
+        let leader = leader_with_term(world).filter(|_| had_majority);
+        self.steady = leader.and_then(|leader| {
+            let replica = replica(world, leader.0)?;
+            Some(Steady { leader, back, until, replica })
+        });
     }
 
     /// Something else has happened on purpose, so nothing is expected any more.

@@ -7,6 +7,7 @@ use tonic::Status;
 use super::super::client::{Session, bounded};
 use super::super::setup::NAMES;
 use super::{Ctx, Done, Op, elsewhere};
+use crate::history::Ending;
 
 /// See the module.
 pub struct MakeAndDrop;
@@ -25,8 +26,7 @@ impl Op for MakeAndDrop {
             ctx.memory.sequence += 1;
             let name = format!("own{}x{}", ctx.client, ctx.memory.sequence);
             let create = schema::CreateDatabaseRequest { name: name.clone(), settings: None, if_not_exists: true };
-            let request = ctx.session.request(create);
-            bounded(ctx.session.api.create_database_v2(request)).await?;
+            ctx.create(create).await?;
             // Nobody else knows it, so what was acknowledged is what is there.
             let (shared, node) = (ctx.shared, ctx.rng.below(ctx.nodes as u64) as usize);
             let mut own = elsewhere(shared, self.name(), node, Session::open(NAMES[node], &name)).await?;
@@ -40,12 +40,15 @@ impl Op for MakeAndDrop {
             if read != wrote {
                 ctx.wrong(format!("D1: {name} had {wrote:?} at {txs} and shows {read:?}"));
             }
+            // Not listed from here on.
+            ctx.note_database(&name, |database| database.deleted = Some(Ending::Unknown));
             let unload = schema::UnloadDatabaseRequest { database: name.clone() };
             let request = ctx.session.request(unload);
             bounded(ctx.session.api.unload_database(request)).await?;
             let delete = schema::DeleteDatabaseRequest { database: name.clone() };
             let request = ctx.session.request(delete);
             bounded(ctx.session.api.delete_database(request)).await?;
+            ctx.note_database(&name, |database| database.deleted = Some(Ending::Acknowledged(0)));
             if Session::open(NAMES[ctx.node], &name).await.is_ok() {
                 ctx.wrong(format!("D1: {name} was deleted and takes a login"));
             }

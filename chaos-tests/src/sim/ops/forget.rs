@@ -58,8 +58,7 @@ impl Op for Forget {
             let name = format!("forget{}", ctx.client);
             if ctx.memory.forgetful.is_none() {
                 let create = schema::CreateDatabaseRequest { name: name.clone(), settings: None, if_not_exists: true };
-                let request = ctx.session.request(create);
-                bounded(ctx.session.api.create_database_v2(request)).await?;
+                ctx.create(create).await?;
                 ctx.memory.forgetful = Some(Own::default());
             }
             let (shared, node) = (ctx.shared, ctx.rng.below(ctx.nodes as u64) as usize);

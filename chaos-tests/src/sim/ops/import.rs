@@ -35,8 +35,7 @@ impl Op for Copy {
                     schema::DatabaseNullableSettings { replication_settings: Some(replica), ..Default::default() };
                 let create =
                     schema::CreateDatabaseRequest { name: name.clone(), settings: Some(settings), if_not_exists: true };
-                let request = ctx.session.request(create);
-                bounded(ctx.session.api.create_database_v2(request)).await?;
+                ctx.create(create).await?;
                 ctx.memory.copy_made = true;
             }
             let (shared, node) = (ctx.shared, ctx.rng.below(ctx.nodes as u64) as usize);
@@ -69,6 +68,7 @@ impl Op for Copy {
                     ctx.wrong(format!("I1: the copy of transaction {tx} has another header: {here:?}, {there:?}"));
                 }
                 ctx.memory.copied = tx;
+                shared.borrow_mut().history.copied.insert(name.clone(), tx);
             }
             Ok(Done::Well)
         })

@@ -13,7 +13,7 @@ use tonic::Status;
 use super::super::client::{DATABASE, bounded};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Done, Op};
+use super::{Ctx, Done, Op, stored};
 use crate::history::{Ending, Transaction};
 
 /// See the module.
@@ -21,10 +21,6 @@ pub struct ReadWrite;
 
 /// What was read, and how it ended.
 type Committed = (Vec<(Vec<u8>, Option<Vec<u8>>)>, Ending);
-
-fn stored(prefix: u8, bytes: &[u8]) -> bytes::Bytes {
-    [&[prefix], bytes].concat().into()
-}
 
 async fn commit(
     node: &NodeHandle,

@@ -1,6 +1,9 @@
 //! Verified calls, judged by a verifier that shares no code with the server or with our client. Every answer is also changed in one
 //! bit, and must then be refused.
 
+use alhambra_ledger::Digest;
+use alhambra_ledger::ids::TxId;
+use alhambra_ledger::proof::{DualProof, verify_dual};
 use alhambra_proto::schema;
 use futures::future::LocalBoxFuture;
 use prost::Message;
@@ -22,6 +25,9 @@ pub struct Get;
 pub(super) fn stored(prefix: u8, bytes: &[u8]) -> Vec<u8> {
     [&[prefix], bytes].concat()
 }
+
+/// So begins a refusal of the independent verifier where ours refuses nothing.
+const BELIEVED: &str = "our own verifier believes what the independent one refuses: ";
 
 /// The state that a client trusts.
 pub(super) type State = (u64, Hash);
@@ -57,10 +63,20 @@ struct SeenEntry {
 }
 
 impl Verifier {
-    fn dual(self, proof: &Dual, source: State, target: State) -> Result<(), String> {
-        match proof::verify(proof, source.0, target.0, &source.1, &target.1) {
-            Err("consistency") if self.lax => Ok(()),
-            verdict => verdict.map_err(str::to_owned),
+    fn dual(self, (proof, wire): (&Dual, &schema::DualProof), source: State, target: State) -> Result<(), String> {
+        let verdict = match proof::verify(proof, source.0, target.0, &source.1, &target.1) {
+            Err("consistency") if self.lax => return Ok(()),
+            verdict => verdict,
+        };
+        // What our clients make of the same.
+        let end = |state: State| (TxId(state.0), Digest(state.1));
+        let ((s, alh_s), (t, alh_t)) = (end(source), end(target));
+        let ours = DualProof::try_from(wire).is_ok_and(|proof| verify_dual(&proof, s, t, &alh_s, &alh_t).is_ok());
+        match (verdict, ours) {
+            (Ok(()), true) => Ok(()),
+            (Ok(()), false) => Err("our own verifier refuses it".to_owned()),
+            (Err(step), true) => Err(format!("{BELIEVED}{step}")),
+            (Err(step), false) => Err(step.to_owned()),
         }
     }
 
@@ -68,16 +84,17 @@ impl Verifier {
     pub fn transaction(self, tx: &schema::VerifiableTx) -> Result<(State, Seen), String> {
         let header = header(tx.tx.as_ref().and_then(|tx| tx.header.as_ref())).map_err(text)?;
         let dual = dual(tx.dual_proof.as_ref()).map_err(text)?;
+        let wire = tx.dual_proof.as_ref().ok_or("no dual proof")?;
         let shown = (header.tx.id, header.alh());
         let target = match self.trusted {
             None => {
                 let end = |header: &Header| (header.tx.id, header.alh());
-                self.dual(&dual, end(&dual.source), end(&dual.target))?;
+                self.dual((&dual, wire), end(&dual.source), end(&dual.target))?;
                 shown
             }
             Some(known) => {
                 let (source, target) = if known.0 <= shown.0 { (known, shown) } else { (shown, known) };
-                self.dual(&dual, source, target)?;
+                self.dual((&dual, wire), source, target)?;
                 target
             }
         };
@@ -133,10 +150,12 @@ fn judge<M: Message + Default + PartialEq + std::fmt::Debug>(
             // On the first contact there is nothing yet that a changed answer would have to fit.
             if verifier.trusted.is_some()
                 && let Some(bent) = bent(ctx, answer)
-                && let Ok((_, other)) = verify(verifier, &bent)
-                && other != seen
             {
-                ctx.wrong(format!("P1: a changed answer verifies: {bent:?}"));
+                match verify(verifier, &bent) {
+                    Ok((_, other)) if other != seen => ctx.wrong(format!("P1: a changed answer verifies: {bent:?}")),
+                    Err(step) if step.starts_with(BELIEVED) => ctx.wrong(format!("P1: {step}: {bent:?}")),
+                    _ => {}
+                }
             }
             trust(ctx, state);
         }
