@@ -261,6 +261,8 @@ impl Driver<'_> {
         let mut watch = Watch::default();
         // Every fault that the life has comes once, in an order that the seed decides; then whatever comes.
         let mut due = world.setup.faults.clone();
+        // When something else than the partition of one node began or ended last.
+        let mut disturbed = Duration::ZERO;
         loop {
             let now = world.sim.elapsed();
             let over = now >= self.options.load;
@@ -272,11 +274,13 @@ impl Driver<'_> {
                 self.tell(world, now, &what);
                 if let Some(node) = cut_off
                     && self.heals.is_empty()
+                    && now >= disturbed + STEADY
                     && !over
                 {
                     next = next.max(now + STEADY);
                     watch.expect_steady(world, node, now + STEADY);
                 }
+                disturbed = now;
             }
             if over {
                 world.shared.borrow_mut().load_over = true;
@@ -290,6 +294,9 @@ impl Driver<'_> {
                 watch.judge_steady(world, now);
                 if let Some(incident) = fault.inject(world, now) {
                     watch.expect_nothing();
+                    if incident.cut_off.is_none() {
+                        disturbed = now;
+                    }
                     *self.faults.entry(fault.name().to_string()).or_default() += 1;
                     self.tell(world, now, &incident.what);
                     for (after, heal) in incident.heals {
