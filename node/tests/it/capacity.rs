@@ -1,11 +1,14 @@
 //! What a node takes at once with its default settings.
 
+use std::time::Duration;
+
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tonic::{Code, Streaming};
 
+use crate::cluster::Cluster;
 use crate::streams::{chunk, framed};
 use crate::support::*;
 
@@ -37,6 +40,32 @@ async fn a_thousand_sessions_work_and_one_more_is_refused() {
     one.inner.clone().close_session(one.request(())).await.unwrap();
     client().open("immudb", PASSWORD, "defaultdb").await.unwrap();
     node.shutdown().await;
+}
+
+/// The same through a cluster: as many writers on each node as one of them leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_clients_write_at_once_through_three_nodes_and_none_is_refused() {
+    let cluster = Cluster::start(Duration::from_secs(60)).await;
+    let mut sessions = Vec::new();
+    for n in 0..3 {
+        let channel = channel(cluster.node(n)).await;
+        let client = || Client { inner: ImmuServiceClient::new(channel.clone()), headers: vec![] };
+        let opened: Vec<Client> = futures::stream::iter(0..333)
+            .map(|_| async {
+                let session = client().open("immudb", PASSWORD, "defaultdb").await.unwrap().session_id;
+                client().with("sessionid", session)
+            })
+            .buffer_unordered(333)
+            .collect()
+            .await;
+        sessions.extend(opened);
+    }
+    let calls: FuturesUnordered<_> = (sessions.iter().enumerate())
+        .map(|(n, client)| async move { client.set(&format!("k{n}"), "v").await.map(|header| header.id) })
+        .collect();
+    let mut txs: Vec<u64> = calls.map(Result::unwrap).collect().await;
+    txs.sort_unstable();
+    assert_eq!(txs, (1..=999).collect::<Vec<_>>(), "each its own transaction");
 }
 
 #[tokio::test(flavor = "multi_thread")]

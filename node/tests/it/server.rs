@@ -1,6 +1,7 @@
 //! What a node says about itself and its databases; calls that are not built; pages for operators; starts that must fail.
 
 use alhambra_node::method::{self, Method};
+use alhambra_node::node::NodeHandle;
 use alhambra_node::{Node, NodeError};
 use alhambra_proto::schema;
 use alhambra_storage::vfs::mem::MemVfs;
@@ -8,6 +9,10 @@ use bytes::{Buf, BufMut, Bytes};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Response, Status};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::support::*;
 
@@ -326,4 +331,48 @@ async fn a_stopped_node_resumes_on_the_same_disk() {
         node.shutdown().await;
         node.wait().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_describes_what_clients_may_call_and_nothing_else() {
+    let node = single().await;
+    let list = MessageRequest::ListServices(String::new());
+    let MessageResponse::ListServicesResponse(list) = reflected(&node, list).await else { panic!("a list") };
+    let mut names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "alhambra.cluster.ClusterService",
+            "immudb.model.AuthorizationService",
+            "immudb.model.DocumentService",
+            "immudb.schema.ImmuService"
+        ]
+    );
+    for name in names {
+        let symbol = MessageRequest::FileContainingSymbol(name.clone());
+        let MessageResponse::FileDescriptorResponse(found) = reflected(&node, symbol).await else {
+            panic!("{name} has no description")
+        };
+        assert!(!found.file_descriptor_proto.is_empty(), "{name}");
+    }
+    node.shutdown().await;
+    let mut config = config();
+    config.grpc_reflection = false;
+    let node = single_with(config).await;
+    let mut client = ServerReflectionClient::new(channel(&node).await);
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let status = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    node.shutdown().await;
+}
+
+async fn reflected(node: &NodeHandle, request: MessageRequest) -> MessageResponse {
+    let mut client = ServerReflectionClient::new(channel(node).await);
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap().message_response.unwrap()
 }

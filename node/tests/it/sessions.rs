@@ -1,8 +1,11 @@
 //! Logging in and out: sessions, tokens, the order of the checks, and the UUID in every reply.
 
+use alhambra_node::Node;
 use alhambra_proto::model;
 use alhambra_proto::model::authorization_service_client::AuthorizationServiceClient;
 use alhambra_proto::schema;
+use alhambra_storage::vfs::mem::MemVfs;
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::support::*;
@@ -153,6 +156,31 @@ async fn tokens_select_databases_and_end_with_the_last_logout() {
     used.state().await.unwrap();
     inner.logout(first.request(())).await.unwrap();
     refused(used.state().await, Code::Unknown, "not logged in", "28000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_token_is_refused_in_the_words_of_each_call() {
+    let clock = Shifted::new();
+    let env = alhambra_raft::env::Env { clock: clock.clone(), ..env(&MemVfs::new()) };
+    let node = Node::start(config(), env).await.unwrap();
+    assert!(node.wait_ready(Instant::now() + PATIENCE).await);
+    let anonymous = Client::anonymous(&node).await;
+    let login = schema::LoginRequest { user: bytes("immudb"), password: bytes(PASSWORD) };
+    let token = anonymous.inner.clone().login(anonymous.request(login)).await.unwrap().into_inner().token;
+    let client = anonymous.with("authorization", format!("Bearer {token}"));
+    client.set("k", "v").await.unwrap();
+    // A token lives for a day.
+    clock.days(2);
+    const EXPIRED: &str = "token has expired: token validation error";
+    let mut inner = client.inner.clone();
+    refused(client.get("k").await, Code::PermissionDenied, EXPIRED, "");
+    refused(client.set("k", "w").await, Code::PermissionDenied, EXPIRED, "");
+    refused(client.state().await, Code::PermissionDenied, EXPIRED, "");
+    refused(inner.list_users(client.request(())).await, Code::Unknown, EXPIRED, "");
+    refused(inner.logout(client.request(())).await, Code::Unknown, EXPIRED, "");
+    clock.days(0);
+    assert_eq!(client.get("k").await.unwrap().value, "v", "nothing was written, and nobody was logged out");
+    node.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -239,5 +239,15 @@ async fn trap_28_no_wait_still_waits_for_the_commit() {
         assert_eq!(client.state().await.unwrap().tx_id, header.id, "it is committed");
         assert_eq!(header.id, n);
     }
+    // Reads that know the flag wait nevertheless: the newest is there.
+    let scan = schema::ScanRequest { prefix: bytes("k"), since_tx: 50, no_wait: true, ..Default::default() };
+    assert_eq!(client.scan(scan).await.unwrap()[0].tx, 50);
+    let add = schema::ZAddRequest { set: bytes("s"), score: 1.0, key: bytes("k"), no_wait: true, ..Default::default() };
+    assert_eq!(client.inner.clone().z_add(client.request(add)).await.unwrap().into_inner().id, 51);
+    let scan = schema::ZScanRequest { set: bytes("s"), since_tx: 51, no_wait: true, ..Default::default() };
+    let found = client.inner.clone().z_scan(client.request(scan)).await.unwrap().into_inner().entries;
+    assert_eq!(found[0].entry.as_ref().unwrap().tx, 50);
+    let by_id = schema::TxRequest { tx: 51, since_tx: 51, no_wait: true, ..Default::default() };
+    assert!(client.inner.clone().tx_by_id(client.request(by_id)).await.unwrap().into_inner().header.is_some());
     node.shutdown().await;
 }

@@ -198,3 +198,30 @@ async fn references_and_members_of_sets_are_proven_as_an_sdk_rebuilds_them() {
     refused(inner.verifiable_set_reference(client.request(request)).await, Code::InvalidArgument, illegal, "");
     assert_eq!(client.state().await.unwrap().tx_id, state.tx.get(), "nothing was written");
 }
+
+/// A database may be made to write headers of the first version, which carry no attributes; a proof over them verifies as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_the_first_version_are_written_and_proven_where_a_database_wants_them() {
+    let node = single().await;
+    let admin = Client::on(&node, "defaultdb").await;
+    let settings = schema::DatabaseNullableSettings {
+        write_tx_header_version: Some(schema::NullableUint32 { value: 0 }),
+        ..Default::default()
+    };
+    let create = schema::CreateDatabaseRequest { name: "old".into(), settings: Some(settings), if_not_exists: false };
+    admin.inner.clone().create_database_v2(admin.request(create)).await.unwrap();
+    let client = Client::on(&node, "old").await;
+    let mut state = TrustedState::empty("old".into());
+    for n in 1..=5 {
+        let request = set_request(vec![kv("k", &n.to_string())], state.tx.get());
+        let written = client.inner.clone().verifiable_set(client.request(request)).await.unwrap().into_inner();
+        let header = written.tx.as_ref().unwrap().header.as_ref().unwrap();
+        assert_eq!((header.id, header.version), (n, 0));
+        check(&mut state, &written);
+    }
+    // Attributes of entries need a header that can hash them.
+    let status = client.set_all(vec![expiring("gone", "v", i64::MAX)]).await.unwrap_err();
+    assert!(status.message().contains("metadata is unsupported"), "{status:?}");
+    assert_eq!(client.state().await.unwrap().tx_id, 5, "nothing was written");
+    node.shutdown().await;
+}
