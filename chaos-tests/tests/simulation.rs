@@ -80,7 +80,7 @@ fn planted_bugs_are_found() {
 #[cfg(debug_assertions)]
 fn bugs_in_the_server_are_found() {
     // Each with the first seed, the seconds of load and faults, and what it breaks.
-    let plants: [(&str, &str, &str, &[&str]); 23] = [
+    let plants: [(&str, &str, &str, &[&str]); 24] = [
         ("server-skip-read-barrier", "1", "12", &["R5", "R6"]),
         ("server-stale-snapshot-read", "1", "12", &["R5", "R6"]),
         ("server-index-lags", "1", "12", &["R5", "R6", "R9"]),
@@ -95,6 +95,7 @@ fn bugs_in_the_server_are_found() {
         ("server-forget-requests", "1", "12", &["R4", "S6"]),
         ("server-forget-vote", "1", "12", &["W2"]),
         ("server-ignore-seal-mismatch", "1", "12", &["R2"]),
+        ("server-overwrite-on-dispute", "1", "30", &["R2", "liveness"]),
         ("server-drop-pre-vote", "3", "12", &["M3"]),
         ("server-serve-before-caught-up", "9", "20", &["R5", "R6"]),
         ("server-ignore-read-floor", "6", "14", &["R7", "S5"]),

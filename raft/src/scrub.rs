@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::GroupId;
+use alhambra_storage::plant::{Plant, is_planted};
 use alhambra_storage::{Damaged, SegmentRepair, SegmentVersion, SegmentVote};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -144,6 +145,9 @@ pub(crate) fn agreed(
     let available = own.whole || votes.values().any(|vote| vote.whole && vote.version == own.version);
     if certain && available {
         return Some(own.version);
+    }
+    if is_planted(Plant::OverwriteOnDispute) {
+        return votes.first_key_value().map(|(_, vote)| vote.version);
     }
     // The others may have written it again without pruned values: then the own version is nowhere to be had. One of which
     // values are gone here never becomes one that has them.

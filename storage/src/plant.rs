@@ -37,6 +37,8 @@ pub enum Plant {
     StaleFrameAfterCut,
     /// `storage`, scrub: a segment that is not what was sealed is seen, and left as it is.
     IgnoreSealMismatch,
+    /// `raft`, scrub: in a dispute about a segment the first member is believed, and good bytes are overwritten by its.
+    OverwriteOnDispute,
     /// `node`, views: a read is of the state before the one that it waited for.
     StaleSnapshotRead,
     /// `storage`, reads: the index that answers a get has not caught up.
@@ -75,6 +77,7 @@ impl Plant {
         Self::IgnoreReadSets,
         Self::StaleFrameAfterCut,
         Self::IgnoreSealMismatch,
+        Self::OverwriteOnDispute,
         Self::StaleSnapshotRead,
         Self::IndexLags,
         Self::HistoryForgets,

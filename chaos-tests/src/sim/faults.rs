@@ -13,6 +13,7 @@ mod misdirected;
 mod oneway;
 mod partition;
 mod rot;
+mod rot_unnoticed;
 
 use std::time::Duration;
 
@@ -51,6 +52,10 @@ pub trait Fault: Sync {
     fn fits(&self, _nodes: usize) -> bool {
         true
     }
+    /// As that of an operation: what came later is drawn by itself.
+    fn own_draw(&self) -> Option<(&'static str, u64)> {
+        None
+    }
     /// Makes it happen; `None` when nothing is there that it could happen to.
     fn inject(&self, world: &mut World<'_>, now: Duration) -> Option<Incident>;
 }
@@ -77,4 +82,5 @@ pub const ALL: &[&dyn Fault] = &[
     &misdirected::Misdirected,
     &rot::Rot,
     &emptied::Emptied,
+    &rot_unnoticed::RotUnnoticed,
 ];

@@ -111,6 +111,7 @@ impl Plant {
                 inside::Plant::IgnoreReadSets => "server-ignore-read-sets",
                 inside::Plant::StaleFrameAfterCut => "server-stale-frame-after-cut",
                 inside::Plant::IgnoreSealMismatch => "server-ignore-seal-mismatch",
+                inside::Plant::OverwriteOnDispute => "server-overwrite-on-dispute",
                 inside::Plant::StaleSnapshotRead => "server-stale-snapshot-read",
                 inside::Plant::IndexLags => "server-index-lags",
                 inside::Plant::HistoryForgets => "server-history-forgets",
@@ -131,6 +132,7 @@ impl Plant {
             // Only this shows the bug as what it is; with other faults consensus itself stumbles over it first.
             Self::AcknowledgeBeforeFsync | Self::Inside(inside::Plant::AcknowledgeBeforeSync) => &["power-loss"],
             Self::Inside(inside::Plant::IgnoreSealMismatch) => &["rot"],
+            Self::Inside(inside::Plant::OverwriteOnDispute) => &["rot-unnoticed", "restart"],
             Self::Inside(inside::Plant::ApplyTwiceAfterRestart | inside::Plant::LocalSettingInApply) => {
                 &["restart", "crash", "power-loss"]
             }

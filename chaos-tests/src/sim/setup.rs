@@ -71,10 +71,15 @@ impl Setup {
         }
         let fits = |fault: &&dyn Fault| fault.fits(nodes);
         let faults: Vec<&dyn Fault> = if only.is_empty() {
-            let mut drawn: Vec<_> = faults::ALL.iter().copied().filter(fits).filter(|_| rng.below(2) == 0).collect();
+            let first = || faults::ALL.iter().copied().filter(fits).filter(|fault| fault.own_draw().is_none());
+            let mut drawn: Vec<_> = first().filter(|_| rng.below(2) == 0).collect();
             if drawn.len() < 2 {
-                drawn = faults::ALL.iter().copied().filter(fits).collect();
+                drawn = first().collect();
             }
+            let later = faults::ALL.iter().copied().filter(fits).filter(|fault| {
+                fault.own_draw().is_some_and(|(purpose, one_in)| SimRng::of(seed, purpose).below(one_in) == 0)
+            });
+            drawn.extend(later);
             drawn
         } else {
             let chosen = |fault: &&dyn Fault| only.iter().any(|name| name == fault.name());

@@ -1,0 +1,103 @@
+//! A value in a closed segment becomes another one, with a fitting checksum, while the node is down, and what it remembered of the
+//! segment is lost: the segment is consistent in itself, and only the others can tell that it is not what was written.
+
+use std::path::{Path, PathBuf};
+
+use alhambra_storage::vfs::{OpenMode, Vfs};
+
+use super::super::disk::SimDisk;
+use super::super::setup::NAMES;
+use super::super::world::World;
+use super::{Fault, Incident};
+
+/// See the module.
+pub struct RotUnnoticed;
+
+/// Length of a segment's header and of a frame's, bytes, and where the header has its first log index (`docs/format.md`).
+const HEADER_BYTES: u64 = 256;
+const FRAME_HEAD_BYTES: u64 = 8;
+const FIRST_INDEX_AT: u64 = 56;
+/// Where a checkpoint has the log index up to which all is applied, behind its head, the database's id, a byte and a term.
+const APPLIED_AT: u64 = 16 + 16 + 1 + 8;
+
+fn number(disk: &SimDisk, path: &Path, at: u64) -> Option<u64> {
+    let file = disk.files().open(path, OpenMode::Read).ok()?;
+    let bytes = file.read_at(at, 8).ok()?;
+    Some(u64::from_be_bytes(bytes.as_ref().try_into().ok()?))
+}
+
+/// Closed segments below the last checkpoint of their database: nothing is applied from them any more, so that what they say is what
+/// is proven and given to others, and nothing else.
+fn old_segments(disk: &SimDisk) -> Vec<PathBuf> {
+    let is_old = |path: &Path| {
+        let next: u64 = path.file_stem()?.to_str()?.parse().ok()?;
+        let next = path.with_file_name(format!("{:010}.seg", next + 1));
+        let checkpoint = path.parent()?.parent()?.join("checkpoint");
+        Some(number(disk, &next, FIRST_INDEX_AT)? < number(disk, &checkpoint, APPLIED_AT)?)
+    };
+    disk.find(Path::new("/data/databases"), &|path| {
+        let has_sidecar = disk.files().exists(&path.with_extension("idx")).unwrap_or(false);
+        path.extension().is_some_and(|extension| extension == "seg") && has_sidecar && is_old(path) == Some(true)
+    })
+}
+
+/// Changes the end of one frame, and its checksum with it; whether there was one.
+fn twist(disk: &SimDisk, path: &Path, pick: impl Fn(u64) -> u64) -> std::io::Result<bool> {
+    let files = disk.files();
+    let file = files.open(path, OpenMode::ReadWrite)?;
+    let (mut frames, mut at, len) = (Vec::new(), HEADER_BYTES, file.len()?);
+    while at + FRAME_HEAD_BYTES < len {
+        let head = file.read_at(at, 4)?;
+        let body = u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
+        if body == 0 || at + FRAME_HEAD_BYTES + body > len {
+            break;
+        }
+        frames.push((at, body));
+        at += FRAME_HEAD_BYTES + body;
+    }
+    if frames.is_empty() {
+        return Ok(false);
+    }
+    let (at, len) = frames[pick(frames.len() as u64) as usize];
+    let mut body = file.read_at(at + FRAME_HEAD_BYTES, len as usize)?.to_vec();
+    if let Some(last) = body.last_mut() {
+        *last ^= 1;
+    }
+    file.write_at(at + 4, &crc32c::crc32c(&body).to_be_bytes())?;
+    file.write_at(at + FRAME_HEAD_BYTES, &body)?;
+    file.sync_data()?;
+    files.remove_file(&path.with_extension("idx"))?;
+    files.sync_dir(path.parent().expect("in a folder"))?;
+    Ok(true)
+}
+
+impl Fault for RotUnnoticed {
+    fn name(&self) -> &'static str {
+        "rot-unnoticed"
+    }
+
+    fn fits(&self, nodes: usize) -> bool {
+        nodes > 1
+    }
+
+    fn own_draw(&self) -> Option<(&'static str, u64)> {
+        Some(("rot that fits", 3))
+    }
+
+    fn inject(&self, world: &mut World<'_>, _: std::time::Duration) -> Option<Incident> {
+        let node = world.victim()?;
+        let segments = old_segments(&world.hosts[node].disk);
+        if segments.is_empty() {
+            return None;
+        }
+        let path = &segments[world.rng.below(segments.len() as u64) as usize];
+        world.crash(node);
+        let twisted = twist(&world.hosts[node].disk, path, |count| world.rng.below(count)).is_ok_and(|done| done);
+        let what = if twisted { "is another one in" } else { "could not be changed in" };
+        let what = format!("{} is down, and a value {what} {}", NAMES[node], path.display());
+        Some(Incident::until(what, world.between(100, 2_000), move |world| {
+            world.start(node);
+            format!("{} starts", NAMES[node])
+        }))
+    }
+}
