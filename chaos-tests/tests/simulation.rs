@@ -99,7 +99,7 @@ fn bugs_in_the_server_are_found() {
         ("server-drop-pre-vote", "3", "12", &["M3"]),
         ("server-serve-before-caught-up", "9", "20", &["R5", "R6"]),
         ("server-ignore-read-floor", "6", "14", &["R7", "S5"]),
-        ("server-stale-frame-after-cut", "2", "14", &["liveness"]),
+        ("server-stale-frame-after-cut", "14", "14", &["liveness"]),
         ("server-forget-too-much", "2", "12", &["S6"]),
         ("server-show-forgotten", "2", "12", &["S5"]),
         ("server-follow-bound-members", "2", "12", &["R10"]),
