@@ -494,6 +494,7 @@ mod tests {
         let given = Versioned { key: "k@3".into(), revision_separator: "@".into() };
         assert_eq!(given.parts(false), (b"k@3".to_vec(), None));
     }
+
     #[test]
     fn what_is_beside_a_value_is_told() {
         use alhambra_client::{KvMetadata, Reference};
