@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/codenotary/immudb/pkg/api/schema"
 	"github.com/codenotary/immudb/pkg/client"
@@ -169,4 +170,39 @@ func oneStateForAllNodes(f *flow) {
 	same(len(servers), 1, "servers that are pinned: "+strings.Join(servers, " "))
 	identities := ok(filepath.Glob(filepath.Join(f.State, ".identity-*")))
 	same(len(identities) >= len(f.Endpoints), true, "identities that are pinned: "+strings.Join(identities, " "))
+}
+
+// lifecycle closes, opens, and removes a database, and has what is old forgotten.
+func lifecycle(f *flow) {
+	name, key := "l"+f.Tag, []byte("key")
+	ok(f.db.CreateDatabaseV2(f.ctx, name, nil))
+	other := f.open(f.ctx, f.Endpoint, f.Username, f.Password, name)
+	for n := range 3 {
+		ok(other.VerifiedSet(f.ctx, key, fmt.Append(nil, n)))
+	}
+	refused(f.db.TruncateDatabase(f.ctx, name, 48*time.Hour), "retention period has not been reached")
+	_, err := f.db.LoadDatabase(f.ctx, &schema.LoadDatabaseRequest{Database: name})
+	refused(err, "database already loaded")
+	_, err = f.db.DeleteDatabase(f.ctx, &schema.DeleteDatabaseRequest{Database: name})
+	refused(err, "cannot delete an open database")
+	same(ok(f.db.UnloadDatabase(f.ctx, &schema.UnloadDatabaseRequest{Database: name})).Database, name, "UnloadDatabase")
+	loaded := func() (found string) {
+		for _, database := range ok(f.db.DatabaseListV2(f.ctx)).Databases {
+			if database.Name == name {
+				found = fmt.Sprint(database.Loaded)
+			}
+		}
+		return
+	}
+	same(loaded(), "false", "an unloaded database in the list")
+	same(ok(f.db.LoadDatabase(f.ctx, &schema.LoadDatabaseRequest{Database: name})).Database, name, "LoadDatabase")
+	same(loaded(), "true", "a loaded database in the list")
+	again := f.open(f.ctx, f.Endpoint, f.Username, f.Password, name)
+	same(value(again.VerifiedGet(f.ctx, key)), "2", "VerifiedGet after it was loaded")
+	same(value(again.VerifiedGetAtRevision(f.ctx, key, 1)), "0", "VerifiedGetAtRevision after it was loaded")
+	ok(f.db.UnloadDatabase(f.ctx, &schema.UnloadDatabaseRequest{Database: name}))
+	ok(f.db.DeleteDatabase(f.ctx, &schema.DeleteDatabaseRequest{Database: name}))
+	same(loaded(), "", "a deleted database in the list")
+	gone := client.NewClient().WithOptions(f.options(f.Endpoint)).WithLogger(quiet{})
+	refused(gone.OpenSession(f.ctx, []byte(f.Username), []byte(f.Password), name), "database does not exist")
 }

@@ -200,6 +200,7 @@ var flows = map[string]func(*flow){
 	"replication":             replication,
 	"users":                   users,
 	"administration":          administration,
+	"lifecycle":               lifecycle,
 	"deprecated_calls":        deprecatedCalls,
 	"server":                  server,
 	"sessions":                sessions,
