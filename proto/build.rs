@@ -23,6 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(false).open_files(&files)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    // For clients: without what nodes ask each other.
+    let mut of_clients = protox::Compiler::new([&root])?;
+    let is_of_clients = |path: &&PathBuf| !path.ends_with("peer.proto");
+    of_clients.include_imports(true).include_source_info(false).open_files(files.iter().filter(is_of_clients))?;
+    fs::write(out.join("client_descriptors.bin"), of_clients.encode_file_descriptor_set())?;
 
     // Comments become doc comments of the generated code.
     let descriptors = compiler.include_source_info(true).file_descriptor_set();

@@ -107,7 +107,8 @@ impl Versioned {
             return (key, None);
         }
         let at = key.windows(separator.len()).rposition(|part| part == separator);
-        let revision = at.and_then(|at| std::str::from_utf8(&key[at + separator.len()..]).ok()?.parse().ok());
+        let number = at.and_then(|at| std::str::from_utf8(&key[at + separator.len()..]).ok());
+        let revision = number.filter(|number| !number.starts_with('+')).and_then(|number| number.parse().ok());
         if let (Some(at), Some(_)) = (at, revision) {
             key.truncate(at);
         }
@@ -486,7 +487,7 @@ mod tests {
         assert_eq!(parts("k@-1", "@"), ("k".to_owned(), Some(-1)));
         assert_eq!(parts("ada@example.com@2", "@"), ("ada@example.com".to_owned(), Some(2)));
         assert_eq!(parts("k::4", "::"), ("k".to_owned(), Some(4)));
-        for whole in ["ada@example.com", "k", "k@", "k@1x"] {
+        for whole in ["ada@example.com", "k", "k@", "k@1x", "tel@+4930123"] {
             assert_eq!(parts(whole, "@"), (whole.to_owned(), None));
         }
         assert_eq!(parts("k@3", ""), ("k@3".to_owned(), None));

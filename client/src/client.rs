@@ -438,9 +438,14 @@ impl Client {
         txs.map_err(|source| Error::Malformed { call: "tx_scan", source })
     }
 
-    /// The state that the server claims for the selected database. Nothing is verified; see [`Self::verify_state`].
+    /// The state that the server claims for the selected database. Its signature is verified if a key is given, nothing else; see
+    /// [`Self::verify_state`].
     pub async fn current_state(&self) -> Result<schema::ImmutableState, Error> {
-        self.current_state_by(self.connection().deadline()).await
+        let reply = self.current_state_by(self.connection().deadline()).await?;
+        if self.inner.server_key.is_some() {
+            self.must_be_signed(&reply).await?;
+        }
+        Ok(reply)
     }
 
     pub(crate) async fn current_state_by(

@@ -13,6 +13,7 @@ use alhambra_proto::code::text;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use alhambra_proto::schema::{Database, OpenSessionRequest};
 use tokio::sync::{Mutex, RwLock};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -176,6 +177,10 @@ impl Connection {
                         // An endpoint that is gone holds nobody up.
                         tokio::spawn(end(left, deadline));
                         return Ok(());
+                    }
+                    // Whatever was called for it.
+                    Err(LoginFailure::Final(Error::Refused { status, .. })) => {
+                        return Err(Error::Refused { call: "use_database", status });
                     }
                     Err(LoginFailure::Final(error)) => return Err(error),
                     Err(LoginFailure::Elsewhere(status)) => {
@@ -350,11 +355,15 @@ impl Connection {
 /// Answers are waited for, no longer than to `deadline`, but not needed: sessions expire.
 async fn end(sessions: Vec<Arc<Session>>, deadline: Instant) {
     let deadline = (Instant::now() + CONNECT_TIMEOUT).min(deadline);
+    let mut ending = JoinSet::new();
     for session in sessions.into_iter().filter(|session| session.is_of_user()) {
-        let mut request = Request::new(());
-        session.admit(&mut request);
-        let _ = timeout_at(deadline, session.service.clone().close_session(request)).await;
+        ending.spawn(async move {
+            let mut request = Request::new(());
+            session.admit(&mut request);
+            let _ = timeout_at(deadline, session.service.clone().close_session(request)).await;
+        });
     }
+    ending.join_all().await;
 }
 
 async fn open_session(

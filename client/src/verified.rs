@@ -234,6 +234,16 @@ impl Client {
         Ok(self.inner.store.load(&self.state_id().await)?)
     }
 
+    /// Refuses a claimed state without the right signature.
+    pub(crate) async fn must_be_signed(&self, reply: &schema::ImmutableState) -> Result<(), Error> {
+        let id = self.state_id().await;
+        let trusted = TrustedState::empty(id.database.clone());
+        let checked = check::current_state(&id.database, reply, self.inner.server_key.as_ref());
+        let round =
+            Round { call: "current_state", deadline: self.inner.connection.deadline(), id, stored: None, trusted };
+        self.judged(&round, &(), reply, checked).map(drop)
+    }
+
     async fn state_id(&self) -> StateId {
         StateId { server_uuid: self.server_uuid().await, database: self.database().await }
     }

@@ -17,10 +17,10 @@ mod verified;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alhambra_proto::cluster::cluster_service_server::{self, ClusterServiceServer};
-use alhambra_proto::model::authorization_service_server::{self, AuthorizationServiceServer};
-use alhambra_proto::model::document_service_server::{self, DocumentServiceServer};
-use alhambra_proto::schema::immu_service_server::{self, ImmuServiceServer};
+use alhambra_proto::cluster::cluster_service_server::ClusterServiceServer;
+use alhambra_proto::model::authorization_service_server::AuthorizationServiceServer;
+use alhambra_proto::model::document_service_server::DocumentServiceServer;
+use alhambra_proto::schema::immu_service_server::ImmuServiceServer;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
@@ -54,14 +54,6 @@ pub fn in_process(app: Arc<App>) -> InProcess {
     GateLayer { app: app.clone() }.layer(services(&app))
 }
 
-/// What clients may call, for reflection.
-const SERVICES: [&str; 4] = [
-    immu_service_server::SERVICE_NAME,
-    cluster_service_server::SERVICE_NAME,
-    document_service_server::SERVICE_NAME,
-    authorization_service_server::SERVICE_NAME,
-];
-
 /// The services of the SDKs, and our own.
 fn services(app: &Arc<App>) -> Routes {
     let limit = app.message_bytes_max();
@@ -80,12 +72,10 @@ fn services(app: &Arc<App>) -> Routes {
 pub fn server(app: Arc<App>, reflection: bool) -> Router<Stack<GateLayer, Identity>> {
     let mut routes = services(&app);
     if reflection {
-        // What nodes ask each other is on another port.
         let builder = || {
-            let builder = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(alhambra_proto::FILE_DESCRIPTOR_SET)
-                .include_reflection_service(false);
-            SERVICES.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(alhambra_proto::CLIENT_DESCRIPTOR_SET)
+                .include_reflection_service(false)
         };
         // Older tools only know the first version of the protocol.
         routes = routes

@@ -410,12 +410,22 @@ async fn confirm_others(groups: Arc<Groups>, app: Arc<App>) {
 
 /// A password that was given for the first administrator and is not theirs is told of, or forced on them.
 async fn look_at_admin_password(app: Arc<App>, given: Secret, force: bool) {
+    let (mut told, mut may_be_forced) = (String::new(), false);
     let compared = loop {
         let deadline = Instant::now() + SETTINGS_WAIT;
         match app.compare_admin_password(given.reveal().as_bytes(), force, deadline).await {
+            Ok(AdminPassword::Same) if may_be_forced => break AdminPassword::Forced,
             Ok(compared) => break compared,
             // No quorum yet, or somebody changes it at this moment.
-            Err(_) => tokio::time::sleep(FOLLOW_AGAIN).await,
+            Err(error) => {
+                may_be_forced |= error.may_be_applied();
+                let why = error.to_string();
+                if force && why != told {
+                    tracing::warn!(%error, "the password of user {ADMIN_USER} is not forced yet; it is tried again");
+                    told = why;
+                }
+                tokio::time::sleep(FOLLOW_AGAIN).await;
+            }
         }
     };
     match compared {

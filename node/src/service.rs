@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alhambra_ledger::ids::TxId;
+use alhambra_ledger::ids::{GroupId, TxId};
 use alhambra_proto::code::{WireError, text};
 use alhambra_raft::env::Env;
 use alhambra_raft::group::Level;
@@ -98,6 +98,8 @@ pub struct App {
     me: std::sync::OnceLock<u64>,
     /// The cluster's own UUID, once it is formed: every answer says a UUID.
     own_uuid: std::sync::OnceLock<String>,
+    /// Where looking for old data stopped, of databases that have more of it than one order came to.
+    searches: Mutex<HashMap<GroupId, truncation::Search>>,
     /// Random number of this process: other nodes see by it that it has forgotten.
     process: u64,
     /// How far other nodes were heard about sessions that have ended.
@@ -142,6 +144,7 @@ impl App {
             me: std::sync::OnceLock::new(),
             own_uuid: std::sync::OnceLock::new(),
             heard: Mutex::default(),
+            searches: Mutex::default(),
             followed: Mutex::new(TxId(0)),
             looked_for_key: tokio::sync::Mutex::default(),
             key_is_known: watch::Sender::new(false),

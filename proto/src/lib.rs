@@ -39,3 +39,6 @@ pub mod peer {
 
 /// Encoded `FileDescriptorSet` of all packages, imports and HTTP options included; for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Descriptors of what clients may call, encoded, for reflection.
+pub const CLIENT_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/client_descriptors.bin"));

@@ -162,7 +162,9 @@ impl Attempt<'_> {
             return Ok(Mending::Hopeless(self.cannot("the others have the same bytes")));
         }
         if agreed.generation > generation && !unopened.takes_later_generation(segment) {
-            return Ok(self.waits("the others have forgotten values of it that are still to be applied here"));
+            return Ok(
+                self.waits("the others have forgotten values of it, and what is applied here does not reach behind it")
+            );
         }
         for (node, vote) in votes.iter().filter(|(node, vote)| **node != me && vote.whole && vote.version == agreed) {
             if self.fetch(unopened, *node, vote, agreed).await? {

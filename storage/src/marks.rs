@@ -100,12 +100,10 @@ pub(crate) fn says_database(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> 
 impl Marks {
     pub(crate) fn open(vfs: &dyn Vfs, dir: &Path, database: DatabaseId) -> Result<Self> {
         let path = dir.join("marks");
-        let new = !vfs.exists(&path).map_err(|e| Error::io(FileOp::Open, &path, e))?;
         let (file, content) = TwinFile::open(vfs, path.clone(), MARKS_MAGIC)?;
-        if new {
-            // The vote and the checkpoint must not have names before it: see `must_be_there`.
-            vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))?;
-        }
+        // The vote and the checkpoint must not have names before it: see `must_be_there`. Also one that was there may have been
+        // made by a process that did not get as far as this.
+        vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))?;
         let values = match content {
             None => Values::default(),
             Some(bytes) => match Values::decode(&bytes) {

@@ -247,13 +247,19 @@ fn fetch(
     put(db, core, &staged, number, version)
 }
 
-fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: SegmentVersion) -> Result<()> {
+/// Whether the version is a later generation; refused when such a one cannot be taken yet.
+fn takes(db: &Database, core: &Core, number: u64, agreed: SegmentVersion) -> Result<bool> {
     let info = core.ledger.view(number).ok_or(Error::NoSuchSegment { number })?.info;
     let newer = agreed.generation > info.generation;
     // Entries of a pruned segment count as purged, so nothing is to be applied from it any more.
     if newer && !checkpoint::reach_behind(db, core, info.last_log_id)? {
         return Err(Error::NoSuchSegment { number });
     }
+    Ok(newer)
+}
+
+fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: SegmentVersion) -> Result<()> {
+    let newer = takes(db, core, number, agreed)?;
     core.ledger.replace(staged)?;
     if newer {
         core.seals.rewritten(number);
@@ -296,6 +302,8 @@ impl SegmentRepair {
 /// See [`Database::begin_segment_repair`].
 pub(crate) fn begin(db: &Database, segment: u64, agreed: SegmentVersion) -> Result<SegmentRepair> {
     let core = db.core();
+    // Before anything is fetched for it.
+    takes(db, &core, segment, agreed)?;
     let staged = core.ledger.begin_repair(segment, agreed)?;
     Ok(SegmentRepair { core, staged, segment, agreed })
 }

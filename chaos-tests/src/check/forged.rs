@@ -50,10 +50,10 @@ fn lie_about(indexed: &Indexed, verifiers: &[(&str, Believes)]) -> Result<u64, S
     let mut rng =
         SplitMix64::new(honest.alhs.last().map_or(0, |alh| u64::from_le_bytes(std::array::from_fn(|i| alh.0[i]))));
     let mut told = 0;
-    for _ in 0..LIES {
-        // Somebody trusts `known`, which is in the tree of the last one, and has a tree of its own.
-        let known = 2 + rng.draw() % (last - 3);
-        let changed = 1 + rng.draw() % known;
+    for lie in 0..LIES {
+        // Somebody trusts `known`, and has a tree of its own; now and then it is the last one in the tree, or the changed one.
+        let known = if lie == 1 { last - 1 } else { 2 + rng.draw() % (last - 3) };
+        let changed = if lie == 0 { known } else { 1 + rng.draw() % known };
         for story in stories(&honest, known, changed, last) {
             let proof = story.proof()?;
             for (name, believes) in verifiers {
@@ -75,31 +75,39 @@ fn lie_about(indexed: &Indexed, verifiers: &[(&str, Believes)]) -> Result<u64, S
 }
 
 /// What is shown to a client.
-struct Story<'a> {
+struct Story {
     tells: &'static str,
     is_true: bool,
     /// What the client trusts, or computes from what it was shown.
     source: End,
     target: End,
     /// What the server shows.
-    shown: (&'a TxHeader, TxHeader),
+    shown: (TxHeader, TxHeader),
     server: Server,
+    /// What it shows as the last leaf of the tree, where that is not the transaction before the target.
+    last_leaf: Option<Digest>,
 }
 
-impl Story<'_> {
+impl Story {
     fn proof(&self) -> Result<DualProof, String> {
-        build_dual(self.shown.0, &self.shown.1, &self.server, &self.server)
-            .map_err(|error| format!("no proof: {error}"))
+        let proof = build_dual(&self.shown.0, &self.shown.1, &self.server, &self.server);
+        let mut proof = proof.map_err(|error| format!("no proof: {error}"))?;
+        if let Some(leaf) = self.last_leaf {
+            proof.target_bl_tx_alh = leaf;
+            let begins_there = proof.linear.source == proof.target.bl_tx_id;
+            proof.linear.terms.first_mut().filter(|_| begins_there).into_iter().for_each(|first| *first = leaf);
+        }
+        Ok(proof)
     }
 }
 
-/// The truth, and every kind of lie.
-fn stories(honest: &Server, known: u64, changed: u64, last: u64) -> Vec<Story<'_>> {
+/// The truth, and lies: for each step of a verifier one that it alone refuses.
+fn stories(honest: &Server, known: u64, changed: u64, last: u64) -> Vec<Story> {
     let trusted = honest.end(known);
     let rewritten = honest.rewritten(changed);
-    let story = |tells, is_true, source, shown, target: TxHeader, server: Server| {
+    let story = |tells, is_true, source, shown: &TxHeader, target: TxHeader, server: Server| {
         let end = (target.id, alh(&target));
-        Story { tells, is_true, source, target: end, shown: (shown, target), server }
+        Story { tells, is_true, source, target: end, shown: (shown.clone(), target), server, last_leaf: None }
     };
     // A tree with one leaf changed, or all from there on, that still has the trusted transaction in it.
     let spliced = |mut alhs: Vec<Digest>| {
@@ -133,6 +141,29 @@ fn stories(honest: &Server, known: u64, changed: u64, last: u64) -> Vec<Story<'_
             rewritten.clone(),
         ),
     ];
+    // An old transaction is another one, to somebody who trusts the newest.
+    let old = &rewritten.headers[changed as usize - 1];
+    if changed < last - 1 {
+        all.push(Story {
+            source: (old.id, alh(old)),
+            target: honest.end(last),
+            ..story(
+                "a changed transaction is history of the newest",
+                false,
+                trusted,
+                old,
+                honest.header(last).clone(),
+                honest.clone(),
+            )
+        });
+    }
+    // The chain is written anew and the tree is not, whichever of the two is shown as its last leaf.
+    let split = TxHeader { prev_alh: rewritten.end(last - 1).1, ..honest.header(last).clone() };
+    for last_leaf in [rewritten.end(last - 1).1, honest.end(last - 1).1] {
+        let tells = "a chain written anew beside the true tree continues it";
+        let told = story(tells, false, trusted, honest.header(known), split.clone(), honest.clone());
+        all.push(Story { last_leaf: Some(last_leaf), ..told });
+    }
     if changed < known {
         let (server, target) = one_leaf;
         all.push(story(
@@ -326,13 +357,17 @@ mod tests {
 
     #[test]
     fn a_verifier_that_leaves_a_step_out_is_found() {
-        let lax: [(&str, Believes); 3] = [
+        fn but(step: &str, proof: &DualProof, source: End, target: End) -> bool {
+            let verdict = proof::verify(&plain(proof), source.0.get(), target.0.get(), &source.1.0, &target.1.0);
+            verdict.is_ok() || verdict == Err(step)
+        }
+        let lax: [(&str, Believes); 6] = [
             ("everything", |_, _, _| true),
             ("nothing", |_, _, _| false),
-            ("without consistency", |proof, source, target| {
-                let verdict = proof::verify(&plain(proof), source.0.get(), target.0.get(), &source.1.0, &target.1.0);
-                matches!(verdict, Ok(()) | Err("consistency"))
-            }),
+            ("without inclusion", |p, s, t| but("inclusion", p, s, t)),
+            ("without consistency", |p, s, t| but("consistency", p, s, t)),
+            ("without last inclusion", |p, s, t| but("last inclusion", p, s, t)),
+            ("without linear", |p, s, t| but("linear", p, s, t)),
         ];
         for one in lax {
             let found = (4..40).filter(|n| lie_about(&ledger(*n), &[one]).is_err()).count();

@@ -81,7 +81,7 @@ async fn commands_refuse_states_that_the_server_did_not_sign() {
     };
     assert!(call(other, &["set", "k", "v"]).status.success(), "it is not asked for");
     let flags = ["--server-signing-pub-key", &public];
-    for command in [&["set", "k", "v"][..], &["get", "k"], &["scan"], &["tx", "1"], &["verify", "k"]] {
+    for command in [&["set", "k", "v"][..], &["get", "k"], &["scan"], &["tx", "1"], &["verify", "k"], &["current"]] {
         let signed = call(base, &[command, &flags].concat());
         assert!(signed.status.success(), "{command:?}: {}", stderr(&signed));
         let unsigned = call(other, &[command, &flags].concat());

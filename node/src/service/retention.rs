@@ -59,7 +59,7 @@ pub async fn keep_retention(app: Arc<App>) {
                 continue;
             }
             let pause = match app.truncate_by_setting(&record, &settings).await {
-                Ok(Truncated::Changed) => Duration::ZERO,
+                Ok(Truncated::Changed | Truncated::Partly) => Duration::ZERO,
                 Ok(Truncated::Done | Truncated::NotReached) => {
                     Duration::from_millis(settings.truncation_frequency.unsigned_abs())
                 }

@@ -33,6 +33,8 @@ fn cutoff(now_ms: i64, retention_ms: i64) -> i64 {
 pub(super) enum Truncated {
     /// The values are gone for every read on this node from now on.
     Done,
+    /// Some of them are, or it is known which; the next order goes on from there.
+    Partly,
     /// Nothing is old enough.
     NotReached,
     /// The record of the database is another one by now; nothing was done.
@@ -51,6 +53,7 @@ impl App {
             let now_ms = self.env.clock.now_unix_ms();
             match self.truncate(&record, (retention_ms, now_ms), &by.name, call.deadline).await? {
                 Truncated::Done => return Ok(()),
+                Truncated::Partly => return Err(UNFINISHED),
                 Truncated::NotReached => return Err(text::RETENTION_NOT_REACHED.into()),
                 Truncated::Changed => {}
             }
@@ -71,7 +74,8 @@ impl App {
         }
         replica.barrier(Level::Linearizable, deadline).await?;
         let cutoff = cutoff(now_ms, retention_ms);
-        let mut search = Search::new(replica.database().truncated_before(), cutoff);
+        let kept = self.searches.lock().remove(&record.group);
+        let mut search = Search::resumed(kept, replica.database().truncated_before(), cutoff);
         // Time is left for the truncation itself: what was found until then is forgotten, and the rest the next time.
         let enough = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
         while !search.ended && Instant::now() < enough {
@@ -79,10 +83,13 @@ impl App {
             let piece = self.env.blocking(of_node::MEMORY, move || search.look_at(&database).map(|()| search));
             search = timeout_at(deadline, piece).await.map_err(|_| UNFINISHED)?.ok_or(Error::Stopping)??;
         }
+        if !search.ended {
+            self.searches.lock().insert(record.group, search);
+        }
         // Before the first transaction there is nothing, and what is forgotten already is not forgotten again.
         let before = TxId(search.old);
         if before <= replica.database().truncated_before() || before.get() <= 1 {
-            return if search.ended { Ok(Truncated::NotReached) } else { Err(UNFINISHED) };
+            return Ok(if search.ended { Truncated::NotReached } else { Truncated::Partly });
         }
         let order = TruncationOrder { before, cutoff, retention_ms, by };
         let citation = match self.groups.meta().order_truncation(record, &order, deadline).await {
@@ -97,7 +104,7 @@ impl App {
                 shown.map_err(|error| Error::from(error).after_commit(marker.id))?;
                 let name = &record.name;
                 tracing::info!(name, by, %before, marker = %marker.id, order = %citation.tx, "the database is truncated");
-                if search.ended { Ok(Truncated::Done) } else { Err(UNFINISHED) }
+                Ok(if search.ended { Truncated::Done } else { Truncated::Partly })
             }
             // Somebody else was faster.
             Written::Rejected(Rejection::NothingToPrune) => Ok(Truncated::NotReached),
@@ -113,7 +120,7 @@ impl App {
 /// without a time is as old as the next one that has one. Times of another server, whose clock was set back, do fall, and nothing
 /// younger than the cut-off may be forgotten, so it looks at each; as long as the part that is to be forgotten.
 #[derive(Clone, Copy, Debug)]
-struct Search {
+pub(super) struct Search {
     cutoff: i64,
     /// The one to look at next.
     next: u64,
@@ -129,6 +136,14 @@ impl Search {
     /// What is before `known` is forgotten already.
     const fn new(known: TxId, cutoff: i64) -> Self {
         Self { cutoff, next: known.0 + 1, filled: known.0, old: known.0, ended: false }
+    }
+
+    /// The same, from where an earlier one stopped: what was old stays old, unless more of it is to be kept now.
+    fn resumed(kept: Option<Self>, known: TxId, cutoff: i64) -> Self {
+        match kept.filter(|kept| kept.cutoff <= cutoff && kept.old >= known.0) {
+            Some(kept) => Self { cutoff, ..kept },
+            None => Self::new(known, cutoff),
+        }
     }
 
     /// Looks at the next piece.
@@ -194,6 +209,8 @@ mod tests {
                     for count in 1..=3 {
                         let mut search = Search::new(TxId(known), CUTOFF);
                         while !search.ended {
+                            // As another call does, later.
+                            search = Search::resumed(Some(search), TxId(known), CUTOFF);
                             let read = std::cell::Cell::new(0);
                             let header = |n: u64| {
                                 read.set(read.get() + 1);
@@ -202,6 +219,8 @@ mod tests {
                             search.look(u64::from(len), count, header).unwrap();
                             assert!(read.get() <= count, "a piece is no longer than it is told");
                         }
+                        let again = Search::resumed(Some(search), TxId(known), CUTOFF - 1);
+                        assert_eq!(again.next, known + 1, "more is to be kept");
                         assert_eq!(search.old, wanted, "{txs:?} behind {known} by {count}");
                     }
                 }

@@ -356,6 +356,16 @@ async fn reflection_describes_what_clients_may_call_and_nothing_else() {
         };
         assert!(!found.file_descriptor_proto.is_empty(), "{name}");
     }
+    for hidden in [
+        MessageRequest::FileContainingSymbol("alhambra.peer.Peer".into()),
+        MessageRequest::FileByFilename("peer.proto".into()),
+    ] {
+        let mut client = ServerReflectionClient::new(channel(&node).await);
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(hidden.clone()) };
+        let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+        let status = answers.message().await.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound, "{hidden:?}");
+    }
     node.shutdown().await;
     let mut config = config();
     config.grpc_reflection = false;

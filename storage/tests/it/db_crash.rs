@@ -259,22 +259,38 @@ fn the_marks_of_a_new_database_are_there_whichever_names_a_crash_keeps() {
     type Deed = fn(&Database) -> Result<()>;
     let deeds: [Deed; 2] = [|db| db.save_vote(b"for me"), |db| db.checkpoint()];
     for deed in deeds {
-        for step in 0.. {
-            let mut done = false;
-            for seed in 0..20 {
-                let disk = MemVfs::new();
-                let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
-                let vfs: Arc<dyn Vfs> = faulty.clone();
-                let db = open(&vfs, &dir()).expect("an empty disk");
-                faulty.fail_after(step, Fault::Crash);
-                done = deed(&db).is_ok();
-                drop((db, vfs));
-                disk.crash(Crash::PowerLossTorn { seed });
-                let vfs: Arc<dyn Vfs> = Arc::new(disk);
-                drop(open(&vfs, &dir()).unwrap_or_else(|e| panic!("step {step}, seed {seed}: {e}")));
+        // A process that was killed while it opened the database first; the last of these came to its end.
+        for killed in 0.. {
+            let mut opened = false;
+            for step in 0.. {
+                let mut done = false;
+                for seed in 0..6 {
+                    let disk = MemVfs::new();
+                    let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
+                    faulty.fail_at(killed, Fault::Crash);
+                    let vfs: Arc<dyn Vfs> = faulty;
+                    let first = open(&vfs, &dir());
+                    opened = first.is_ok();
+                    drop((first, vfs));
+                    disk.crash(Crash::Process);
+                    let faulty = Arc::new(FaultyVfs::new(Arc::new(disk.clone())));
+                    let vfs: Arc<dyn Vfs> = faulty.clone();
+                    let db = open(&vfs, &dir()).unwrap_or_else(|e| panic!("killed at {killed}: {e}"));
+                    faulty.fail_after(step, Fault::Crash);
+                    done = deed(&db).is_ok();
+                    drop((db, vfs));
+                    disk.crash(Crash::PowerLossTorn { seed });
+                    let vfs: Arc<dyn Vfs> = Arc::new(disk);
+                    let again = open(&vfs, &dir());
+                    drop(again.unwrap_or_else(|e| panic!("killed at {killed}, step {step}, seed {seed}: {e}")));
+                }
+                if done {
+                    assert!(step > 1, "{step} steps");
+                    break;
+                }
             }
-            if done {
-                assert!(step > 1, "{step} steps");
+            if opened {
+                assert!(killed > 2, "{killed} steps");
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! A value in a closed segment becomes another one, with a fitting checksum, while the node is down, and what it remembered of the
+//! A byte in a closed segment becomes another one, with a fitting checksum, while the node is down, and what it remembered of the
 //! segment is lost: the segment is consistent in itself, and only the others can tell that it is not what was written.
 
 use std::path::{Path, PathBuf};
@@ -26,18 +26,21 @@ fn number(disk: &SimDisk, path: &Path, at: u64) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.as_ref().try_into().ok()?))
 }
 
-/// Closed segments below the last checkpoint of their database: nothing is applied from them any more, so that what they say is what
-/// is proven and given to others, and nothing else.
-fn old_segments(disk: &SimDisk) -> Vec<PathBuf> {
+/// Closed segments of this disk below the last checkpoint, which all nodes have, and the next one too: nothing is applied from them
+/// any more here, and nobody lacks what is in them, so that what they say is what is proven and nothing else.
+fn old_segments(world: &World<'_>, node: usize) -> Vec<PathBuf> {
+    let disk = &world.hosts[node].disk;
+    let outside = &world.shared.borrow().outside;
+    let has = |node: usize, path: &Path| world.hosts[node].disk.files().exists(path).unwrap_or(false);
     let is_old = |path: &Path| {
         let next: u64 = path.file_stem()?.to_str()?.parse().ok()?;
         let next = path.with_file_name(format!("{:010}.seg", next + 1));
         let checkpoint = path.parent()?.parent()?.join("checkpoint");
-        Some(number(disk, &next, FIRST_INDEX_AT)? < number(disk, &checkpoint, APPLIED_AT)?)
+        let is_applied = number(disk, &next, FIRST_INDEX_AT)? < number(disk, &checkpoint, APPLIED_AT)?;
+        Some(is_applied && (0..world.hosts.len()).all(|i| outside.contains(&i) || has(i, &next)))
     };
     disk.find(Path::new("/data/databases"), &|path| {
-        let has_sidecar = disk.files().exists(&path.with_extension("idx")).unwrap_or(false);
-        path.extension().is_some_and(|extension| extension == "seg") && has_sidecar && is_old(path) == Some(true)
+        path.extension().is_some_and(|extension| extension == "seg") && is_old(path) == Some(true)
     })
 }
 
@@ -66,7 +69,10 @@ fn twist(disk: &SimDisk, path: &Path, pick: impl Fn(u64) -> u64) -> std::io::Res
     file.write_at(at + 4, &crc32c::crc32c(&body).to_be_bytes())?;
     file.write_at(at + FRAME_HEAD_BYTES, &body)?;
     file.sync_data()?;
-    files.remove_file(&path.with_extension("idx"))?;
+    let sidecar = path.with_extension("idx");
+    if files.exists(&sidecar)? {
+        files.remove_file(&sidecar)?;
+    }
     files.sync_dir(path.parent().expect("in a folder"))?;
     Ok(true)
 }
@@ -86,15 +92,20 @@ impl Fault for RotUnnoticed {
 
     fn inject(&self, world: &mut World<'_>, _: std::time::Duration) -> Option<Incident> {
         let node = world.victim()?;
-        let segments = old_segments(&world.hosts[node].disk);
-        if segments.is_empty() {
+        if old_segments(world, node).is_empty() {
             return None;
         }
-        let path = &segments[world.rng.below(segments.len() as u64) as usize];
+        // What is there after the crash counts: it may have taken a checkpoint back.
         world.crash(node);
-        let twisted = twist(&world.hosts[node].disk, path, |count| world.rng.below(count)).is_ok_and(|done| done);
-        let what = if twisted { "is another one in" } else { "could not be changed in" };
-        let what = format!("{} is down, and a value {what} {}", NAMES[node], path.display());
+        let segments = old_segments(world, node);
+        let path = segments.get(world.rng.below(segments.len().max(1) as u64) as usize);
+        let twisted = path.filter(|path| {
+            twist(&world.hosts[node].disk, path, |count| world.rng.below(count)).is_ok_and(|twisted| twisted)
+        });
+        let what = match twisted {
+            Some(path) => format!("{} is down, and a byte is another one in {}", NAMES[node], path.display()),
+            None => format!("{} is down", NAMES[node]),
+        };
         Some(Incident::until(what, world.between(100, 2_000), move |world| {
             world.start(node);
             format!("{} starts", NAMES[node])

@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::super::client::{DATABASE, bounded};
 use super::super::shared::now;
-use super::{Ctx, Done, Op, stored};
+use super::{Ctx, Done, Op, elsewhere, stored};
 use crate::history::Ending;
 
 /// See the module.
@@ -24,6 +24,7 @@ pub struct Again;
 #[derive(Clone)]
 pub struct Asked {
     proposal: TxProposal,
+    value: Vec<u8>,
     /// Where it was carried out, once that is known.
     tx: Option<u64>,
 }
@@ -35,7 +36,9 @@ enum Answer {
     Done(u64),
     /// Too long ago for anybody to remember.
     TooOld,
-    /// Refused, so that it was not carried out, unless another attempt was.
+    /// Refused by apply, which remembers that.
+    Rejected,
+    /// This attempt did nothing, which says nothing about another one.
     Refused,
     /// Nobody told.
     Unknown,
@@ -64,9 +67,9 @@ async fn ask(node: &NodeHandle, proposal: TxProposal) -> Option<Answer> {
     Some(match group.write(proposal, Instant::now() + Duration::from_secs(3)).await {
         Ok(Written::Committed(header)) => Answer::Done(header.id.get()),
         Ok(Written::Rejected(Rejection::RequestTooOld)) => Answer::TooOld,
-        Ok(Written::Rejected(_)) => Answer::Refused,
+        Ok(Written::Rejected(Rejection::NotInitialised)) => Answer::Refused,
+        Ok(Written::Rejected(_)) => Answer::Rejected,
         Err(error) if error.may_be_applied() => Answer::Unknown,
-        // That this attempt did nothing says nothing about another one.
         Err(_) => Answer::Refused,
     })
 }
@@ -88,7 +91,7 @@ async fn on<T: 'static>(
     if jobs.is_none_or(|jobs| jobs.send(job).is_err()) {
         return Ok(None);
     }
-    bounded(async { Ok(tonic::Response::new(receive.await.ok())) }).await
+    elsewhere(ctx.shared, "again", node, bounded(async { Ok(tonic::Response::new(receive.await.ok())) })).await
 }
 
 impl Op for Again {
@@ -132,13 +135,13 @@ async fn for_the_first_time(ctx: &mut Ctx<'_>, node: usize) -> Result<Done, Stat
     };
     let ending = match answer.as_ref().unwrap_or(&Answer::Unknown) {
         Answer::Done(tx) => Ending::Acknowledged(*tx),
-        Answer::Refused | Answer::TooOld => Ending::Refused,
+        Answer::Refused | Answer::Rejected | Answer::TooOld => Ending::Refused,
         Answer::Unknown => Ending::Unknown,
     };
-    ctx.wrote(key, value, invoked, ending);
+    ctx.wrote(key, value.clone(), invoked, ending);
     let tx = if let Ending::Acknowledged(tx) = ending { Some(tx) } else { None };
     // What was surely not carried out stays so: its value must not stand anywhere in the end.
-    ctx.memory.asked = (ending != Ending::Refused).then_some(Asked { proposal, tx });
+    ctx.memory.asked = (ending != Ending::Refused).then_some(Asked { proposal, value, tx });
     answer.map(|_| if ending == Ending::Refused { Done::Refused } else { Done::Well })
 }
 
@@ -153,11 +156,21 @@ async fn once_more(ctx: &mut Ctx<'_>, node: usize, asked: Asked) -> Result<Done,
                 "R4: request {id:?} was carried out at {first}, and sent again it is said to be at {tx}"
             ));
         }
-        (Answer::Done(tx), _) => {
+        (Answer::Done(_), Some(_)) => {}
+        (Answer::Done(tx), None) => {
             ctx.saw(tx);
+            // Nobody had told until now.
+            let mut shared = ctx.shared.borrow_mut();
+            if let Some(write) = shared.history.writes.iter_mut().rev().find(|write| write.value == asked.value) {
+                (write.ending, write.ended) = (Ending::Acknowledged(tx), now());
+            }
             ctx.memory.asked = Some(Asked { tx: Some(tx), ..asked });
         }
-        (Answer::TooOld | Answer::Refused | Answer::Unknown, _) => return Ok(Done::Refused),
+        (Answer::Rejected, Some(first)) => {
+            let id = asked.proposal.request;
+            ctx.wrong(format!("R4: request {id:?} was carried out at {first}, and sent again it is refused"));
+        }
+        (Answer::TooOld | Answer::Rejected | Answer::Refused | Answer::Unknown, _) => return Ok(Done::Refused),
     }
     Ok(Done::Well)
 }
