@@ -236,7 +236,8 @@ impl Client {
 
     /// Refuses a claimed state without the right signature.
     pub(crate) async fn must_be_signed(&self, reply: &schema::ImmutableState) -> Result<(), Error> {
-        let id = self.state_id().await;
+        // Of whatever database it is: a clone may have selected another one since it was asked for, and the signature says which.
+        let id = StateId { database: reply.db.clone(), ..self.state_id().await };
         let trusted = TrustedState::empty(id.database.clone());
         let checked = check::current_state(&id.database, reply, self.inner.server_key.as_ref());
         let round =
