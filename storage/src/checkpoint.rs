@@ -205,7 +205,7 @@ fn write_exclusive(db: &Database, core: &Core) -> Result<Vec<u8>> {
     }
     let marks = {
         let mut marks = db.marks.lock();
-        marks.note_checkpoint(core.ledger.flushed(), applied)?;
+        marks.note_flushed(core.ledger.flushed())?;
         marks.to_sync()
     };
     marks.sync()?;

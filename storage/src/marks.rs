@@ -200,11 +200,8 @@ impl Marks {
         Ok(())
     }
 
-    /// With a checkpoint: what it covers is committed, and were it lost, that would be derived again before anything else. One
-    /// write, so that no crash tears both places.
-    pub(crate) fn note_checkpoint(&mut self, flushed: Option<LogId>, applied: Option<LogId>) -> Result<()> {
-        let committed = self.values.committed.max(applied.min(flushed));
-        self.set(Values { flushed: self.values.flushed.max(flushed), committed, ..self.values })
+    pub(crate) fn note_flushed(&mut self, flushed: Option<LogId>) -> Result<()> {
+        self.set(Values { flushed: self.values.flushed.max(flushed), ..self.values })
     }
 
     pub(crate) fn committed(&self) -> Option<LogId> {

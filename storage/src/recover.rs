@@ -122,9 +122,11 @@ pub(crate) fn attach(
     }
     let (core, mut applier) = resume(State::empty(), LogSizes::default())?;
     // Log entries below the purge mark are not given to the caller any more; all of these are committed.
-    let committed = marks.committed().max(marks.purged()).max(checkpointed);
-    if let Some(through) = committed {
-        replay(&core, &mut applier, through.index)?;
+    let committed = marks.committed().max(marks.purged()).max(checkpointed).map(|id| id.index);
+    // A segment loses its values when a checkpoint stands behind it, so one entry behind it was applied here as well.
+    let behind_pruned = core.ledger.pruned_through().map(|last| LogIndex(last.index.0 + 1));
+    if let Some(through) = committed.max(behind_pruned) {
+        replay(&core, &mut applier, through)?;
     }
     Ok((core, applier, report))
 }

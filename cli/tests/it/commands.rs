@@ -49,7 +49,8 @@ fn what_is_set_is_read_back_verified() {
     client.json(&["set", "other", "x"]);
 
     let got = client.json(&["get", "hello"]);
-    let expected = json!({"key": "hello", "value": "again", "tx": 2, "revision": 2, "verified": true});
+    let expected = json!({"key": "hello", "value": "again", "tx": 2, "revision": 2, "deleted": false, "expired": false,
+        "expires_at": null, "non_indexable": false, "reference": null, "verified": true});
     assert_eq!(got, expected);
     assert_eq!(client.answer(&["get", "hello", "--output", "raw"]), "again");
     let table = client.answer(&["get", "hello"]);
