@@ -19,14 +19,17 @@ mod verified_client;
 use std::time::Duration;
 
 use alhambra_client::Client;
+use alhambra_node::node::NodeHandle;
 use alhambra_proto::schema;
 use futures::future::LocalBoxFuture;
-use tonic::Status;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tonic::{Response, Status};
 
 use super::client::{Session, bounded, is_overdue};
 use super::env::SimRng;
 use super::plant::Plant;
-use super::shared::{Shared, now};
+use super::shared::{HostJob, Shared, now};
 use super::workload::{life, note_overdue};
 use crate::history::{Database, Ending, Read, Write};
 use crate::model::chain::Hash;
@@ -136,6 +139,24 @@ impl Ctx<'_> {
     }
 }
 
+/// Has a node do something, as its own code does it. Nothing when it is down by then, or goes down meanwhile.
+async fn within<T: 'static>(
+    jobs: UnboundedSender<HostJob>,
+    work: impl AsyncFnOnce(&NodeHandle) -> T + 'static,
+) -> Result<Option<T>, Status> {
+    let (send, receive) = oneshot::channel();
+    let job: HostJob = Box::new(move |node| {
+        Box::pin(async move {
+            // The client is gone when the simulation ends.
+            let _ = send.send(work(&node).await);
+        })
+    });
+    if jobs.send(job).is_err() {
+        return Ok(None);
+    }
+    bounded(async { Ok(Response::new(receive.await.ok())) }).await
+}
+
 /// Makes calls on another node than the client's own. When one is left waiting, it is that node that has done so.
 async fn elsewhere<T>(
     shared: &Shared,
@@ -154,8 +175,8 @@ async fn elsewhere<T>(
 }
 
 /// A key or value as a ledger has it, behind the byte that says of which kind it is.
-fn stored(prefix: u8, bytes: &[u8]) -> bytes::Bytes {
-    [&[prefix], bytes].concat().into()
+fn stored(prefix: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[prefix], bytes].concat()
 }
 
 /// How an operation that got its answers ended.

@@ -69,6 +69,7 @@ impl Setup {
                 victims.push(node);
             }
         }
+        let is_drawn = |(purpose, one_in): (&str, u64)| SimRng::of(seed, purpose).below(one_in) == 0;
         let fits = |fault: &&dyn Fault| fault.fits(nodes);
         let faults: Vec<&dyn Fault> = if only.is_empty() {
             let first = || faults::ALL.iter().copied().filter(fits).filter(|fault| fault.own_draw().is_none());
@@ -76,17 +77,16 @@ impl Setup {
             if drawn.len() < 2 {
                 drawn = first().collect();
             }
-            let later = faults::ALL.iter().copied().filter(fits).filter(|fault| {
-                fault.own_draw().is_some_and(|(purpose, one_in)| SimRng::of(seed, purpose).below(one_in) == 0)
-            });
-            drawn.extend(later);
+            drawn.extend(
+                faults::ALL.iter().copied().filter(fits).filter(|fault| fault.own_draw().is_some_and(is_drawn)),
+            );
             drawn
         } else {
             let chosen = |fault: &&dyn Fault| only.iter().any(|name| name == fault.name());
             faults::ALL.iter().copied().filter(fits).filter(chosen).collect()
         };
         let has = |op: &&dyn Op| match op.own_draw() {
-            Some((purpose, one_in)) => SimRng::of(seed, purpose).below(one_in) == 0,
+            Some(own) => is_drawn(own),
             None => op.is_always() || rng.below(3) > 0,
         };
         let ops = ops::ALL.iter().copied().filter(has).collect();

@@ -12,9 +12,9 @@ use futures::future::LocalBoxFuture;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::super::client::{DATABASE, bounded};
+use super::super::client::DATABASE;
 use super::super::shared::now;
-use super::{Ctx, Done, Op, elsewhere, stored};
+use super::{Ctx, Done, Op, elsewhere, stored, within};
 use crate::history::Ending;
 
 /// See the module.
@@ -54,7 +54,7 @@ fn proposal(node: &NodeHandle, (client, sequence): (u32, u64), key: &[u8], value
     Some(TxProposal {
         request: Some(RequestId { client: id, sequence, floor }),
         metadata: bytes::Bytes::new(),
-        entries: vec![ProposalEntry::plain(stored(0, key), bytes::Bytes::new(), stored(0, value))],
+        entries: vec![ProposalEntry::plain(stored(0, key).into(), bytes::Bytes::new(), stored(0, value).into())],
         preconditions: Vec::new(),
         read_set: None,
         foreign: None,
@@ -74,24 +74,15 @@ async fn ask(node: &NodeHandle, proposal: TxProposal) -> Option<Answer> {
     })
 }
 
-/// Does something on a node, in its own threads. Nothing when it is down, or goes down meanwhile.
+/// Has any node do something. Nothing when it is down, or goes down meanwhile.
 async fn on<T: 'static>(
     ctx: &Ctx<'_>,
     node: usize,
     work: impl AsyncFnOnce(&NodeHandle) -> T + 'static,
 ) -> Result<Option<T>, Status> {
     let jobs = ctx.shared.borrow().running.get(&node).map(|node| node.jobs.clone());
-    let (send, receive) = tokio::sync::oneshot::channel();
-    let job = Box::new(move |node: std::rc::Rc<NodeHandle>| -> LocalBoxFuture<'static, ()> {
-        Box::pin(async move {
-            // The client is gone when the simulation ends.
-            let _ = send.send(work(&node).await);
-        })
-    });
-    if jobs.is_none_or(|jobs| jobs.send(job).is_err()) {
-        return Ok(None);
-    }
-    elsewhere(ctx.shared, "again", node, bounded(async { Ok(tonic::Response::new(receive.await.ok())) })).await
+    let Some(jobs) = jobs else { return Ok(None) };
+    elsewhere(ctx.shared, "again", node, within(jobs, work)).await
 }
 
 impl Op for Again {

@@ -10,10 +10,10 @@ use futures::future::LocalBoxFuture;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::super::client::{DATABASE, bounded};
+use super::super::client::DATABASE;
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Done, Op, stored};
+use super::{Ctx, Done, Op, stored, within};
 use crate::history::{Ending, Transaction};
 
 /// See the module.
@@ -42,7 +42,7 @@ async fn commit(
     }
     // Others write meanwhile.
     tokio::time::sleep(think).await;
-    transaction.set(stored(0, key), stored(0, value)).ok()?;
+    transaction.set(stored(0, key).into(), stored(0, value).into()).ok()?;
     let mut proposal = transaction.into_proposal();
     if !checked {
         proposal.read_set = None;
@@ -73,24 +73,14 @@ impl Op for ReadWrite {
                 return Err(Status::unavailable("the node is down"));
             };
             let checked = !ctx.has(Plant::IgnoreReadSets);
-            let (send, receive) = tokio::sync::oneshot::channel();
             let (own_key, own_value) = (key.clone(), value.clone());
-            let sent = jobs.send(Box::new(move |node| {
-                Box::pin(async move {
-                    let done = commit(&node, reads, &own_key, &own_value, think, checked).await;
-                    // The client is gone when the simulation ends.
-                    let _ = send.send(done);
-                })
-            }));
-            let done = match sent {
-                Ok(()) => match bounded(async { Ok(tonic::Response::new(receive.await.ok())) }).await {
-                    Ok(done) => done,
-                    Err(overdue) => {
-                        ctx.wrote(key, value, invoked, Ending::Unknown);
-                        return Err(overdue);
-                    }
-                },
-                Err(_) => None,
+            let done = within(jobs, async move |node| commit(node, reads, &own_key, &own_value, think, checked).await);
+            let done = match done.await {
+                Ok(done) => done,
+                Err(overdue) => {
+                    ctx.wrote(key, value, invoked, Ending::Unknown);
+                    return Err(overdue);
+                }
             };
             match done {
                 Some(Some((reads, ending))) => {

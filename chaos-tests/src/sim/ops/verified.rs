@@ -12,7 +12,7 @@ use tonic::Status;
 use super::super::client::{bounded, dual, ending_of, found, header, set_request, to_hash};
 use super::super::plant::Plant;
 use super::super::shared::now;
-use super::{Ctx, Done, Op};
+use super::{Ctx, Done, Op, stored};
 use crate::history::{Ending, Trusted};
 use crate::model::chain::{Entry, Hash, hash};
 use crate::model::proof::{self, Dual, Header};
@@ -21,10 +21,6 @@ use crate::model::proof::{self, Dual, Header};
 pub struct Set;
 /// Reads and verifies.
 pub struct Get;
-
-pub(super) fn stored(prefix: u8, bytes: &[u8]) -> Vec<u8> {
-    [&[prefix], bytes].concat()
-}
 
 /// So begins a refusal of the independent verifier where ours refuses nothing.
 const BELIEVED: &str = "our own verifier believes what the independent one refuses: ";
