@@ -12,7 +12,12 @@ use alhambra_chaos_tests::sim::report::{LIVES_MIN, Report, Totals};
 use alhambra_chaos_tests::sim::run::{self, Options};
 use alhambra_chaos_tests::sim::{faults, ops};
 use clap::Parser;
+use mimalloc::MiMalloc;
 use serde_json::{Value, json};
+
+/// A life allocates all the time, on one thread.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Simulates clusters of production nodes under faults and judges what their clients saw.
 #[derive(Clone, Parser)]

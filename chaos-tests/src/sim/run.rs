@@ -32,6 +32,8 @@ use crate::history::Ending;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The same where a bug is planted, so that one that keeps a cluster from healing is found sooner.
 const PATIENCE_WITH_A_BUG: Duration = Duration::from_secs(30);
+/// Simulated time moves in steps of this length. Within one, the hosts take their turns in a drawn order.
+const TICK: Duration = Duration::from_millis(2);
 /// How long a leader must stay in office after a node came back to it.
 const STEADY: Duration = Duration::from_secs(3);
 
@@ -76,7 +78,8 @@ pub fn run(options: &Options) -> Result<Report, String> {
     let sim = Builder::new()
         .rng_seed(rng.next())
         .simulation_duration(options.load + PATIENCE * 2 + Duration::from_secs(60))
-        .tick_duration(Duration::from_millis(1))
+        .tick_duration(TICK)
+        .enable_random_order()
         .min_message_latency(Duration::from_micros(200))
         .max_message_latency(setup.latency)
         .tcp_capacity(4096)
