@@ -96,9 +96,10 @@ impl Connect {
         if self.no_login {
             return Err(Failure::new(
                 Kind::Usage,
-                "this command needs a login, so --no-login does not go with it",
-                "give --username and --password, or take another command: `alhambra info --no-login` shows the server",
-            ));
+                "this command needs a login",
+                "leave --no-login out, or take another command: `alhambra info --no-login` shows the server",
+            )
+            .for_want_of_login());
         }
         self.target()
     }

@@ -52,17 +52,31 @@ pub struct Failure {
     kind: Kind,
     what: String,
     advice: String,
+    /// What would help is a login, for which the advice names the flags.
+    wants_login: bool,
 }
 
 impl Failure {
     /// `what` went wrong (lower case, no full stop), and what to do: `advice`.
     pub fn new(kind: Kind, what: impl Into<String>, advice: impl Into<String>) -> Failure {
-        Failure { kind, what: what.into(), advice: advice.into() }
+        Failure { kind, what: what.into(), advice: advice.into(), wants_login: false }
     }
 
     /// The same for the common case: the command failed.
     pub fn failed(what: impl Into<String>, advice: impl Into<String>) -> Failure {
         Failure::new(Kind::Failed, what, advice)
+    }
+
+    /// The same where what would help is a login.
+    #[must_use]
+    pub fn for_want_of_login(self) -> Failure {
+        Failure { wants_login: true, ..self }
+    }
+
+    /// As the prompt says it, where a login is a word and not a flag.
+    #[must_use]
+    pub fn at_prompt(self) -> Failure {
+        if self.wants_login { Failure { advice: "login USER".to_owned(), ..self } } else { self }
     }
 
     /// The exit code for `main`.

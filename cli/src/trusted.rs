@@ -152,7 +152,7 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
         Error::Refused { status, .. }
             if !target.login && (wire::PLEASE_LOGIN.is(status) || wire::NOT_LOGGED_IN.is(status)) =>
         {
-            Failure::failed(what, "this server wants a login: leave --no-login out")
+            Failure::failed(what, "this server wants a login: leave --no-login out").for_want_of_login()
         }
         Error::Refused { .. } if error.is_login_refused() => Failure::failed(
             format!("user {:?}: {what}", target.username),

@@ -79,7 +79,7 @@ pub fn run(args: &ShellArgs) -> Result<(), Failure> {
             let _ = editor.add_history_entry(line.as_str());
             save(&mut editor, path);
         }
-        match act(&line, &mut target, &tls, &mut editor) {
+        match act(&line, &mut target, &tls, &mut editor).map_err(Failure::at_prompt) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(failure) if terminal => eprintln!("{failure}"),

@@ -126,6 +126,8 @@ fn the_shell_does_what_its_lines_say() {
         ("use nowhere\nset after x\n", 3, "database does not exist"),
         ("login nobody\nwrong\nset after x\n", 1, "invalid user name or password"),
         ("get greeting --password wrong\nset after x\n", 1, "--password"),
+        ("logout\nget greeting\nset after x\n", 1, "what to do: login USER"),
+        ("logout\nuser list\nset after x\n", 1, "what to do: login USER"),
     ] {
         let output = home.shell(lines);
         assert_eq!(output.status.code(), Some(code), "{lines:?}: {}", stderr(&output));
