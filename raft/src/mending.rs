@@ -32,6 +32,9 @@ const TAIL_PART_BYTES: u32 = 256 << 10;
 
 const NOBODY: &str = "there is no other member that could have it whole; put the right file back from a copy";
 
+const FORGOTTEN: &str = "the others have forgotten values of it that are still to be applied here; put the file back from a \
+    copy of this very folder, or give the node an empty disk and a new name";
+
 /// What came of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mending {
@@ -162,9 +165,7 @@ impl Attempt<'_> {
             return Ok(Mending::Hopeless(self.cannot("the others have the same bytes")));
         }
         if agreed.generation > generation && !unopened.takes_later_generation(segment) {
-            return Ok(
-                self.waits("the others have forgotten values of it, and what is applied here does not reach behind it")
-            );
+            return Ok(Mending::Hopeless(self.cannot(FORGOTTEN)));
         }
         for (node, vote) in votes.iter().filter(|(node, vote)| **node != me && vote.whole && vote.version == agreed) {
             if self.fetch(unopened, *node, vote, agreed).await? {

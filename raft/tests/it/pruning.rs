@@ -1,7 +1,8 @@
 //! Values that a group forgets: gone on every replica, which end with equal files, also one that was away meanwhile.
 
 use alhambra_ledger::ids::TxId;
-use alhambra_raft::error::ProposeError;
+use alhambra_raft::error::{GroupError, ProposeError};
+use alhambra_raft::mending::Mending;
 use alhambra_storage::apply::{Outcome, Rejection};
 use alhambra_storage::command::{Citation, Compression, Prune, PruneTarget, Settings};
 use alhambra_storage::vfs::mem::Crash;
@@ -161,5 +162,26 @@ fn values_are_compressed_once_where_they_come_in_and_the_setting_can_change() {
                 assert_eq!(database.value(&entry).unwrap()[1..], *text.as_bytes());
             }
         }
+    });
+}
+
+/// What the others have forgotten, and is not applied here, cannot come back from them: waiting would not help.
+#[test]
+fn rot_in_what_the_others_have_forgotten_is_nothing_to_wait_for() {
+    run(async {
+        let mut cluster = Cluster::formed(3, SEGMENT_BYTES, false).await;
+        let old = write(&cluster, "old", 20).await;
+        cluster.assert_equal().await;
+        let down = cluster.follower().await;
+        cluster.crash(down, Crash::Process).await;
+        write(&cluster, "new", 10).await;
+        prune(&cluster, before(old)).await;
+        all_gone(&cluster, old).await;
+        cluster.flip(down, "ledger/0000000001.seg", 700);
+        let started = cluster.try_start(down).await;
+        assert!(matches!(started, Err(GroupError::Rotten { segment: 1, .. })), "{started:?}");
+        let mending = cluster.mend(down, 1).await;
+        let Mending::Hopeless(why) = &mending else { panic!("{mending:?}") };
+        assert!(why.contains("cannot be fetched from other members: the others have forgotten values of it"), "{why}");
     });
 }
