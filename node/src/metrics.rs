@@ -119,6 +119,7 @@ impl Metrics {
                 Unit::Seconds,
                 "End of the last complete pass over a database's files since the start, Unix time; 0 for none",
             ),
+            ("alhambra_certificate_ends_timestamp_seconds", Unit::Seconds, "End of the TLS certificate, Unix time"),
             ("alhambra_database_failed", Unit::Count, "1 while a database is closed because its disk failed"),
             ("alhambra_memory_budget_bytes", Unit::Bytes, "Memory that all databases share"),
             ("alhambra_memory_used_bytes", Unit::Bytes, "Memory of the budget in use, by part"),
@@ -139,6 +140,11 @@ impl Metrics {
                 "alhambra_database_reopens_total",
                 "Times a database was closed because its disk failed, to be opened again",
             ),
+            ("alhambra_link_frames_sent_total", "Requests that were sent to other nodes, by lane"),
+            ("alhambra_link_packets_sent_total", "Packets that carried them"),
+            ("alhambra_raft_snapshots_sent_total", "Raft snapshots that were offered to other nodes"),
+            ("alhambra_raft_snapshots_received_total", "Raft snapshots whose files came from other nodes"),
+            ("alhambra_raft_snapshot_received_bytes_total", "Bytes of the files of these snapshots"),
             ("alhambra_password_hashes_total", "Passwords that were hashed, to be kept or to be compared"),
             ("alhambra_logins_refused_total", "Logins that were refused unseen after too many wrong passwords"),
             ("immudb_uptime_hours", "Hours since this node started"),
@@ -253,6 +259,21 @@ impl Metrics {
             ];
             for (part, bytes) in parts {
                 self.gauge("alhambra_memory_used_bytes", vec![Label::new("part", part)]).set(bytes as f64);
+            }
+            if let Some(traffic) = groups.traffic() {
+                for (lane, sent) in traffic.sent {
+                    let lane = || vec![Label::from_static_parts("lane", lane.name())];
+                    self.counter("alhambra_link_frames_sent_total", lane()).absolute(sent.frames);
+                    self.counter("alhambra_link_packets_sent_total", lane()).absolute(sent.packets);
+                }
+                let snapshots = [
+                    ("alhambra_raft_snapshots_sent_total", traffic.snapshots_sent),
+                    ("alhambra_raft_snapshots_received_total", traffic.snapshots_received),
+                    ("alhambra_raft_snapshot_received_bytes_total", traffic.snapshot_bytes_received),
+                ];
+                for (name, count) in snapshots {
+                    self.counter(name, vec![]).absolute(count);
+                }
             }
             for group in &readiness.groups {
                 let db = || vec![Label::new("db", group.name.clone())];

@@ -37,7 +37,7 @@ use crate::group::{Group, GroupSpec, Health, Role, Tuning};
 use crate::hosting::{Hosted, Hosting, until_unwanted};
 use crate::link::{Hello, Limits, Links, Serving, serve};
 use crate::meta::{DEFAULT_DATABASE, DatabaseRecord, Meta, NewDatabase, SYSTEM_DATABASE, User};
-use crate::network::Network;
+use crate::network::{Network, Traffic};
 use crate::server::Server;
 use crate::strand::of_node;
 
@@ -587,7 +587,11 @@ impl Groups {
                 self.spawn(task);
             }
         }
-        metrics::gauge!("alhambra_groups").set(self.hosting.all().len() as f64);
+    }
+
+    /// What this node has exchanged with the others since it joined them; nothing before, and when it has left.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.server.network.read().as_ref().map(|network| network.traffic())
     }
 
     /// Runs until the database is not wanted here any more and is closed.

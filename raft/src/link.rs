@@ -14,6 +14,7 @@ mod serve;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alhambra_ledger::ids::GroupId;
@@ -58,7 +59,8 @@ impl Lane {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Append => "append",
@@ -335,12 +337,36 @@ pub struct Incoming {
     pub deadline: Instant,
 }
 
+/// What went out to all peers on one lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Requests.
+    pub frames: u64,
+    /// What carried them: everything that waited when the transport could take more.
+    pub packets: u64,
+}
+
+/// The same, counted on every lane.
+#[derive(Debug, Default)]
+struct Outgoing {
+    frames: [AtomicU64; 3],
+    packets: [AtomicU64; 3],
+}
+
+impl Outgoing {
+    fn packet(&self, lane: Lane, frames: usize) {
+        self.frames[lane.index()].fetch_add(frames as u64, Ordering::Relaxed);
+        self.packets[lane.index()].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The links of one node to its peers.
 pub struct Links {
     net: Arc<dyn Net>,
     limits: Limits,
     me: Hello,
     peers: Mutex<Registry>,
+    outgoing: Arc<Outgoing>,
 }
 
 #[derive(Default)]
@@ -358,7 +384,7 @@ impl fmt::Debug for Links {
 impl Links {
     /// Links of the node `me`; connections begin with [`Links::set_addr`].
     pub fn new(net: Arc<dyn Net>, me: Hello, limits: Limits) -> Arc<Self> {
-        Arc::new(Self { net, limits, me, peers: Mutex::default() })
+        Arc::new(Self { net, limits, me, peers: Mutex::default(), outgoing: Arc::default() })
     }
 
     /// Who this node is.
@@ -378,7 +404,8 @@ impl Links {
         match registry.peers.get(&node) {
             Some(peer) => peer.set_addr(addr),
             None => {
-                let peer = Peer::start(node, addr, self.me.clone(), self.net.clone(), self.limits);
+                let peer =
+                    Peer::start(node, addr, self.me.clone(), (self.net.clone(), self.limits), self.outgoing.clone());
                 registry.peers.insert(node, peer);
             }
         }
@@ -406,6 +433,13 @@ impl Links {
     pub fn state(&self, node: u64) -> Result<(), LinkError> {
         let registry = self.peers.lock();
         registry.peers.get(&node).ok_or(LinkError::UnknownNode { node })?.state()
+    }
+
+    /// What this node has sent on a lane since the links were made.
+    pub fn sent(&self, lane: Lane) -> Sent {
+        let [frames, packets] =
+            [&self.outgoing.frames, &self.outgoing.packets].map(|counts| counts[lane.index()].load(Ordering::Relaxed));
+        Sent { frames, packets }
     }
 
     /// Closes all connections. Waiting calls end.

@@ -34,7 +34,7 @@ use crate::disk::{DiskReport, Disks};
 use crate::envelope::{self, EnvelopeError, Fetch, Install, kind};
 use crate::error::{ProposeError, ReadError};
 use crate::forward::{Forward, ForwardError, ReadIndex, SegmentPart, Written};
-use crate::link::{Lane, LinkError, Links, Refusal, Reply, Request};
+use crate::link::{Lane, LinkError, Links, Refusal, Reply, Request, Sent};
 use crate::snapshot::{SnapshotData, SnapshotSource};
 use crate::types::{RaftVote, TypeConfig};
 
@@ -62,6 +62,22 @@ pub struct Network {
     numbers: AtomicU64,
     transfers: Mutex<BTreeMap<u64, Arc<dyn SnapshotSource>>>,
     disks: Disks,
+    snapshots_sent: AtomicU64,
+    snapshots_received: AtomicU64,
+    snapshot_bytes_received: AtomicU64,
+}
+
+/// What a node has exchanged with the others since it joined them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// What went out on each lane.
+    pub sent: [(Lane, Sent); 3],
+    /// Raft snapshots that were offered to others.
+    pub snapshots_sent: u64,
+    /// Raft snapshots whose files came whole.
+    pub snapshots_received: u64,
+    /// Bytes of those files.
+    pub snapshot_bytes_received: u64,
 }
 
 impl fmt::Debug for Network {
@@ -73,7 +89,30 @@ impl fmt::Debug for Network {
 impl Network {
     /// The network of one node.
     pub fn new(links: Arc<Links>) -> Arc<Self> {
-        Arc::new(Self { links, numbers: AtomicU64::new(1), transfers: Mutex::default(), disks: Disks::default() })
+        Arc::new(Self {
+            links,
+            numbers: AtomicU64::new(1),
+            transfers: Mutex::default(),
+            disks: Disks::default(),
+            snapshots_sent: AtomicU64::new(0),
+            snapshots_received: AtomicU64::new(0),
+            snapshot_bytes_received: AtomicU64::new(0),
+        })
+    }
+
+    /// A snapshot has come whole.
+    pub fn snapshot_received(&self, bytes: u64) {
+        self.snapshots_received.fetch_add(1, Ordering::Relaxed);
+        self.snapshot_bytes_received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What was exchanged so far.
+    pub fn traffic(&self) -> Traffic {
+        let [snapshots_sent, snapshots_received, snapshot_bytes_received] =
+            [&self.snapshots_sent, &self.snapshots_received, &self.snapshot_bytes_received]
+                .map(|count| count.load(Ordering::Relaxed));
+        let sent = Lane::ALL.map(|lane| (lane, self.links.sent(lane)));
+        Traffic { sent, snapshots_sent, snapshots_received, snapshot_bytes_received }
     }
 
     /// The links.
@@ -277,7 +316,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let _withdrawn = Withdraw { network: self.network.clone(), transfer };
         let body = envelope::encode_install(&Install { vote, meta: snapshot.meta, transfer, manifest });
         tracing::info!(group = %self.group, node = self.target, transfer, "sending a raft snapshot");
-        metrics::counter!("alhambra_raft_snapshots_sent_total").increment(1);
+        self.network.snapshots_sent.fetch_add(1, Ordering::Relaxed);
         let answer = tokio::select! {
             biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),

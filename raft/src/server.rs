@@ -229,8 +229,7 @@ impl Server {
         }
         let snapshot = self.on_strand(id, move || sink.finish()).await?;
         tracing::info!(group = %id, node = from, bytes, seconds = began.elapsed().as_secs_f64(), "received a raft snapshot");
-        metrics::counter!("alhambra_raft_snapshots_received_total").increment(1);
-        metrics::counter!("alhambra_raft_snapshot_received_bytes_total").increment(bytes);
+        network.snapshot_received(bytes);
         let snapshot = Snapshot { meta: install.meta, snapshot };
         group.raft().install_full_snapshot(install.vote, snapshot).await.map_err(stopped)
     }

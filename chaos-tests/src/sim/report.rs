@@ -42,6 +42,8 @@ pub struct Report {
     pub longest_gap: Duration,
     /// From the end of the faults until all nodes were alike.
     pub healed_in: Duration,
+    /// Raft snapshots by whose files nodes came up.
+    pub snapshots: u64,
     /// Simulated time of the whole life.
     pub simulated: Duration,
     /// Every operation that this life had.
@@ -77,6 +79,7 @@ impl Report {
             "transactions": self.transactions,
             "longest_gap_ms": ms(self.longest_gap),
             "healed_in_ms": ms(self.healed_in),
+            "snapshots": self.snapshots,
             "simulated_ms": ms(self.simulated),
             "operations": operations,
             "faults": self.faults,
@@ -106,6 +109,7 @@ impl Report {
             transactions: number("transactions")?,
             longest_gap: time("longest_gap_ms")?,
             healed_in: time("healed_in_ms")?,
+            snapshots: number("snapshots")?,
             simulated: time("simulated_ms")?,
             operations: operations.collect::<Option<_>>()?,
             faults: faults.collect::<Option<_>>()?,
@@ -148,6 +152,8 @@ pub struct Totals {
     pub simulated: Duration,
     /// Those of them in which nothing was acknowledged before healing.
     pub empty: u64,
+    /// Raft snapshots by whose files nodes came up, and in how many lives.
+    snapshots: (u64, u64),
     operations: BTreeMap<String, Tally>,
     faults: BTreeMap<String, u64>,
     /// Lives that had each fault.
@@ -160,6 +166,8 @@ impl Totals {
         self.lives += 1;
         self.empty += u64::from(report.acknowledged == 0);
         self.simulated += report.simulated;
+        self.snapshots.0 += report.snapshots;
+        self.snapshots.1 += u64::from(report.snapshots > 0);
         for (name, tally) in &report.operations {
             let sum = self.operations.entry(name.clone()).or_default();
             sum.done += tally.done;
@@ -182,6 +190,9 @@ impl Totals {
         for (name, count) in &self.faults {
             lines.push(format!("{name:<18} {count:>9} {:>9}", self.had.get(name).unwrap_or(&0)));
         }
+        let (count, lives) = self.snapshots;
+        lines.push(format!("{:<18} {:>9} {:>9}", "came up by files", "times", "lives"));
+        lines.push(format!("{:<18} {count:>9} {lives:>9}", "raft snapshot"));
         lines
     }
 
@@ -193,6 +204,9 @@ impl Totals {
         }
         if self.empty * EMPTY_ONE_IN > self.lives {
             missing.push(format!("nothing was acknowledged in {} of {} lives", self.empty, self.lives));
+        }
+        if self.snapshots.0 == 0 && self.lives >= LIVES_MANY {
+            missing.push(format!("no node came up by a raft snapshot in {} lives", self.lives));
         }
         for name in operations {
             if self.operations.get(*name).is_none_or(|tally| tally.done == 0) {
@@ -222,6 +236,7 @@ mod tests {
             nodes: 3,
             acknowledged: 9,
             longest_gap: Duration::from_millis(1_500),
+            snapshots: 2,
             simulated: Duration::from_secs(44),
             operations: operations.iter().map(|(name, done)| (name.to_string(), tally(*done))).collect(),
             faults: faults.iter().map(|(name, count)| (name.to_string(), *count)).collect(),
@@ -256,6 +271,9 @@ mod tests {
         let undrawn = report(&[("set", 1)], &[("rot", 1)]);
         assert_eq!(missing(20, &undrawn), ["the operation get never succeeded in 20 lives"]);
         assert_eq!(missing(100, &undrawn).len(), 2, "a fault may be rare, but not so rare");
+        let by_log = Report { snapshots: 0, ..good.clone() };
+        assert_eq!(missing(99, &by_log), Vec::<String>::new());
+        assert_eq!(missing(100, &by_log), ["no node came up by a raft snapshot in 100 lives"]);
         let empty = Report { acknowledged: 0, ..good.clone() };
         assert_eq!(missing(20, &empty), ["nothing was acknowledged in 20 of 20 lives"]);
         let mut totals = Totals::default();

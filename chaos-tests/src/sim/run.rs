@@ -385,6 +385,7 @@ fn judge(
         transactions: replicas[0].alhs.len() as u64,
         longest_gap: times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default(),
         healed_in: last.healed_in,
+        snapshots: shared.snapshots.total,
         simulated,
         operations: operations.collect(),
         faults,

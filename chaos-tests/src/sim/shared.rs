@@ -12,6 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::collect::Final;
 use super::report::Tally;
+use super::watch::Snapshots;
 use crate::check::Sightings;
 use crate::history::History;
 
@@ -33,6 +34,8 @@ pub struct State {
     pub history: History,
     /// What was seen of the nodes.
     pub sightings: Sightings,
+    /// How often nodes came up by files.
+    pub snapshots: Snapshots,
     /// Nodes that run.
     pub running: BTreeMap<usize, Running>,
     /// How often each node was started.

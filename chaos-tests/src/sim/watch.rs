@@ -1,5 +1,6 @@
 //! What is seen of the nodes from outside while they run: who leads, which cluster they belong to, how much memory they hold.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -22,6 +23,21 @@ pub struct Steady {
     pub until: Duration,
     /// Its replica: one whose disk fails is opened anew, and then somebody else may lead.
     replica: Weak<Group>,
+}
+
+/// Raft snapshots by whose files nodes came up. A node counts them from its start on.
+#[derive(Debug, Default)]
+pub struct Snapshots {
+    seen: BTreeMap<usize, u64>,
+    /// Of all nodes and all their starts.
+    pub total: u64,
+}
+
+impl Snapshots {
+    fn see(&mut self, node: usize, count: u64) {
+        let before = self.seen.insert(node, count).unwrap_or(0);
+        self.total += if count < before { count } else { count - before };
+    }
 }
 
 /// See the module.
@@ -77,9 +93,10 @@ impl Watch {
         self.judge_steady(world, now);
         let mut shared = world.shared.borrow_mut();
         let quiet = shared.load_over && shared.clients_done == world.setup.clients;
-        let super::shared::State { running, sightings, .. } = &mut *shared;
+        let super::shared::State { running, sightings, snapshots, .. } = &mut *shared;
         for (i, node) in running.iter() {
             let (name, groups) = (NAMES[*i], node.handle.groups());
+            snapshots.see(*i, groups.traffic().map_or(0, |traffic| traffic.snapshots_received));
             if let Some(identity) = groups.identity() {
                 let nodes = sightings.clusters.entry(identity.cluster).or_default();
                 if !nodes.iter().any(|there| there == name) {
@@ -132,5 +149,19 @@ impl Watch {
     /// Something else has happened on purpose, so nothing is expected any more.
     pub fn expect_nothing(&mut self) {
         self.steady = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_all_starts_of_all_nodes_are_counted() {
+        let mut snapshots = Snapshots::default();
+        for (node, count) in [(0, 0), (1, 2), (0, 1), (1, 2), (1, 0), (1, 1), (0, 1)] {
+            snapshots.see(node, count);
+        }
+        assert_eq!(snapshots.total, 4);
     }
 }

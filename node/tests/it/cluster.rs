@@ -124,6 +124,14 @@ async fn any_node_answers_any_call() {
         uuids.insert(reply.metadata().get("immudb-uuid").unwrap().to_str().unwrap().to_owned());
     }
     assert_eq!(uuids.len(), 1, "one cluster, one UUID");
+    // Operators see what the leader has sent to the others.
+    let metrics = page(cluster.node(cluster.leader()), "/metrics").await.1;
+    for name in ["alhambra_link_frames_sent_total", "alhambra_link_packets_sent_total"] {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{lane=\"append\"}}")));
+        let count = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        assert!(count.is_some_and(|count| count > 0), "{name}: {line:?} in\n{metrics}");
+    }
+    assert!(metrics.contains("alhambra_raft_snapshots_received_total 0"), "{metrics}");
 
     // A database that one node creates can be used through every node, also before its first command is applied there.
     for round in 0..8 {

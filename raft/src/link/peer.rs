@@ -18,7 +18,7 @@ use tonic::Streaming;
 use tonic::metadata::MetadataValue;
 
 use super::io::dial;
-use super::{FORMAT, Hello, Lane, Limits, LinkError, Refusal, Request};
+use super::{FORMAT, Hello, Lane, Limits, LinkError, Outgoing, Refusal, Request};
 use crate::env::Net;
 
 /// Metadata key under which both sides name themselves.
@@ -35,6 +35,7 @@ pub(super) struct Peer {
     me: Hello,
     net: Arc<dyn Net>,
     limits: Limits,
+    outgoing: Arc<Outgoing>,
     shared: Mutex<Shared>,
     /// Room in the queue of each lane, in units.
     space: [Arc<Semaphore>; 3],
@@ -118,13 +119,20 @@ impl Drop for Reply {
 
 impl Peer {
     /// Begins to connect.
-    pub(super) fn start(node: u64, addr: &str, me: Hello, net: Arc<dyn Net>, limits: Limits) -> Arc<Self> {
+    pub(super) fn start(
+        node: u64,
+        addr: &str,
+        me: Hello,
+        (net, limits): (Arc<dyn Net>, Limits),
+        outgoing: Arc<Outgoing>,
+    ) -> Arc<Self> {
         let units = (limits.queue_bytes_max / SPACE_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let peer = Arc::new(Self {
             node,
             me,
             net,
             limits,
+            outgoing,
             shared: Mutex::new(Shared {
                 addr: addr.to_owned(),
                 state: State::Connecting,
@@ -256,8 +264,7 @@ impl Peer {
             return Take::Nothing;
         }
         drop(guard);
-        metrics::counter!("alhambra_link_frames_sent_total", "lane" => lane.name()).increment(frames.len() as u64);
-        metrics::counter!("alhambra_link_packets_sent_total", "lane" => lane.name()).increment(1);
+        self.outgoing.packet(lane, frames.len());
         Take::Packet(wire::Packet { frames })
     }
 

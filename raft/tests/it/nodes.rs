@@ -340,6 +340,11 @@ fn a_node_that_missed_many_segments_gets_files_over_the_link_and_a_damaged_file_
         until("the node to catch up", || receiver.database().applied().tx == leading.database().applied().tx).await;
         // The core hears of it a moment after the database has it.
         until("the node to have come up by files", || snapshot_of(&receiver).is_some()).await;
+        let [came, went] = [away, leader].map(|node| nodes.running[&node].traffic().unwrap());
+        let bytes = leading.database().ledger().segment_path(1).metadata().unwrap().len();
+        assert!(came.snapshots_received > 0 && came.snapshot_bytes_received > bytes, "{came:?}");
+        assert!(went.snapshots_sent > 0 && went.snapshots_received == 0, "{went:?}");
+        assert!(went.sent.iter().all(|(_, sent)| sent.frames >= sent.packets && sent.packets > 0), "{went:?}");
         assert_eq!(nodes.get(away, "small", "k119").await, Some("x".repeat(100)));
         let (ours, theirs) = (closed_segments(&receiver), closed_segments(&leading));
         assert!(ours.len() > 5);
