@@ -6,6 +6,7 @@ use std::time::Duration;
 use alhambra_client::Tls;
 use alhambra_proto::cluster::TakeServerUuidRequest;
 use alhambra_proto::cluster::cluster_service_client::ClusterServiceClient;
+use alhambra_proto::header;
 use alhambra_proto::schema::OpenSessionRequest;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use tonic::metadata::AsciiMetadataValue;
@@ -17,9 +18,6 @@ use crate::failure::chain;
 
 /// Answers may be as large as the largest value, with room for keys and proofs.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// Header in which a node says of which cluster it is.
-const UUID_KEY: &str = "immudb-uuid";
 
 /// An open session. Clones are the same one.
 #[derive(Clone)]
@@ -116,7 +114,7 @@ pub async fn cluster_of(endpoint: &str, timeout: Duration) -> Result<String, Str
     let mut request = Request::new(());
     request.set_timeout(timeout);
     let health = ImmuServiceClient::new(channel).health(request).await.map_err(|status| refused(say(&status)))?;
-    let uuid = health.metadata().get(UUID_KEY).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default();
+    let uuid = health.metadata().get(header::UUID).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default();
     if uuid.is_empty() { Err(refused("it is of no cluster yet".to_owned())) } else { Ok(uuid.to_owned()) }
 }
 

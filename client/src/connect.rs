@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alhambra_proto::code::text;
+use alhambra_proto::header;
 use alhambra_proto::schema::immu_service_client::ImmuServiceClient;
 use alhambra_proto::schema::{Database, OpenSessionRequest};
 use tokio::sync::{Mutex, RwLock};
@@ -32,12 +33,6 @@ const ATTEMPT_TIME_MIN: Duration = Duration::from_millis(500);
 /// Replies larger than this are refused: the largest value (32 MiB) with room for keys and proofs.
 const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Request metadata key of the session.
-const SESSION_KEY: &str = "sessionid";
-/// Request metadata key of a token, which maintenance mode gives to whoever asks.
-const TOKEN_KEY: &str = "authorization";
-/// Reply metadata key of the server's identity.
-const UUID_KEY: &str = "immudb-uuid";
 /// The database that is served when authentication is off.
 const DEFAULT_DATABASE: &str = "defaultdb";
 
@@ -70,7 +65,7 @@ pub(crate) struct Session {
 impl Session {
     /// Whether the server holds it.
     fn is_of_user(&self) -> bool {
-        self.pass.as_ref().is_some_and(|(key, _)| *key == SESSION_KEY)
+        self.pass.as_ref().is_some_and(|(key, _)| *key == header::SESSION)
     }
 
     fn admit<T>(&self, request: &mut Request<T>) {
@@ -178,6 +173,9 @@ impl Connection {
                         tokio::spawn(end(left, deadline));
                         return Ok(());
                     }
+                    // One session is ours: the next is opened in its place.
+                    Err(LoginFailure::Final(Error::Refused { status, .. }))
+                        if text::MAX_SESSIONS.is(&status) && self.give_up(index, deadline).await => {}
                     // Whatever was called for it.
                     Err(LoginFailure::Final(Error::Refused { status, .. })) => {
                         return Err(Error::Refused { call: "use_database", status });
@@ -194,6 +192,13 @@ impl Connection {
             }
             sleep_until((Instant::now() + backoff.pause()).min(deadline)).await;
         }
+    }
+
+    /// Ends the session at an endpoint and waits for it; false if there is none. Clones that use it log in again.
+    async fn give_up(&self, index: usize, deadline: Instant) -> bool {
+        let Some(session) = self.sessions.lock().await[index].take() else { return false };
+        end(vec![session], deadline).await;
+        true
     }
 
     /// Identity of the server; a login must have happened.
@@ -381,7 +386,7 @@ async fn open_session(
     let opened = async |request| service.open_session(request).await;
     let opened = attempt(target, "open_session", request, deadline, opened).await?.into_inner();
     let id = opened.session_id.parse().map_err(|_| LoginFailure::Final(Error::BadSessionId))?;
-    Ok((opened.server_uuid, Some((SESSION_KEY, id))))
+    Ok((opened.server_uuid, Some((header::SESSION, id))))
 }
 
 /// Finds out which server it is, and how a database is reached where nobody logs in: without anything when authentication is off,
@@ -394,7 +399,7 @@ async fn look_around(
     let mut service = target.service.clone();
     let health = async |request| service.health(request).await;
     let reply = attempt(target, "health", (), deadline, health).await?;
-    let uuid = reply.metadata().get(UUID_KEY).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default().to_owned();
+    let uuid = reply.metadata().get(header::UUID).and_then(|uuid| uuid.to_str().ok()).unwrap_or_default().to_owned();
     if uuid.is_empty() {
         // A node that is of no cluster yet. What is trusted is kept under the identity, so it is not guessed.
         let status = Status::unavailable("the node does not know yet of which cluster it is");
@@ -406,7 +411,7 @@ async fn look_around(
     match attempt(target, "use_database", request, deadline, select).await {
         Ok(reply) => {
             let token = reply.into_inner().token.parse();
-            Ok((uuid, Some((TOKEN_KEY, token.map_err(|_| LoginFailure::Final(Error::BadSessionId))?))))
+            Ok((uuid, Some((header::TOKEN, token.map_err(|_| LoginFailure::Final(Error::BadSessionId))?))))
         }
         Err(LoginFailure::Final(Error::Refused { status, .. }))
             if database == DEFAULT_DATABASE && text::ONLY_WITH_AUTH.is(&status) =>

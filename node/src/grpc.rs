@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alhambra_proto::cluster::cluster_service_server::ClusterServiceServer;
+use alhambra_proto::header;
 use alhambra_proto::model::authorization_service_server::AuthorizationServiceServer;
 use alhambra_proto::model::document_service_server::DocumentServiceServer;
 use alhambra_proto::schema::immu_service_server::ImmuServiceServer;
@@ -32,9 +33,10 @@ use crate::context::{Call, ReadLevel};
 use crate::error::Error;
 use crate::grpc::authorization::Authorization;
 use crate::grpc::cluster::Cluster;
-use crate::grpc::gate::{Gate, GateLayer, LEVEL_HEADER};
+use crate::grpc::gate::{Gate, GateLayer};
 use crate::grpc::immu::{Documents, Immu};
 use crate::service::App;
+use crate::uploads::Due;
 
 /// Calls that one connection may have open; far above what a client library opens.
 const STREAMS_PER_CONNECTION_MAX: u32 = 10_000;
@@ -94,15 +96,25 @@ pub fn server(app: Arc<App>, reflection: bool) -> Router<Stack<GateLayer, Identi
 
 /// Headers as the gate has read them, and the message.
 fn open<T>(request: Request<T>) -> std::result::Result<(Call, T), Error> {
-    let (_, mut extensions, message) = request.into_parts();
-    let call = extensions.remove::<Call>().ok_or(Error::Internal("a call came past the gate"))?;
+    let (call, _, message) = open_upload(request)?;
     Ok((call, message))
+}
+
+/// The same of messages that are still to come, and when the call is due as they do.
+fn open_upload<T>(request: Request<T>) -> std::result::Result<(Call, Due, T), Error> {
+    let (_, mut extensions, message) = request.into_parts();
+    let (Some(mut call), Some(due)) = (extensions.remove::<Call>(), extensions.remove::<Due>()) else {
+        return Err(Error::Internal("a call came past the gate"));
+    };
+    // A message may have been long on its way.
+    call.deadline = due.instant();
+    Ok((call, due, message))
 }
 
 /// The reply of a read, which says how new its data is.
 fn read_reply<T>(level: ReadLevel, message: T) -> Response<T> {
     let mut response = Response::new(message);
     let value = tonic::metadata::MetadataValue::from_static(level.name());
-    response.metadata_mut().insert(LEVEL_HEADER, value);
+    response.metadata_mut().insert(header::LEVEL, value);
     response
 }

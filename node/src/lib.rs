@@ -51,6 +51,6 @@ pub use config::Config;
 pub use node::{Node, NodeError, NodeHandle};
 
 /// The version of the compatible server whose calls are understood: SDKs decide by it what they may ask for. Our own
-/// version stands in the reply header [`grpc::gate::VERSION_HEADER`] of Health and ServerInfo, in `/version`, and in the
+/// version stands in the reply header [`alhambra_proto::header::VERSION`] of Health and ServerInfo, in `/version`, and in the
 /// metric `alhambra_build_info`.
 pub const COMPATIBLE_VERSION: &str = "1.11.1";

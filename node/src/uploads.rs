@@ -6,8 +6,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use alhambra_proto::code::Code;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 /// Bytes of each call that are not counted.
@@ -47,7 +49,14 @@ impl Uploads {
 
     /// Nothing of a call that begins is held yet. Of a call whose messages are `answered` one by one only the newest part is.
     pub fn begin(self: &Arc<Self>, answered: bool) -> Arc<Share> {
-        Arc::new(Share { uploads: self.clone(), received: AtomicU64::new(0), charged: AtomicU64::new(0), answered })
+        Arc::new(Share {
+            uploads: self.clone(),
+            received: AtomicU64::new(0),
+            charged: AtomicU64::new(0),
+            answered,
+            began: Instant::now(),
+            newest_ms: AtomicU64::new(0),
+        })
     }
 }
 
@@ -60,6 +69,9 @@ pub struct Share {
     /// Those of them that count.
     charged: AtomicU64,
     answered: bool,
+    began: Instant,
+    /// When the newest bytes came, milliseconds after `began`.
+    newest_ms: AtomicU64,
 }
 
 impl Share {
@@ -75,7 +87,14 @@ impl Share {
         }
         self.received.store(received, Ordering::Relaxed);
         self.charged.store(now, Ordering::Relaxed);
+        if bytes > 0 {
+            self.newest_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    fn newest(&self) -> Instant {
+        self.began + Duration::from_millis(self.newest_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -85,8 +104,42 @@ impl Drop for Share {
     }
 }
 
+/// When a call has to have an answer.
+#[derive(Clone, Debug)]
+pub enum Due {
+    /// As its client says.
+    At(Instant),
+    /// So long after the newest bytes of its request: what comes slowly may take its time, and what does not come may not.
+    Behind(Arc<Share>, Duration),
+}
+
+impl Due {
+    /// As of now.
+    pub fn instant(&self) -> Instant {
+        match self {
+            Self::At(at) => *at,
+            Self::Behind(share, patience) => share.newest() + *patience,
+        }
+    }
+
+    /// What the work comes to; nothing if it is not done `grace` after the call was due.
+    pub async fn outlast<T>(&self, grace: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            let due = self.instant();
+            match timeout_at(due + grace, &mut work).await {
+                Ok(done) => return Some(done),
+                Err(_) if self.instant() > due => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
 
     #[test]
@@ -120,5 +173,35 @@ mod tests {
         assert_eq!(uploads.bytes(), 7);
         share.receive(3).unwrap();
         assert_eq!(uploads.bytes(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_goes_on_coming_is_waited_for_and_what_stops_is_not() {
+        let share = Uploads::new(0).begin(false);
+        let begin = Instant::now();
+        let slow = async {
+            for _ in 0..10 {
+                sleep(Duration::from_millis(2_900)).await;
+                share.receive(1).unwrap();
+            }
+            // Nothing comes in these.
+            for _ in 0..10 {
+                sleep(Duration::from_secs(1)).await;
+                share.receive(0).unwrap();
+            }
+        };
+        let due = Due::Behind(share.clone(), Duration::from_secs(3));
+        assert_eq!(due.outlast(Duration::from_millis(25), slow).await, None);
+        assert_eq!(begin.elapsed(), Duration::from_millis(29_000 + 3_025));
+        assert_eq!(due.instant() - begin, Duration::from_secs(32));
+        let begin = Instant::now();
+        let due = Due::At(begin + Duration::from_secs(1));
+        let work = async {
+            sleep(Duration::from_millis(900)).await;
+            7
+        };
+        assert_eq!(due.outlast(Duration::ZERO, work).await, Some(7));
+        assert_eq!(due.outlast(Duration::ZERO, std::future::pending::<()>()).await, None);
+        assert_eq!(begin.elapsed(), Duration::from_secs(1));
     }
 }

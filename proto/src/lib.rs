@@ -7,11 +7,13 @@
 //! - [`peer`] is what nodes speak to each other.
 //! - [`convert`] holds the only conversions between protobuf and domain types.
 //! - [`code`] is the only table of error codes and texts.
+//! - [`header`] has the names of headers.
 //!
 //! What does not belong here: rules of the ledger, transport, retries.
 
 pub mod code;
 pub mod convert;
+pub mod header;
 
 /// Package `immudb.schema`: `ImmuService` and its messages. Binary fields are [`bytes::Bytes`].
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, rustdoc::all)]

@@ -1,6 +1,7 @@
 //! Endpoints that refuse, vanish or stay silent.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alhambra_client::{Client, Error, Options};
@@ -208,4 +209,19 @@ async fn a_selection_holds_at_every_endpoint_also_when_a_clone_fails_over_meanwh
         }
     };
     tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+}
+
+/// The new session is opened before the old one is ended, for which a full server has no room.
+#[tokio::test]
+async fn another_database_is_selected_when_no_more_sessions_may_be_opened() {
+    let cluster = Cluster::new(Chain::new(1));
+    let fake = Fake::start(&cluster);
+    fake.node.sessions_max.store(1, Ordering::SeqCst);
+    let client = Client::connect(vec![fake.endpoint.clone()], Options::default()).await.unwrap();
+    client.use_database("second").await.unwrap();
+    client.set("k", "v").await.unwrap();
+    assert_eq!(fake.node.served_in.lock().unwrap().last().unwrap(), "second");
+    // The sessions of others are theirs.
+    let other = Client::connect(vec![fake.endpoint.clone()], Options::default()).await.err().expect("a second session");
+    assert!(matches!(&other, Error::Refused { status, .. } if text::MAX_SESSIONS.is(status)), "{other:?}");
 }

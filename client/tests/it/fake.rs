@@ -89,6 +89,8 @@ pub struct Node {
     sessions: AtomicU64,
     /// Sessions with a lower number are forgotten.
     sessions_from: AtomicU64,
+    /// So many sessions may be open at once.
+    pub sessions_max: AtomicU64,
     /// Answers to the next calls that carry a session, instead of doing them.
     pub refusals: Mutex<VecDeque<Status>>,
     pub fate: Mutex<Option<Fate>>,
@@ -125,6 +127,7 @@ impl Fake {
             uuid: Mutex::new("d7l3kq8s9pmc73fn1g20".into()),
             sessions: AtomicU64::new(0),
             sessions_from: AtomicU64::new(0),
+            sessions_max: AtomicU64::new(u64::MAX),
             refusals: Mutex::default(),
             fate: Mutex::default(),
             calls: Mutex::default(),
@@ -310,6 +313,10 @@ impl ImmuService for Node {
         let database = request.into_inner().database_name;
         if !self.cluster.has(&database) {
             return Err(text::database_not_found(&database));
+        }
+        let ended = self.calls.lock().unwrap().iter().filter(|call| **call == "close_session").count() as u64;
+        if self.sessions.load(Ordering::SeqCst) - ended >= self.sessions_max.load(Ordering::SeqCst) {
+            return Err(text::MAX_SESSIONS.status());
         }
         let session_id = self.select(database).await.to_string();
         let server_uuid = self.uuid.lock().unwrap().clone();

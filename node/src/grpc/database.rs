@@ -1,11 +1,11 @@
 //! Databases, and what a node says about itself.
 
 use alhambra_proto::code::text;
+use alhambra_proto::header;
 use alhambra_proto::schema;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response};
 
-use super::gate::VERSION_HEADER;
 use super::{Reply, open, read_reply};
 use crate::COMPATIBLE_VERSION;
 use crate::error::Error;
@@ -294,7 +294,7 @@ pub(super) async fn compact_index(app: &App, request: Request<()>) -> Reply<()> 
 
 fn with_version<T>(message: T) -> Response<T> {
     let mut response = Response::new(message);
-    response.metadata_mut().insert(VERSION_HEADER, MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
+    response.metadata_mut().insert(header::VERSION, MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
     response
 }
 

@@ -15,6 +15,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use alhambra_proto::code::{Code as OwnCode, text};
+use alhambra_proto::header;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -32,18 +33,7 @@ use crate::grpc::counted::Counted;
 use crate::method::{self, Kind, Method, Need};
 use crate::service::App;
 use crate::throttle::Source;
-use crate::uploads::Share;
-
-/// Request header with the id of a session.
-pub const SESSION_HEADER: &str = "sessionid";
-/// Request header with a token.
-pub const TOKEN_HEADER: &str = "authorization";
-/// Reply header with the UUID of the cluster.
-pub const UUID_HEADER: &str = "immudb-uuid";
-/// Request header that chooses how new the data of reads has to be, and reply header that says how new it was.
-pub const LEVEL_HEADER: &str = "alhambra-read-level";
-/// Reply header of Health and ServerInfo with our own version.
-pub const VERSION_HEADER: &str = "alhambra-version";
+use crate::uploads::{Due, Share};
 
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 const STATUS_HEADER: &str = "grpc-status";
@@ -152,19 +142,20 @@ where
 {
     /// Calls the service.
     fn enter(&mut self, method: &Method, mut request: Request<Body>, call: Call) -> Running<S::Future> {
-        let overdue = call.deadline + LAST_RESORT;
-        request.extensions_mut().insert(call);
         let share = self.app.uploads().begin(*method == method::STREAM_EXPORT_TX);
+        let due =
+            if call.chosen { Due::At(call.deadline) } else { Due::Behind(share.clone(), self.app.request_timeout()) };
+        request.extensions_mut().insert(call);
+        request.extensions_mut().insert(due.clone());
         let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
-        Running { inner: self.inner.call(request), overdue, _share: share }
+        Running { inner: self.inner.call(request), due, _share: share }
     }
 }
 
 /// A call that the service carries out.
 struct Running<F> {
     inner: F,
-    /// When it has to have ended at the latest.
-    overdue: Instant,
+    due: Due,
     /// What came in is held until there is an answer.
     _share: Arc<Share>,
 }
@@ -173,12 +164,8 @@ async fn run<F>(method: &Method, running: Running<F>) -> std::result::Result<Res
 where
     F: Future<Output = std::result::Result<Response<Body>, Infallible>>,
 {
-    let Running { inner, overdue, _share } = running;
-    tokio::select! {
-        biased;
-        response = inner => response,
-        () = tokio::time::sleep_until(overdue) => Ok(is_overdue(method).into_http()),
-    }
+    let Running { inner, due, _share } = running;
+    due.outlast(LAST_RESORT, inner).await.unwrap_or_else(|| Ok(is_overdue(method).into_http()))
 }
 
 /// The answer to a call that did not end by itself.
@@ -217,7 +204,7 @@ fn source_of(request: &Request<Body>) -> Source {
 }
 
 fn admit(app: &App, method: &Method, headers: &HeaderMap, source: Source, now: Instant) -> Admission {
-    let shown = if *method == method::OPEN_SESSION { None } else { headers.get(SESSION_HEADER) };
+    let shown = if *method == method::OPEN_SESSION { None } else { headers.get(header::SESSION) };
     let session = match shown.map(HeaderValue::as_bytes) {
         None => Some(SessionHeader::Absent),
         Some([]) => return Admission::Refused(Refusal::BeforeUuid(text::NO_SESSION_ID.into())),
@@ -282,13 +269,13 @@ async fn ask(app: &App, method: &Method, credential: Credential, mut call: Call)
 }
 
 fn read_level(headers: &HeaderMap) -> Result<ReadLevel> {
-    let Some(value) = headers.get(LEVEL_HEADER) else { return Ok(ReadLevel::default()) };
-    let unknown = Error::Header { header: LEVEL_HEADER, expects: "linearizable or local" };
+    let Some(value) = headers.get(header::LEVEL) else { return Ok(ReadLevel::default()) };
+    let unknown = Error::Header { header: header::LEVEL, expects: "linearizable or local" };
     value.to_str().ok().and_then(ReadLevel::from_name).ok_or(unknown)
 }
 
 fn token(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(TOKEN_HEADER)?.to_str().unwrap_or_default();
+    let value = headers.get(header::TOKEN)?.to_str().unwrap_or_default();
     // A client that trims its headers sends an empty token as "Bearer".
     Some(value.strip_prefix("Bearer ").unwrap_or(if value == "Bearer" { "" } else { value }))
 }
@@ -332,7 +319,7 @@ fn finish(response: Response<Body>, uuid: Option<HeaderValue>, size_max: usize) 
     let (mut parts, body) = response.into_parts();
     let Some(status) = parts.headers.get(STATUS_HEADER) else {
         if let Some(uuid) = uuid {
-            parts.headers.insert(HeaderName::from_static(UUID_HEADER), uuid);
+            parts.headers.insert(HeaderName::from_static(header::UUID), uuid);
         }
         return (Response::from_parts(parts, body), Code::Ok);
     };
@@ -348,7 +335,7 @@ fn finish(response: Response<Body>, uuid: Option<HeaderValue>, size_max: usize) 
         parts.headers.insert(CONTENT_TYPE, content_type);
     }
     if let Some(uuid) = uuid {
-        parts.headers.insert(HeaderName::from_static(UUID_HEADER), uuid);
+        parts.headers.insert(HeaderName::from_static(header::UUID), uuid);
     }
     (Response::from_parts(parts, Body::new(OnlyTrailers(Some(trailers)))), code)
 }
@@ -435,7 +422,7 @@ mod tests {
             ("", ""),
             ("bearer abc", "bearer abc"),
         ] {
-            assert_eq!(token(&headers(TOKEN_HEADER, value)), Some(expected), "{value:?}");
+            assert_eq!(token(&headers(header::TOKEN, value)), Some(expected), "{value:?}");
         }
         assert!(token(&HeaderMap::new()).is_none());
     }
@@ -443,7 +430,7 @@ mod tests {
     #[test]
     fn levels() {
         assert_eq!(read_level(&HeaderMap::new()).unwrap(), ReadLevel::Linearizable);
-        assert_eq!(read_level(&headers(LEVEL_HEADER, "local")).unwrap(), ReadLevel::Local);
-        assert!(read_level(&headers(LEVEL_HEADER, "Local")).is_err());
+        assert_eq!(read_level(&headers(header::LEVEL, "local")).unwrap(), ReadLevel::Local);
+        assert!(read_level(&headers(header::LEVEL, "Local")).is_err());
     }
 }

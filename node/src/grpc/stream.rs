@@ -30,7 +30,7 @@ use self::outlet::{Ended, Outlet, respond};
 use super::exec::z_scan_of;
 use super::kv::{get_of, history_of, reference, scan_of};
 use super::verified::verifiable;
-use super::{Reply, open};
+use super::{Reply, open, open_upload};
 use crate::error::Error;
 use crate::method;
 use crate::service::App;
@@ -127,23 +127,25 @@ fn refusal(error: Error, wrapped: fn(&str) -> Status) -> Status {
 }
 
 pub(super) async fn set(app: &App, request: Incomes) -> Reply<schema::TxHeader> {
-    let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_SET).await?;
+    let (call, due, chunks) = open_upload(request)?;
+    let mut cx = app.enter(&call, &method::STREAM_SET).await?;
     let settings = kv::settings(&cx).await?;
-    let mut incoming = Incoming::new(chunks, cx.deadline, app.closing(&cx));
+    let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
     let values = incoming.values(&settings, text::stream_set).await?;
+    cx.deadline = incoming.deadline();
     let written = kv::set(&cx, values, Vec::new()).await.map_err(|error| refusal(error, text::stream_set))?;
     Ok(Response::new((&written).into()))
 }
 
 pub(super) async fn verifiable_set(app: &App, request: Incomes) -> Reply<schema::VerifiableTx> {
-    let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_VERIFIABLE_SET).await?;
+    let (call, due, chunks) = open_upload(request)?;
+    let mut cx = app.enter(&call, &method::STREAM_VERIFIABLE_SET).await?;
     let settings = kv::settings(&cx).await?;
-    let mut incoming = Incoming::new(chunks, cx.deadline, app.closing(&cx));
+    let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
     let trusted = trusted(&mut incoming).await?;
     let wrapped = text::stream_verifiable_set;
     let values = incoming.values(&settings, wrapped).await?;
+    cx.deadline = incoming.deadline();
     let written =
         verified::set(app, &cx, values, Vec::new(), trusted).await.map_err(|error| refusal(error, wrapped))?;
     Ok(Response::new(verifiable(written)))

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use alhambra_proto::header;
 use axum::body::Body as HttpBody;
 use axum::extract::{ConnectInfo, FromRequestParts, Query, RawPathParams, Request as HttpRequest};
+use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
@@ -19,14 +21,14 @@ use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::{Code, Status};
 
 use crate::grpc::counted::Counted;
-use crate::grpc::gate::{SESSION_HEADER, TOKEN_HEADER, too_large};
+use crate::grpc::gate::too_large;
 use crate::grpc::{self, InProcess};
 use crate::method::Method;
 use crate::rest::binding::{Binding, POOL};
 use crate::rest::json;
 use crate::service::App;
 use crate::throttle::Source;
-use crate::uploads::Uploads;
+use crate::uploads::{Due, Uploads};
 
 /// Largest answer of a call that only reads, bytes of the message: what clients of the original get over REST. One that writes has
 /// been done when its answer is there, so its answer is as large as it is.
@@ -68,9 +70,10 @@ impl Gateway {
         let (mut parts, body) = request.into_parts();
         let share = self.uploads.begin(false);
         let body = HttpBody::new(Counted::new(GrpcBody::new(body), share.clone()));
-        let read = tokio::time::timeout(self.request_timeout, self.read(binding, &mut parts, body)).await;
+        let due = Due::Behind(share.clone(), self.request_timeout);
+        let read = due.outlast(Duration::ZERO, self.read(binding, &mut parts, body)).await;
         let late = || Status::deadline_exceeded("the body of the request did not arrive in time");
-        let message = match read.unwrap_or_else(|_| Err(late())) {
+        let message = match read.unwrap_or_else(|| Err(late())) {
             Ok(message) => message,
             Err(status) => return failure(&status),
         };
@@ -155,8 +158,8 @@ fn is_of_this_machine(headers: &HeaderMap) -> bool {
     };
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let page = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| is_local(authority));
-    text(header::HOST).is_some_and(is_local)
-        && text(header::ORIGIN).is_none_or(page)
+    text(HOST).is_some_and(is_local)
+        && text(ORIGIN).is_none_or(page)
         && text(HeaderName::from_static("sec-fetch-site")).is_none_or(|site| site != "cross-site")
 }
 
@@ -182,8 +185,9 @@ fn metadata_of(headers: &HeaderMap) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in headers {
         let marked = name.as_str().strip_prefix(METADATA_PREFIX);
-        let kept = marked
-            .or_else(|| [SESSION_HEADER, TOKEN_HEADER, TIMEOUT_HEADER].into_iter().find(|kept| name.as_str() == *kept));
+        let kept = marked.or_else(|| {
+            [header::SESSION, header::TOKEN, TIMEOUT_HEADER].into_iter().find(|kept| name.as_str() == *kept)
+        });
         // What gRPC itself needs is not for a client to set.
         let own = |name: &str| matches!(name, "content-type" | "te" | "host") || name.starts_with("grpc-");
         let Some(name) = kept.filter(|name| marked.is_none() || !own(name)) else { continue };
@@ -198,7 +202,7 @@ fn answer(status: StatusCode, metadata: &MetadataMap, json: Vec<u8>) -> Response
     let mut response = Response::new(HttpBody::from(json));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     for entry in metadata.iter() {
         let (name, value) = match entry {
             KeyAndValueRef::Ascii(name, value) => (name.as_str(), value.as_encoded_bytes()),

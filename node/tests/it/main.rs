@@ -21,6 +21,7 @@ mod rest;
 mod roaming;
 mod server;
 mod sessions;
+mod slow_uploads;
 mod streams;
 mod support;
 mod tls;

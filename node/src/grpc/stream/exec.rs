@@ -14,7 +14,7 @@ use super::incoming::{Incoming, Message};
 use crate::error::Error;
 use crate::grpc::exec::new_member;
 use crate::grpc::kv::header;
-use crate::grpc::{Reply, open};
+use crate::grpc::{Reply, open_upload};
 use crate::method;
 use crate::service::App;
 use crate::service::exec::{self, Operation};
@@ -28,10 +28,12 @@ const REFERENCE: u8 = 4;
 const MEMBER_BYTES: u64 = 256;
 
 pub(in crate::grpc) async fn all(app: &App, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
-    let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::STREAM_EXEC_ALL).await?;
+    let (call, due, chunks) = open_upload(request)?;
+    let mut cx = app.enter(&call, &method::STREAM_EXEC_ALL).await?;
     let settings = kv::settings(&cx).await?;
-    let operations = operations(&mut Incoming::new(chunks, cx.deadline, app.closing(&cx)), &settings).await?;
+    let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
+    let operations = operations(&mut incoming, &settings).await?;
+    cx.deadline = incoming.deadline();
     let written = exec::exec_all(app, &cx, operations, Vec::new(), false).await?;
     Ok(header(&written))
 }

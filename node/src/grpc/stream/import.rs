@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::incoming::{Incoming, Message};
 use crate::error::Error;
-use crate::grpc::{Reply, open};
+use crate::grpc::{Reply, open_upload};
 use crate::method;
 use crate::service::App;
 use crate::service::import;
@@ -30,16 +30,20 @@ fn check_headers(headers: &MetadataMap) -> Result<(), Status> {
 
 pub(in crate::grpc) async fn one(app: &App, request: Request<Streaming<schema::Chunk>>) -> Reply<schema::TxHeader> {
     let headers = check_headers(request.metadata());
-    let (call, chunks) = open(request)?;
-    let cx = app.enter(&call, &method::REPLICATE_TX).await?;
+    let (call, due, chunks) = open_upload(request)?;
+    let mut cx = app.enter(&call, &method::REPLICATE_TX).await?;
     headers?;
     let fits = |len_bytes| {
         let len_bytes_max = PROPOSAL_BYTES_MAX as u64;
         let error = ProposeError::TooLarge { len_bytes, len_bytes_max };
         if len_bytes > len_bytes_max { Err(Error::from(error).into()) } else { Ok(()) }
     };
-    match Incoming::new(chunks, cx.deadline, app.closing(&cx)).message(fits).await? {
-        Message::Whole(exported) => Ok(Response::new((&import::replicate(&cx, &exported).await?).into())),
+    let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
+    match incoming.message(fits).await? {
+        Message::Whole(exported) => {
+            cx.deadline = incoming.deadline();
+            Ok(Response::new((&import::replicate(&cx, &exported).await?).into()))
+        }
         Message::Cut | Message::None => Err(text::STREAM_EOF.into()),
     }
 }

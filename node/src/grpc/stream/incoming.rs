@@ -1,17 +1,20 @@
 //! Messages that a client sends.
 
+use std::time::Duration;
+
 use alhambra_proto::code::text;
 use alhambra_proto::schema::Chunk;
 use alhambra_storage::command::Settings;
 use bytes::Bytes;
 use futures::future::{BoxFuture, Fuse};
 use futures::{FutureExt, Stream, StreamExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::framing::Decoder;
 use crate::error::Error;
 use crate::service::kv::NewValue;
+use crate::uploads::Due;
 
 /// Most bytes of all values of one transaction that comes in a stream; so many still pass.
 pub(super) const VALUES_BYTES_MAX: u64 = 32 << 20;
@@ -31,15 +34,20 @@ pub(super) enum Message {
 pub(super) struct Incoming<S> {
     chunks: S,
     decoder: Decoder,
-    deadline: Instant,
+    due: Due,
     /// Ready, with the reason, when the database takes nothing any more.
     closing: Fuse<BoxFuture<'static, Error>>,
 }
 
 impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
-    /// A stream that has to end by `deadline`, and before `closing`.
-    pub(super) fn new(chunks: S, deadline: Instant, closing: impl Future<Output = Error> + Send + 'static) -> Self {
-        Self { chunks, decoder: Decoder::default(), deadline, closing: closing.boxed().fuse() }
+    /// A stream that has to end before it is `due`, and before `closing`.
+    pub(super) fn new(chunks: S, due: Due, closing: impl Future<Output = Error> + Send + 'static) -> Self {
+        Self { chunks, decoder: Decoder::default(), due, closing: closing.boxed().fuse() }
+    }
+
+    /// When the call is due, as far as the stream has come.
+    pub(super) fn deadline(&self) -> Instant {
+        self.due.instant()
     }
 
     /// The next message. Its length is judged by `accept` before any byte of it is waited for.
@@ -60,10 +68,10 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
                 return Ok(Message::Whole(message));
             }
             let next = tokio::select! {
-                next = timeout_at(self.deadline, self.chunks.next()) => next,
+                next = self.due.outlast(Duration::ZERO, self.chunks.next()) => next,
                 error = &mut self.closing => return Err(error.into()),
             };
-            match next.map_err(|_| Error::StreamIdle {
+            match next.ok_or(Error::StreamIdle {
                 what: "the client did not end its stream by the deadline; surely not applied",
             })? {
                 Some(chunk) => self.decoder.push(chunk?.content),
@@ -111,8 +119,6 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::future::pending;
     use futures::stream;
 
@@ -136,7 +142,7 @@ mod tests {
         for step in [1, 7, stream.len().max(1)] {
             let chunks: Vec<_> = stream.chunks(step).map(chunk).collect();
             let deadline = Instant::now() + Duration::from_secs(1);
-            let mut incoming = Incoming::new(stream::iter(chunks), deadline, pending());
+            let mut incoming = Incoming::new(stream::iter(chunks), Due::At(deadline), pending());
             let values = incoming.values(&settings(), text::stream_set).await;
             found.push(match values {
                 Ok(values) => Ok(values.into_iter().map(|kv| (kv.key.to_vec(), kv.value.to_vec())).collect()),
@@ -202,7 +208,7 @@ mod tests {
     async fn a_silent_client_gets_an_error_at_the_deadline() {
         let begin = Instant::now();
         let sent = stream::iter([chunk(&framed(&[b"key"])), chunk(b"")]).chain(stream::pending());
-        let mut incoming = Incoming::new(sent, begin + Duration::from_secs(3), pending());
+        let mut incoming = Incoming::new(sent, Due::At(begin + Duration::from_secs(3)), pending());
         let status = incoming.values(&settings(), text::stream_set).await.unwrap_err();
         assert_eq!(begin.elapsed(), Duration::from_secs(3));
         assert_eq!(status.code(), tonic::Code::Cancelled);
@@ -212,7 +218,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_stream_is_no_end_of_it() {
         let sent = stream::iter([chunk(&framed(&[b"key", b"value"])), Err(Status::cancelled("gone"))]);
-        let mut incoming = Incoming::new(sent, Instant::now() + Duration::from_secs(3), pending());
+        let mut incoming = Incoming::new(sent, Due::At(Instant::now() + Duration::from_secs(3)), pending());
         assert_eq!(incoming.values(&settings(), text::stream_set).await.unwrap_err().message(), "gone");
     }
 
@@ -220,7 +226,7 @@ mod tests {
     async fn a_database_that_closes_ends_what_comes_in_with_the_reason() {
         let sent = stream::iter([chunk(&framed(&[b"key"]))]).chain(stream::pending());
         let closing = async { Error::from(text::ALREADY_CLOSED) };
-        let mut incoming = Incoming::new(sent, Instant::now() + Duration::from_secs(3600), closing);
+        let mut incoming = Incoming::new(sent, Due::At(Instant::now() + Duration::from_secs(3600)), closing);
         assert_eq!(incoming.values(&settings(), text::stream_set).await.unwrap_err().message(), "already closed");
     }
 }
