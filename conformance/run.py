@@ -375,6 +375,11 @@ def main():
     if unknown:
         parser.error(f"no flows in {', '.join(unknown)}; there are {', '.join(PREPARE)}")
     print(f"seed {arguments.seed}", flush=True)
+    # For the flows that start a node of their own.
+    if arguments.demo:
+        os.environ["ALHAMBRA_SERVER"] = str(pathlib.Path(arguments.demo).resolve())
+    else:
+        os.environ.pop("ALHAMBRA_SERVER", None)
     with tempfile.TemporaryDirectory(prefix="conformance-") as own:
         programs, demo, cluster = [], None, None
         try:

@@ -197,6 +197,7 @@ var flows = map[string]func(*flow){
 	"streams":                 streams,
 	"streams_of_operations":   streamsOfOperations,
 	"exports":                 exports,
+	"encrypted":               encrypted,
 	"replication":             replication,
 	"users":                   users,
 	"administration":          administration,
@@ -228,7 +229,10 @@ func main() {
 	}
 	list := make([]string, 0, len(flows))
 	for name := range flows {
-		list = append(list, name)
+		// Without a program there is no node to start.
+		if name != "encrypted" || os.Getenv(nodeProgram) != "" {
+			list = append(list, name)
+		}
 	}
 	out := json.NewEncoder(os.Stdout)
 	must(out.Encode(map[string]any{"flows": list, "sdk": sdk}))
