@@ -135,6 +135,8 @@ pub struct ConditionalWrite {
     pub unmet: bool,
     /// Newest transaction that was certainly there before it was sent.
     pub floor: u64,
+    /// When the answer came.
+    pub ended: Duration,
 }
 
 /// A transaction: what it read, and the value that names the [`Write`] it ended in.

@@ -1,5 +1,8 @@
 //! A2: where a conditional write stands, its condition held in the state before; where it was refused for its condition, there
-//! was a state, not older than what the client knew, in which the condition did not hold.
+//! was a state, not older than what the client knew and not newer than the answer, in which the condition did not hold.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::Evidence;
 use super::versions::{Versions, name};
@@ -13,9 +16,25 @@ fn holds(versions: &Versions, condition: &Condition, state: u64) -> bool {
     }
 }
 
+/// When each value that stands somewhere was sent, for the first time, and where it stands.
+fn sent(evidence: &Evidence<'_>) -> Vec<(Duration, u64)> {
+    let mut first = BTreeMap::new();
+    for write in &evidence.history.writes {
+        let sent = first.entry(&write.value).or_insert(write.invoked);
+        *sent = write.invoked.min(*sent);
+    }
+    first.into_iter().filter_map(|(value, sent)| Some((sent, evidence.versions.place(value)?))).collect()
+}
+
 /// Looks at every conditional write.
 pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
     let last = evidence.ledger.last().map_or(0, |(tx, _, _)| *tx);
+    let sent = sent(evidence);
+    // Transactions are numbered as they are decided: what stands behind one that was sent later came later as well.
+    let newest_at = |time: Duration| {
+        let later = sent.iter().filter(|(sent, _)| *sent > time).map(|(_, tx)| *tx);
+        later.min().map_or(last, |tx| tx - 1)
+    };
     for write in &evidence.history.conditionals {
         if let Some(tx) = evidence.versions.place(&write.value) {
             if write.unmet {
@@ -29,11 +48,16 @@ pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
                 ));
             }
         }
+        if !write.unmet {
+            continue;
+        }
         // The client may know transactions that are newer than every entry of a key.
-        let mut states = write.floor..=last.max(write.floor);
-        if write.unmet && states.all(|state| holds(evidence.versions, &write.condition, state)) {
-            let (value, condition) = (name(&write.value), &write.condition);
-            return Err(format!("{value:?} was refused, and {condition:?} held in all states from {} on", write.floor));
+        let newest = newest_at(write.ended).max(write.floor);
+        if (write.floor..=newest).all(|state| holds(evidence.versions, &write.condition, state)) {
+            let (value, condition, floor) = (name(&write.value), &write.condition, write.floor);
+            return Err(format!(
+                "{value:?} was refused, and {condition:?} held in all states from {floor} to {newest}"
+            ));
         }
     }
     Ok(())

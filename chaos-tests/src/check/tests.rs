@@ -95,7 +95,8 @@ fn a_torn_batch_is_found() {
 #[test]
 fn a_condition_that_was_ignored_is_found() {
     let conditional = |value: &str, condition, unmet, floor| {
-        with(|h| h.conditionals.push(ConditionalWrite { value: value.into(), condition, unmet, floor }))
+        let ended = Duration::from_secs(9);
+        with(|h| h.conditionals.push(ConditionalWrite { value: value.into(), condition, unmet, floor, ended }))
     };
     assert_eq!(conditional("b2", Condition::Absent("b".into()), false, 0), Ok(()));
     is(conditional("a3", Condition::Absent("a".into()), false, 0), "A2");
@@ -105,6 +106,24 @@ fn a_condition_that_was_ignored_is_found() {
     is(conditional("x", Condition::Exists("a".into()), true, 1), "A2");
     assert_eq!(conditional("x", Condition::Exists("a".into()), true, 0), Ok(()), "it did not exist in state 0");
     is(conditional("a3", Condition::Exists("b".into()), true, 0), "A2");
+}
+
+#[test]
+fn a_refusal_for_what_was_only_written_later_is_found() {
+    let refused = |value: &str, sent: u64, answered: u64| {
+        with(|h| {
+            h.writes[2].invoked = Duration::from_secs(4);
+            // The same once more, with its id.
+            h.writes.push(Write { invoked: Duration::from_secs(sent), ..h.writes[1].clone() });
+            let condition = Condition::UnchangedSince(value.into(), 1);
+            let ended = Duration::from_secs(answered);
+            h.conditionals.push(ConditionalWrite { value: "x".into(), condition, unmet: true, floor: 1, ended });
+        })
+    };
+    is(refused("a", 3, 3), "A2");
+    assert_eq!(refused("a", 3, 4), Ok(()), "it may have been there by then");
+    is(refused("c", 3, 9), "A2");
+    assert_eq!(refused("b", 8, 3), Ok(()), "when it was sent first counts");
 }
 
 #[test]

@@ -59,6 +59,7 @@ impl Op for Conditional {
                 condition,
                 unmet,
                 floor,
+                ended: now(),
             });
             ctx.wrote(key, value, invoked, ending);
             if unmet { Ok(Done::Refused) } else { answer.map(|_| Done::Well) }
