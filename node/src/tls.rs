@@ -5,6 +5,7 @@
 //! certificate; with `--mtls` one that is shown must come from `--clientcas`, and none is still let in, as users of the
 //! compatible server expect.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,6 +222,22 @@ fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
 }
 
 /// Makes a certificate for this machine that vouches for itself, unless there is one that has not ended.
+/// By what clients may know this node when it binds to `address`; to all addresses of this machine by each of them.
+fn own_names(host: &str, address: &str) -> Vec<String> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1", host, address].map(str::to_owned).into();
+    if address.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified()) {
+        // Without them the certificate is good for this machine, which is better than none.
+        let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+        // What holds on one link only is not said without the name of the interface.
+        let outside = interfaces.iter().filter(|interface| !interface.is_link_local());
+        names.extend(outside.map(|interface| interface.ip().to_string()));
+    }
+    names.retain(|name| !matches!(name.as_str(), "" | "0.0.0.0" | "::"));
+    names.sort();
+    names.dedup();
+    names
+}
+
 fn make_own(files: &Files, address: &str, now: i64) -> Result<(), TlsError> {
     if files.load().is_ok_and(|found| found.ends > now) {
         return Ok(());
@@ -229,10 +246,7 @@ fn make_own(files: &Files, address: &str, now: i64) -> Result<(), TlsError> {
     let not_made =
         |source: Box<dyn std::error::Error + Send + Sync>| TlsError::NotMade { path: folder.clone(), source };
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1", &host, address].map(str::to_owned).into();
-    names.retain(|name| !matches!(name.as_str(), "" | "0.0.0.0" | "::"));
-    names.sort();
-    names.dedup();
+    let names = own_names(&host, address);
     let made = || -> Result<(String, String), rcgen::Error> {
         let mut parameters = rcgen::CertificateParams::new(names)?;
         parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "alhambra");
@@ -370,5 +384,22 @@ mod tests {
         assert_eq!(made(now), now + OWN_LIFE_S);
         assert_eq!(made(now + OWN_LIFE_S - 1), now + OWN_LIFE_S, "it is kept as long as it is good");
         assert_eq!(made(now + OWN_LIFE_S), now + 2 * OWN_LIFE_S);
+    }
+
+    #[test]
+    fn a_certificate_of_its_own_names_every_address_that_is_served() {
+        let all = own_names("host", "0.0.0.0");
+        for name in ["localhost", "127.0.0.1", "::1", "host"] {
+            assert!(all.contains(&name.to_owned()), "{name}: {all:?}");
+        }
+        assert!(all.iter().all(|name| name != "0.0.0.0" && !name.starts_with("fe80")), "{all:?}");
+        // The address by which this machine would be seen from elsewhere; nothing is sent.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        if socket.connect("192.0.2.1:9").is_ok() {
+            let outward = socket.local_addr().unwrap().ip().to_string();
+            assert!(all.contains(&outward), "{outward}: {all:?}");
+        }
+        assert_eq!(own_names("host", "192.0.2.7"), ["127.0.0.1", "192.0.2.7", "::1", "host", "localhost"]);
+        assert_eq!(own_names("", "::1"), ["127.0.0.1", "::1", "localhost"]);
     }
 }
