@@ -95,7 +95,7 @@ impl Session {
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
-        request.metadata_mut().insert("sessionid", self.id.clone());
+        request.metadata_mut().insert(header::SESSION, self.id.clone());
         request
     }
 

@@ -113,7 +113,8 @@ func encrypted(f *flow) {
 		pair, err := tls.LoadX509KeyPair(strangers.pair("intruder"))
 		return &pair, err
 	}
-	for name, options := range map[string]*client.Options{"its own": known(), "none": trusting(ours, nil)} {
+	good := map[string]*client.Options{"its own": known(), "none": trusting(ours, nil)}
+	for name, options := range good {
 		db, err := open(options)
 		for began := time.Now(); err != nil && strings.Contains(err.Error(), "starting") && time.Since(began) < 20*time.Second; {
 			time.Sleep(20 * time.Millisecond)
@@ -133,6 +134,8 @@ func encrypted(f *flow) {
 			panic(wrong{"a session was opened with " + name})
 		}
 	}
+	// Because of whom they were of, and not because nobody was there.
+	must(ok(open(good["its own"])).CloseSession(f.ctx))
 }
 
 // serve starts a node alone, and gives where it serves and what stops it.

@@ -224,7 +224,7 @@ settings! {
     /// it and keep its index in order.
     maintenance: bool = false, "maintenance", compatible, "true or false", any;
 
-    /// Longest time that a call without a deadline of its own may take.
+    /// Longest time that a call without a deadline of its own may take, once its request has come, and that a request may stand still.
     request_timeout: Duration = Duration::from_secs(10), "request-timeout", ours, "a time from 100ms to 10m",
         |time| (Duration::from_millis(100)..=Duration::from_mins(10)).contains(time);
 

@@ -260,6 +260,12 @@ impl App {
         Ok(Context { replica, deadline: call.deadline, level: call.level })
     }
 
+    /// Refuses a call whose caller has other rights by now than when it was let in. So it is asked before a write whose client has
+    /// taken its time.
+    pub fn must_still_be(&self, call: &Call) -> Result<()> {
+        self.must_be_current(&self.authenticate(call)?, text::INVALID_TOKEN)
+    }
+
     /// Lets a call in that is about the selected database and not on its data, so that it need not be open.
     pub fn visit(&self, call: &Call, method: &Method) -> Result<Visit> {
         let (caller, database) = self.selected(call)?;

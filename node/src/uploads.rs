@@ -3,6 +3,8 @@
 //! A message is held until its call has an answer, because the handler decodes it as a whole or gathers its parts. The first
 //! bytes of each call are free, so that small calls go through while large ones fill the rest. What finds no room is refused
 //! at once: waiting would let calls that are half there wait for each other.
+//!
+//! Where a client gives a call no time of its own, what comes steadily may take its time, and what stands still is given up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +18,8 @@ use tonic::Status;
 const FREE_BYTES: u64 = 64 << 10;
 /// Least bound, bytes: two of the largest streams.
 const BYTES_MIN: u64 = 64 << 20;
+/// What comes more slowly than this, bytes per second, counts as standing still.
+const RATE_MIN: u64 = 16 << 10;
 
 /// What all calls of a node hold together.
 #[derive(Debug)]
@@ -47,15 +51,17 @@ impl Uploads {
         })
     }
 
-    /// Nothing of a call that begins is held yet. Of a call whose messages are `answered` one by one only the newest part is.
-    pub fn begin(self: &Arc<Self>, answered: bool) -> Arc<Share> {
+    /// Nothing of a call that `began` is held yet. Of a call whose messages are `answered` one by one only the newest part is. It may
+    /// stand still for as long as `patience`.
+    pub fn begin(self: &Arc<Self>, answered: bool, began: Instant, patience: Duration) -> Arc<Share> {
         Arc::new(Share {
             uploads: self.clone(),
             received: AtomicU64::new(0),
             charged: AtomicU64::new(0),
             answered,
-            began: Instant::now(),
-            newest_ms: AtomicU64::new(0),
+            began,
+            patience,
+            due_us: AtomicU64::new(micros(patience)),
         })
     }
 }
@@ -70,8 +76,13 @@ pub struct Share {
     charged: AtomicU64,
     answered: bool,
     began: Instant,
-    /// When the newest bytes came, milliseconds after `began`.
-    newest_ms: AtomicU64,
+    patience: Duration,
+    /// When it is due, microseconds after `began`.
+    due_us: AtomicU64,
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Share {
@@ -87,14 +98,20 @@ impl Share {
         }
         self.received.store(received, Ordering::Relaxed);
         self.charged.store(now, Ordering::Relaxed);
-        if bytes > 0 {
-            self.newest_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
-        }
+        // Bytes buy the time that they may take, of which no more is kept than one may stand still.
+        let bought = bytes.saturating_mul(1_000_000) / RATE_MIN;
+        let due = self.due_us.load(Ordering::Relaxed).saturating_add(bought);
+        self.due_us.store(due.min(micros(self.began.elapsed() + self.patience)), Ordering::Relaxed);
         Ok(())
     }
 
-    fn newest(&self) -> Instant {
-        self.began + Duration::from_millis(self.newest_ms.load(Ordering::Relaxed))
+    /// All has come; from now on the time is that of the work.
+    fn restart(&self) {
+        self.due_us.store(micros(self.began.elapsed() + self.patience), Ordering::Relaxed);
+    }
+
+    fn due(&self) -> Instant {
+        self.began + Duration::from_micros(self.due_us.load(Ordering::Relaxed))
     }
 }
 
@@ -109,8 +126,8 @@ impl Drop for Share {
 pub enum Due {
     /// As its client says.
     At(Instant),
-    /// So long after the newest bytes of its request: what comes slowly may take its time, and what does not come may not.
-    Behind(Arc<Share>, Duration),
+    /// As its request comes: slowly, but steadily.
+    Behind(Arc<Share>),
 }
 
 impl Due {
@@ -118,7 +135,14 @@ impl Due {
     pub fn instant(&self) -> Instant {
         match self {
             Self::At(at) => *at,
-            Self::Behind(share, patience) => share.newest() + *patience,
+            Self::Behind(share) => share.due(),
+        }
+    }
+
+    /// The request has come whole: from now on the call has the time of one that begins, unless its client has said otherwise.
+    pub fn restart(&self) {
+        if let Self::Behind(share) = self {
+            share.restart();
         }
     }
 
@@ -142,10 +166,14 @@ mod tests {
 
     use super::*;
 
+    fn begin(uploads: &Arc<Uploads>, answered: bool) -> Arc<Share> {
+        uploads.begin(answered, Instant::now(), Duration::from_secs(10))
+    }
+
     #[test]
     fn what_counts_is_given_back_and_what_does_not_fit_is_refused() {
         let uploads = Uploads::new(0);
-        let (first, second) = (uploads.begin(false), uploads.begin(false));
+        let (first, second) = (begin(&uploads, false), begin(&uploads, false));
         first.receive(FREE_BYTES).unwrap();
         assert_eq!(uploads.bytes(), 0, "small calls are free");
         first.receive(1 << 20).unwrap();
@@ -154,7 +182,7 @@ mod tests {
         let refused = first.receive(1).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
         assert!(refused.message().contains("67108864 of 67108864 bytes"), "{refused}");
-        uploads.begin(false).receive(FREE_BYTES).unwrap();
+        begin(&uploads, false).receive(FREE_BYTES).unwrap();
         assert_eq!(uploads.bytes(), BYTES_MIN, "a refusal holds nothing");
         drop(second);
         assert_eq!(uploads.bytes(), 1 << 20);
@@ -166,7 +194,7 @@ mod tests {
     #[test]
     fn of_answered_messages_only_the_newest_is_held() {
         let uploads = Uploads::new(0);
-        let share = uploads.begin(true);
+        let share = begin(&uploads, true);
         for _ in 0..1000 {
             share.receive(FREE_BYTES + 7).unwrap();
         }
@@ -176,32 +204,51 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_goes_on_coming_is_waited_for_and_what_stops_is_not() {
-        let share = Uploads::new(0).begin(false);
-        let begin = Instant::now();
-        let slow = async {
-            for _ in 0..10 {
-                sleep(Duration::from_millis(2_900)).await;
-                share.receive(1).unwrap();
+    async fn what_comes_steadily_is_waited_for_and_what_stands_still_is_not() {
+        let patience = Duration::from_secs(3);
+        let (begin, grace) = (Instant::now(), Duration::from_millis(25));
+        let share = Uploads::new(0).begin(false, begin, patience);
+        let due = Due::Behind(share.clone());
+        // So much, so often, so many times; then nothing.
+        let send = async |bytes: u64, every_ms: u64, times: u32| {
+            for _ in 0..times {
+                sleep(Duration::from_millis(every_ms)).await;
+                share.receive(bytes).unwrap();
             }
-            // Nothing comes in these.
-            for _ in 0..10 {
-                sleep(Duration::from_secs(1)).await;
-                share.receive(0).unwrap();
-            }
+            std::future::pending::<()>().await;
         };
-        let due = Due::Behind(share.clone(), Duration::from_secs(3));
-        assert_eq!(due.outlast(Duration::from_millis(25), slow).await, None);
-        assert_eq!(begin.elapsed(), Duration::from_millis(29_000 + 3_025));
-        assert_eq!(due.instant() - begin, Duration::from_secs(32));
+        // At the least rate for as long as it likes.
+        assert_eq!(due.outlast(grace, send(RATE_MIN, 1_000, 60)).await, None);
+        assert_eq!(begin.elapsed(), Duration::from_millis(60_000 + 3_000 + 25));
+
+        // A byte now and then buys nothing, however much came before.
+        due.restart();
         let begin = Instant::now();
-        let due = Due::At(begin + Duration::from_secs(1));
+        let drips = async {
+            share.receive(1 << 20).unwrap();
+            send(1, 1_000, 60).await;
+        };
+        assert_eq!(due.outlast(grace, drips).await, None);
+        let took = begin.elapsed();
+        assert!((patience..patience + Duration::from_millis(100)).contains(&took), "{took:?}");
+
+        // At half the rate for twice the patience.
+        due.restart();
+        let begin = Instant::now();
+        assert_eq!(due.outlast(Duration::ZERO, send(RATE_MIN / 20, 100, 600)).await, None);
+        let took = begin.elapsed();
+        assert!((Duration::from_millis(5_900)..Duration::from_millis(6_100)).contains(&took), "{took:?}");
+
+        // As a client says, whatever comes.
+        let due = Due::At(Instant::now() + Duration::from_secs(1));
+        due.restart();
         let work = async {
             sleep(Duration::from_millis(900)).await;
             7
         };
         assert_eq!(due.outlast(Duration::ZERO, work).await, Some(7));
-        assert_eq!(due.outlast(Duration::ZERO, std::future::pending::<()>()).await, None);
-        assert_eq!(begin.elapsed(), Duration::from_secs(1));
+        let begin = Instant::now();
+        assert_eq!(due.outlast(Duration::ZERO, send(1 << 20, 10, 600)).await, None);
+        assert_eq!(begin.elapsed(), Duration::from_millis(100));
     }
 }

@@ -1,12 +1,11 @@
 //! A2: where a conditional write stands, its condition held in the state before; where it was refused for its condition, there
 //! was a state, not older than what the client knew and not newer than the answer, in which the condition did not hold.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Evidence;
 use super::versions::{Versions, name};
-use crate::history::Condition;
+use crate::history::{Condition, Write};
 
 fn holds(versions: &Versions, condition: &Condition, state: u64) -> bool {
     match condition {
@@ -16,20 +15,11 @@ fn holds(versions: &Versions, condition: &Condition, state: u64) -> bool {
     }
 }
 
-/// When each value that stands somewhere was sent, for the first time, and where it stands.
-fn sent(evidence: &Evidence<'_>) -> Vec<(Duration, u64)> {
-    let mut first = BTreeMap::new();
-    for write in &evidence.history.writes {
-        let sent = first.entry(&write.value).or_insert(write.invoked);
-        *sent = write.invoked.min(*sent);
-    }
-    first.into_iter().filter_map(|(value, sent)| Some((sent, evidence.versions.place(value)?))).collect()
-}
-
 /// Looks at every conditional write.
 pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
     let last = evidence.ledger.last().map_or(0, |(tx, _, _)| *tx);
-    let sent = sent(evidence);
+    let place = |write: &Write| Some((write.invoked, evidence.versions.place(&write.value)?));
+    let sent: Vec<_> = evidence.history.writes.iter().filter_map(place).collect();
     // Transactions are numbered as they are decided: what stands behind one that was sent later came later as well.
     let newest_at = |time: Duration| {
         let later = sent.iter().filter(|(sent, _)| *sent > time).map(|(_, tx)| *tx);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use alhambra_raft::group::Health;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -38,6 +39,9 @@ pub type Segments = BTreeMap<usize, BTreeMap<String, Vec<u8>>>;
 pub const HEALED_KEY: &[u8] = b"healed";
 /// The database of the nodes themselves.
 const SYSTEM: &str = "systemdb";
+/// What a node says of a replica that cannot come back by itself (`docs/operating/disk.md`).
+const FOR_THE_OPERATOR: &str =
+    "the others have forgotten values of it, and what is applied here does not reach behind it; put the file back";
 /// Every call of the judge ends within this.
 const CALL: Duration = Duration::from_secs(DEADLINE.as_secs() + 1);
 
@@ -51,6 +55,8 @@ pub struct Collector<'a> {
     pub shared: &'a Shared,
     /// How many nodes there are.
     pub nodes: usize,
+    /// Those whose disks rot.
+    pub rotting: &'a [usize],
     /// How long healing may take.
     pub patience: Duration,
     /// The bug of this life.
@@ -89,7 +95,7 @@ impl Collector<'_> {
         let mut indexes = vec![self.through_index(all, &mut open, until).await?];
         for name in names.iter().filter(|name| *name != DATABASE) {
             // Deleted, or unloaded, by a call whose client did not wait for its end.
-            let Some(mut open) = self.alike(name, &inside, until).await? else { continue };
+            let Some(mut open) = self.alike(name, &self.holders(&inside, name), until).await? else { continue };
             let (all, _) = self.whole(name, &mut open, until).await?;
             indexes.push(self.through_index(all, &mut open, until).await?);
         }
@@ -98,6 +104,22 @@ impl Collector<'_> {
         // An order of which nobody waited for the end may have been carried out meanwhile, on one node before the others.
         let (_, segments) = self.sealed_alike(&inside, Instant::now() + patience, &sealed).await?;
         Ok(Final { ledger, alhs, indexes, segments, healed_in })
+    }
+
+    /// Those that are to have a database. A replica that is for its operator is not among them: what it has still to apply has rotted, and
+    /// the others, which were to mend it, have forgotten the values of it meanwhile. It has to say so, and its disk has to be one that
+    /// rots.
+    fn holders(&self, inside: &[usize], name: &str) -> Vec<usize> {
+        let shared = self.shared.borrow();
+        let is_lost = |node: &usize| {
+            let Some(running) = shared.running.get(node).filter(|_| self.rotting.contains(node)) else { return false };
+            let groups = running.handle.groups().ready().groups;
+            groups.iter().filter(|group| group.name == name).any(|group| match &group.health {
+                Some(Health::Failed { reason }) => reason.contains(FOR_THE_OPERATOR),
+                _ => false,
+            })
+        };
+        inside.iter().copied().filter(|node| !is_lost(node)).collect()
     }
 
     /// Waits until the closed segments of all databases are alike. Answers the names of the databases, and the segments.
@@ -109,7 +131,18 @@ impl Collector<'_> {
     ) -> Result<(Vec<String>, Segments), String> {
         loop {
             let names = databases(inside[0]).await.map_err(|e| e.to_string());
-            let alike = names.and_then(|names| sealed(inside, &names).map(|segments| (names, segments)));
+            let alike = names.and_then(|names| {
+                let (whole, lacking): (Vec<_>, Vec<_>) =
+                    names.iter().cloned().partition(|name| self.holders(inside, name).len() == inside.len());
+                for name in lacking {
+                    let holders = self.holders(inside, &name);
+                    if holders.len() * 2 <= self.nodes {
+                        return Err(format!("{name} is left on {holders:?} only"));
+                    }
+                    sealed(&holders, &[name])?;
+                }
+                sealed(inside, &whole).map(|segments| (names, segments))
+            });
             match alike {
                 Ok(alike) => return Ok(alike),
                 Err(differ) if Instant::now() > until => {

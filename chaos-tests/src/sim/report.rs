@@ -42,7 +42,7 @@ pub struct Report {
     pub longest_gap: Duration,
     /// From the end of the faults until all nodes were alike.
     pub healed_in: Duration,
-    /// Raft snapshots by whose files nodes came up.
+    /// Raft snapshots whose files came to nodes.
     pub snapshots: u64,
     /// Simulated time of the whole life.
     pub simulated: Duration,
@@ -152,7 +152,7 @@ pub struct Totals {
     pub simulated: Duration,
     /// Those of them in which nothing was acknowledged before healing.
     pub empty: u64,
-    /// Raft snapshots by whose files nodes came up, and in how many lives.
+    /// Raft snapshots whose files came to nodes, and in how many lives.
     snapshots: (u64, u64),
     operations: BTreeMap<String, Tally>,
     faults: BTreeMap<String, u64>,
@@ -191,7 +191,7 @@ impl Totals {
             lines.push(format!("{name:<18} {count:>9} {:>9}", self.had.get(name).unwrap_or(&0)));
         }
         let (count, lives) = self.snapshots;
-        lines.push(format!("{:<18} {:>9} {:>9}", "came up by files", "times", "lives"));
+        lines.push(format!("{:<18} {:>9} {:>9}", "files of", "times", "lives"));
         lines.push(format!("{:<18} {count:>9} {lives:>9}", "raft snapshot"));
         lines
     }
@@ -206,7 +206,7 @@ impl Totals {
             missing.push(format!("nothing was acknowledged in {} of {} lives", self.empty, self.lives));
         }
         if self.snapshots.0 == 0 && self.lives >= LIVES_MANY {
-            missing.push(format!("no node came up by a raft snapshot in {} lives", self.lives));
+            missing.push(format!("the files of a raft snapshot came to no node in {} lives", self.lives));
         }
         for name in operations {
             if self.operations.get(*name).is_none_or(|tally| tally.done == 0) {
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(missing(100, &undrawn).len(), 2, "a fault may be rare, but not so rare");
         let by_log = Report { snapshots: 0, ..good.clone() };
         assert_eq!(missing(99, &by_log), Vec::<String>::new());
-        assert_eq!(missing(100, &by_log), ["no node came up by a raft snapshot in 100 lives"]);
+        assert_eq!(missing(100, &by_log), ["the files of a raft snapshot came to no node in 100 lives"]);
         let empty = Report { acknowledged: 0, ..good.clone() };
         assert_eq!(missing(20, &empty), ["nothing was acknowledged in 20 of 20 lives"]);
         let mut totals = Totals::default();

@@ -112,6 +112,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
     let (clients, nodes, plant) = (world.setup.clients, world.setup.nodes, options.plant);
     {
         let shared = shared.clone();
+        let rotting = world.setup.victims.clone();
         let disks: Vec<SimDisk> = world.hosts.iter().map(|host| host.disk.clone()).collect();
         world.sim.client("judge", async move {
             // A call that is still on its way when the load ends may be acknowledged after the ledgers were read.
@@ -119,7 +120,7 @@ pub fn run(options: &Options) -> Result<Report, String> {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             let patience = if plant.is_some() { PATIENCE_WITH_A_BUG } else { PATIENCE };
-            let collector = Collector { shared: &shared, nodes, patience, plant };
+            let collector = Collector { shared: &shared, nodes, rotting: &rotting, patience, plant };
             let sealed = |inside: &[usize], databases: &[String]| {
                 let show = |node: &usize| Replica {
                     name: NAMES[*node].to_string(),

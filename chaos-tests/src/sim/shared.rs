@@ -34,7 +34,7 @@ pub struct State {
     pub history: History,
     /// What was seen of the nodes.
     pub sightings: Sightings,
-    /// How often nodes came up by files.
+    /// Raft snapshots whose files came to nodes.
     pub snapshots: Snapshots,
     /// Nodes that run.
     pub running: BTreeMap<usize, Running>,

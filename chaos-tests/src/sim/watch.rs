@@ -25,7 +25,7 @@ pub struct Steady {
     replica: Weak<Group>,
 }
 
-/// Raft snapshots by whose files nodes came up. A node counts them from its start on.
+/// Raft snapshots whose files came to nodes. A node counts them from its start on.
 #[derive(Debug, Default)]
 pub struct Snapshots {
     seen: BTreeMap<usize, u64>,

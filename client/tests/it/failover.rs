@@ -211,7 +211,7 @@ async fn a_selection_holds_at_every_endpoint_also_when_a_clone_fails_over_meanwh
     tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
 }
 
-/// The new session is opened before the old one is ended, for which a full server has no room.
+/// Beside the session that there is a full server has no room for another one.
 #[tokio::test]
 async fn another_database_is_selected_when_no_more_sessions_may_be_opened() {
     let cluster = Cluster::new(Chain::new(1));
@@ -221,6 +221,10 @@ async fn another_database_is_selected_when_no_more_sessions_may_be_opened() {
     client.use_database("second").await.unwrap();
     client.set("k", "v").await.unwrap();
     assert_eq!(fake.node.served_in.lock().unwrap().last().unwrap(), "second");
+    assert!(client.use_database("nowhere").await.unwrap_err().is_database_not_found());
+    client.set("k", "v").await.unwrap();
+    assert_eq!(fake.node.served_in.lock().unwrap().last().unwrap(), "second");
+    assert_eq!(fake.count("close_session"), 0, "a session that is given up may not come back");
     // The sessions of others are theirs.
     let other = Client::connect(vec![fake.endpoint.clone()], Options::default()).await.err().expect("a second session");
     assert!(matches!(&other, Error::Refused { status, .. } if text::MAX_SESSIONS.is(status)), "{other:?}");

@@ -40,7 +40,7 @@ const STATUS_HEADER: &str = "grpc-status";
 const MESSAGE_HEADER: &str = "grpc-message";
 
 /// Longest deadline that a client may set; what is longer is cut to it.
-const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// How much earlier than the client's deadline a call ends here, at most, so that its answer arrives in time.
 const ANSWER_TRAVELS: Duration = Duration::from_millis(50);
 /// Calls end by their deadline themselves, with an error that says more; one that is still busy then is cut off.
@@ -101,7 +101,7 @@ where
         let uuid = self.uuid();
         let size_max = self.app.message_bytes_max();
         let next = match admit(&self.app, method, request.headers(), source_of(&request), began) {
-            Admission::Told(call) => Ok(self.enter(method, request, call)),
+            Admission::Told(call) => Ok(self.enter(method, request, call, began)),
             Admission::Refused(refusal) => Err(refusal),
             // The node knows at once who almost every caller is. For the others it has to ask.
             Admission::Asks(credential, call) => {
@@ -112,7 +112,7 @@ where
                 return Box::pin(async move {
                     let response = match ask(&gate.app, method, credential, call).await {
                         Ok(call) => {
-                            let running = gate.enter(method, request, call);
+                            let running = gate.enter(method, request, call, began);
                             run(method, running).await?
                         }
                         Err(error) => Status::from(error).into_http(),
@@ -141,10 +141,10 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
     /// Calls the service.
-    fn enter(&mut self, method: &Method, mut request: Request<Body>, call: Call) -> Running<S::Future> {
-        let share = self.app.uploads().begin(*method == method::STREAM_EXPORT_TX);
-        let due =
-            if call.chosen { Due::At(call.deadline) } else { Due::Behind(share.clone(), self.app.request_timeout()) };
+    fn enter(&mut self, method: &Method, mut request: Request<Body>, call: Call, began: Instant) -> Running<S::Future> {
+        let is_answered = *method == method::STREAM_EXPORT_TX;
+        let share = self.app.uploads().begin(is_answered, began, self.app.request_timeout());
+        let due = if call.chosen { Due::At(call.deadline) } else { Due::Behind(share.clone()) };
         request.extensions_mut().insert(call);
         request.extensions_mut().insert(due.clone());
         let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
@@ -281,7 +281,8 @@ fn token(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The time that the client gives the call.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
+/// The time that a client gives a call.
+pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
     headers.get(TIMEOUT_HEADER).and_then(|value| parse_timeout(value.as_bytes()))
 }
 

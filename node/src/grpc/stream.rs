@@ -3,7 +3,8 @@
 //!
 //! What goes out is made as it is taken: one entry at a time goes through a channel of a few chunks, so that a client that does
 //! not read holds these and that entry, and it is given up when it has taken nothing for the time that a call may take. What comes in
-//! has to be there by the call's deadline. Nothing is written before the client has ended its stream.
+//! has to be there when the call is due ([`crate::uploads::Due`]). Nothing is written before the client has ended its stream, and only if it
+//! still may write then.
 
 mod exec;
 mod export;
@@ -132,7 +133,7 @@ pub(super) async fn set(app: &App, request: Incomes) -> Reply<schema::TxHeader> 
     let settings = kv::settings(&cx).await?;
     let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
     let values = incoming.values(&settings, text::stream_set).await?;
-    cx.deadline = incoming.deadline();
+    incoming.complete(app, &call, &mut cx)?;
     let written = kv::set(&cx, values, Vec::new()).await.map_err(|error| refusal(error, text::stream_set))?;
     Ok(Response::new((&written).into()))
 }
@@ -145,7 +146,7 @@ pub(super) async fn verifiable_set(app: &App, request: Incomes) -> Reply<schema:
     let trusted = trusted(&mut incoming).await?;
     let wrapped = text::stream_verifiable_set;
     let values = incoming.values(&settings, wrapped).await?;
-    cx.deadline = incoming.deadline();
+    incoming.complete(app, &call, &mut cx)?;
     let written =
         verified::set(app, &cx, values, Vec::new(), trusted).await.map_err(|error| refusal(error, wrapped))?;
     Ok(Response::new(verifiable(written)))

@@ -14,6 +14,7 @@ use axum::response::Response;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use prost_reflect::DynamicMessage;
+use tokio::time::Instant;
 use tonic::body::Body as GrpcBody;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -21,7 +22,7 @@ use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::{Code, Status};
 
 use crate::grpc::counted::Counted;
-use crate::grpc::gate::too_large;
+use crate::grpc::gate::{TIMEOUT_MAX, timeout, too_large};
 use crate::grpc::{self, InProcess};
 use crate::method::Method;
 use crate::rest::binding::{Binding, POOL};
@@ -35,8 +36,6 @@ use crate::uploads::{Due, Uploads};
 const REPLY_BYTES_MAX: usize = 4 << 20;
 /// Headers with this prefix become metadata, and metadata of the answer get it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
-/// Header in which a client gives the call a time, as gRPC does.
-const TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// Turns HTTP requests into calls.
 #[derive(Debug)]
@@ -68,9 +67,11 @@ impl Gateway {
     /// Answers a request.
     pub async fn call(&self, binding: &Binding, request: HttpRequest) -> Response {
         let (mut parts, body) = request.into_parts();
-        let share = self.uploads.begin(false);
+        let began = Instant::now();
+        let share = self.uploads.begin(false, began, self.request_timeout);
+        let chosen = timeout(&parts.headers).map(|timeout| began + timeout.min(TIMEOUT_MAX));
         let body = HttpBody::new(Counted::new(GrpcBody::new(body), share.clone()));
-        let due = Due::Behind(share.clone(), self.request_timeout);
+        let due = chosen.map_or_else(|| Due::Behind(share.clone()), Due::At);
         let read = due.outlast(Duration::ZERO, self.read(binding, &mut parts, body)).await;
         let late = || Status::deadline_exceeded("the body of the request did not arrive in time");
         let message = match read.unwrap_or_else(|| Err(late())) {
@@ -80,7 +81,7 @@ impl Gateway {
         let source = parts.extensions.get::<ConnectInfo<Source>>().map(|ConnectInfo(source)| *source);
         // A browser on this machine calls for whoever wrote the page that it shows.
         let source = source.filter(|_| !self.local_only || is_of_this_machine(&parts.headers));
-        match self.forward(binding, &parts.headers, source.unwrap_or_default(), message).await {
+        match self.forward(binding, (&parts.headers, chosen), source.unwrap_or_default(), message).await {
             Ok(reply) => {
                 let (metadata, bytes, _) = reply.into_parts();
                 let decoded = DynamicMessage::decode(binding.method.output(), bytes).map_err(|error| error.to_string());
@@ -127,13 +128,17 @@ impl Gateway {
     async fn forward(
         &self,
         binding: &Binding,
-        headers: &HeaderMap,
+        (headers, deadline): (&HeaderMap, Option<Instant>),
         source: Source,
         message: Bytes,
     ) -> Result<tonic::Response<Bytes>, Status> {
         let mut request = tonic::Request::new(message);
         request.extensions_mut().insert(source);
         *request.metadata_mut() = MetadataMap::from_headers(metadata_of(headers));
+        if let Some(deadline) = deadline {
+            // What is left of it.
+            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        }
         let path = PathAndQuery::try_from(binding.grpc_path()).map_err(|_| Status::internal("no path"))?;
         let reads_only = Method::of_path(path.as_str()).is_some_and(|method| !method.writes());
         let reply_bytes_max = if reads_only { REPLY_BYTES_MAX } else { usize::MAX };
@@ -180,14 +185,12 @@ fn reply_too_large(status: &Status) -> Option<usize> {
     (status.code() == Code::OutOfRange).then(|| too_large(status.message())).flatten()
 }
 
-/// What a request says to the gate: session, token, deadline and everything that is marked as metadata.
+/// What a request says to the gate: session, token and everything that is marked as metadata.
 fn metadata_of(headers: &HeaderMap) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in headers {
         let marked = name.as_str().strip_prefix(METADATA_PREFIX);
-        let kept = marked.or_else(|| {
-            [header::SESSION, header::TOKEN, TIMEOUT_HEADER].into_iter().find(|kept| name.as_str() == *kept)
-        });
+        let kept = marked.or_else(|| [header::SESSION, header::TOKEN].into_iter().find(|kept| name.as_str() == *kept));
         // What gRPC itself needs is not for a client to set.
         let own = |name: &str| matches!(name, "content-type" | "te" | "host") || name.starts_with("grpc-");
         let Some(name) = kept.filter(|name| marked.is_none() || !own(name)) else { continue };

@@ -52,7 +52,7 @@ pub fn document(bindings: &[Binding]) -> Value {
             "schemas": schemas,
             "securitySchemes": {
                 "session": {
-                    "type": "apiKey", "in": "header", "name": "sessionid",
+                    "type": "apiKey", "in": "header", "name": alhambra_proto::header::SESSION,
                     "description": "The `sessionID` of POST /authorization/session/open.",
                 },
                 "token": { "type": "http", "scheme": "bearer", "description": "The `token` of POST /login or GET /db/use/{name}." },

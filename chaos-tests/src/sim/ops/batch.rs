@@ -32,8 +32,11 @@ impl Op for Batch {
                 pairs.push((format!("key-{}", (first + i) % ctx.keys).into_bytes(), value));
             }
             if ctx.has(Plant::TornBatch) {
+                // The rest is not sent either when one was refused.
                 for (key, value) in &pairs {
-                    ctx.session.set(key, value).await?;
+                    if ctx.session.set(key, value).await.is_err() {
+                        break;
+                    }
                 }
                 let values = pairs.iter().map(|(_, value)| value.clone()).collect();
                 ctx.shared.borrow_mut().history.batches.push(values);

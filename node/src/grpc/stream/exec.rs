@@ -33,7 +33,7 @@ pub(in crate::grpc) async fn all(app: &App, request: Request<Streaming<schema::C
     let settings = kv::settings(&cx).await?;
     let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
     let operations = operations(&mut incoming, &settings).await?;
-    cx.deadline = incoming.deadline();
+    incoming.complete(app, &call, &mut cx)?;
     let written = exec::exec_all(app, &cx, operations, Vec::new(), false).await?;
     Ok(header(&written))
 }

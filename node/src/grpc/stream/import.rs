@@ -41,7 +41,7 @@ pub(in crate::grpc) async fn one(app: &App, request: Request<Streaming<schema::C
     let mut incoming = Incoming::new(chunks, due, app.closing(&cx));
     match incoming.message(fits).await? {
         Message::Whole(exported) => {
-            cx.deadline = incoming.deadline();
+            incoming.complete(app, &call, &mut cx)?;
             Ok(Response::new((&import::replicate(&cx, &exported).await?).into()))
         }
         Message::Cut | Message::None => Err(text::STREAM_EOF.into()),

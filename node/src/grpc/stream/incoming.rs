@@ -8,11 +8,12 @@ use alhambra_storage::command::Settings;
 use bytes::Bytes;
 use futures::future::{BoxFuture, Fuse};
 use futures::{FutureExt, Stream, StreamExt};
-use tokio::time::Instant;
 use tonic::Status;
 
 use super::framing::Decoder;
+use crate::context::{Call, Context};
 use crate::error::Error;
+use crate::service::App;
 use crate::service::kv::NewValue;
 use crate::uploads::Due;
 
@@ -45,9 +46,16 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
         Self { chunks, decoder: Decoder::default(), due, closing: closing.boxed().fuse() }
     }
 
-    /// When the call is due, as far as the stream has come.
-    pub(super) fn deadline(&self) -> Instant {
-        self.due.instant()
+    /// The stream has come as far as it is read: what is done with it has a time of its own, and the caller may have lost its rights
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// As the refusal of a call that begins now.
+    pub(super) fn complete(&self, app: &App, call: &Call, cx: &mut Context) -> Result<(), Error> {
+        app.must_still_be(call)?;
+        self.due.restart();
+        cx.deadline = self.due.instant();
+        Ok(())
     }
 
     /// The next message. Its length is judged by `accept` before any byte of it is waited for.
@@ -121,6 +129,7 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
 mod tests {
     use futures::future::pending;
     use futures::stream;
+    use tokio::time::Instant;
 
     use super::*;
 
