@@ -173,12 +173,6 @@ impl Connection {
                         tokio::spawn(end(left, deadline));
                         return Ok(());
                     }
-                    // There is room for none beside the one that this client has.
-                    Err(LoginFailure::Final(Error::Refused { status, .. }))
-                        if text::MAX_SESSIONS.is(&status) && self.switch(index, name, deadline).await? =>
-                    {
-                        return Ok(());
-                    }
                     // Whatever was called for it.
                     Err(LoginFailure::Final(Error::Refused { status, .. })) => {
                         return Err(Error::Refused { call: "use_database", status });
@@ -195,28 +189,6 @@ impl Connection {
             }
             sleep_until((Instant::now() + backoff.pause()).min(deadline)).await;
         }
-    }
-
-    /// Selects another database in the session at an endpoint; false if there is none.
-    async fn switch(&self, index: usize, name: &str, deadline: Instant) -> Result<bool, Error> {
-        let Some(session) = self.sessions.lock().await[index].clone().filter(|session| session.is_of_user()) else {
-            return Ok(false);
-        };
-        let mut request = Request::new(Database { database_name: name.to_owned() });
-        session.admit(&mut request);
-        let mut service = session.service.clone();
-        let unavailable = |last| Error::Unavailable { call: "use_database", last };
-        match timeout_at(deadline, service.use_database(request)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(status)) => return Err(Error::Refused { call: "use_database", status: Box::new(status) }),
-            Err(_) => return Err(unavailable(None)),
-        }
-        let mut sessions = self.sessions.lock().await;
-        let mut database = self.database.write().await;
-        name.clone_into(&mut database);
-        let left = sessions.iter_mut().enumerate().filter(|(at, _)| *at != index).filter_map(|(_, there)| there.take());
-        tokio::spawn(end(left.collect(), deadline));
-        Ok(true)
     }
 
     /// Identity of the server; a login must have happened.

@@ -96,18 +96,18 @@ pub fn server(app: Arc<App>, reflection: bool) -> Router<Stack<GateLayer, Identi
 
 /// Headers as the gate has read them, and the message.
 fn open<T>(request: Request<T>) -> std::result::Result<(Call, T), Error> {
-    let (call, _, message) = open_upload(request)?;
+    let (mut call, due, message) = open_upload(request)?;
+    due.restart();
+    call.deadline = due.instant();
     Ok((call, message))
 }
 
 /// The same of messages that are still to come, and when the call is due as they do.
 fn open_upload<T>(request: Request<T>) -> std::result::Result<(Call, Due, T), Error> {
     let (_, mut extensions, message) = request.into_parts();
-    let (Some(mut call), Some(due)) = (extensions.remove::<Call>(), extensions.remove::<Due>()) else {
+    let (Some(call), Some(due)) = (extensions.remove::<Call>(), extensions.remove::<Due>()) else {
         return Err(Error::Internal("a call came past the gate"));
     };
-    // A message may have been long on its way.
-    call.deadline = due.instant();
     Ok((call, due, message))
 }
 

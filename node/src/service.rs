@@ -250,20 +250,23 @@ impl App {
         must_be_granted(&caller, &database, method)?;
         let replica = match found {
             Some(replica) => replica,
-            None => {
-                let replica = self.router.locate(&database, call.deadline).await?;
-                // Rights may have gone while it was waited for.
-                self.must_be_current(&caller, text::INVALID_TOKEN)?;
-                replica
-            }
+            None => self.router.locate(&database, call.deadline).await?,
         };
+        // Rights may have gone while it was waited for, or while the message came.
+        self.must_be_current(&caller, text::INVALID_TOKEN)?;
         Ok(Context { replica, deadline: call.deadline, level: call.level })
     }
 
-    /// Refuses a call whose caller has other rights by now than when it was let in. So it is asked before a write whose client has
-    /// taken its time.
+    /// Refuses a call whose session has ended, or whose caller has other rights, since it was let in. So it is asked before a write
+    /// whose client has taken its time.
     pub fn must_still_be(&self, call: &Call) -> Result<()> {
-        self.must_be_current(&self.authenticate(call)?, text::INVALID_TOKEN)
+        let caller = self.authenticate(call)?;
+        if let Some(session) = &caller.session
+            && self.sessions.by_id(&session.end().id).is_none()
+        {
+            return Err(text::SESSION_NOT_FOUND.into());
+        }
+        self.must_be_current(&caller, text::INVALID_TOKEN)
     }
 
     /// Lets a call in that is about the selected database and not on its data, so that it need not be open.

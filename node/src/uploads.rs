@@ -60,6 +60,7 @@ impl Uploads {
             charged: AtomicU64::new(0),
             answered,
             began,
+            entered: Instant::now(),
             patience,
             due_us: AtomicU64::new(micros(patience)),
         })
@@ -75,7 +76,9 @@ pub struct Share {
     /// Those of them that count.
     charged: AtomicU64,
     answered: bool,
+    /// When the call came, and when its body began to be read: in between others may have been asked about its caller.
     began: Instant,
+    entered: Instant,
     patience: Duration,
     /// When it is due, microseconds after `began`.
     due_us: AtomicU64,
@@ -105,9 +108,9 @@ impl Share {
         Ok(())
     }
 
-    /// All has come; from now on the time is that of the work.
+    /// All has come: the time that it took to come is not that of the call.
     fn restart(&self) {
-        self.due_us.store(micros(self.began.elapsed() + self.patience), Ordering::Relaxed);
+        self.due_us.store(micros(self.entered.elapsed() + self.patience), Ordering::Relaxed);
     }
 
     fn due(&self) -> Instant {
@@ -139,7 +142,7 @@ impl Due {
         }
     }
 
-    /// The request has come whole: from now on the call has the time of one that begins, unless its client has said otherwise.
+    /// The request has come whole: the call has as much time as one whose request comes at once, unless its client has said otherwise.
     pub fn restart(&self) {
         if let Self::Behind(share) = self {
             share.restart();

@@ -32,9 +32,7 @@ const TAIL_PART_BYTES: u32 = 256 << 10;
 
 const NOBODY: &str = "there is no other member that could have it whole; put the right file back from a copy";
 
-const FORGOTTEN: &str = "others have forgotten values of it, and what is applied here does not reach behind it";
-/// The same when all others have.
-const LOST: &str = "the others have forgotten values of it, and what is applied here does not reach behind it; put the file back \
+const FORGOTTEN: &str = "the others have forgotten values of it, and what is applied here does not reach behind it; put the file back \
     from a copy of this very folder, or give the node an empty disk and a new name";
 
 /// What came of an attempt.
@@ -167,12 +165,9 @@ impl Attempt<'_> {
             return Ok(Mending::Hopeless(self.cannot("the others have the same bytes")));
         }
         if agreed.generation > generation && !unopened.takes_later_generation(segment) {
-            // One that has not answered may still have them.
-            return Ok(if heard + 1 < voters.len() {
-                self.waits(FORGOTTEN)
-            } else {
-                Mending::Hopeless(self.cannot(LOST))
-            });
+            // One that has not answered may still have them, if it is there at all.
+            let all = heard + 1 == voters.len();
+            return Ok(if all { Mending::Hopeless(self.cannot(FORGOTTEN)) } else { self.waits(FORGOTTEN) });
         }
         for (node, vote) in votes.iter().filter(|(node, vote)| **node != me && vote.whole && vote.version == agreed) {
             if self.fetch(unopened, *node, vote, agreed).await? {

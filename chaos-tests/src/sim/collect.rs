@@ -30,6 +30,8 @@ pub struct Final {
     pub segments: Segments,
     /// How long it took from the end of the faults until the nodes were alike.
     pub healed_in: Duration,
+    /// Replicas that are for their operator.
+    pub lost: u64,
 }
 
 /// Closed segments of nodes, by number and path.
@@ -103,7 +105,8 @@ impl Collector<'_> {
         ledger.retain(|(_, key, _)| key != HEALED_KEY);
         // An order of which nobody waited for the end may have been carried out meanwhile, on one node before the others.
         let (_, segments) = self.sealed_alike(&inside, Instant::now() + patience, &sealed).await?;
-        Ok(Final { ledger, alhs, indexes, segments, healed_in })
+        let lost = names.iter().map(|name| (inside.len() - self.holders(&inside, name).len()) as u64).sum();
+        Ok(Final { ledger, alhs, indexes, segments, healed_in, lost })
     }
 
     /// Those that are to have a database. A replica that is for its operator is not among them: what it has still to apply has rotted, and

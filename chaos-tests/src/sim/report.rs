@@ -44,6 +44,8 @@ pub struct Report {
     pub healed_in: Duration,
     /// Raft snapshots whose files came to nodes.
     pub snapshots: u64,
+    /// Replicas that could not come back by themselves, and said so.
+    pub lost: u64,
     /// Simulated time of the whole life.
     pub simulated: Duration,
     /// Every operation that this life had.
@@ -80,6 +82,7 @@ impl Report {
             "longest_gap_ms": ms(self.longest_gap),
             "healed_in_ms": ms(self.healed_in),
             "snapshots": self.snapshots,
+            "lost": self.lost,
             "simulated_ms": ms(self.simulated),
             "operations": operations,
             "faults": self.faults,
@@ -110,6 +113,7 @@ impl Report {
             longest_gap: time("longest_gap_ms")?,
             healed_in: time("healed_in_ms")?,
             snapshots: number("snapshots")?,
+            lost: number("lost")?,
             simulated: time("simulated_ms")?,
             operations: operations.collect::<Option<_>>()?,
             faults: faults.collect::<Option<_>>()?,
@@ -142,6 +146,8 @@ const LIVES_MANY: u64 = 100;
 /// A cluster that misses a node when it is to be formed takes no write until the faults are over. One of so many lives may show
 /// as little as that.
 const EMPTY_ONE_IN: u64 = 20;
+/// Rot in what a replica has still to apply, and the others have just forgotten, is rarer than in one of so many lives.
+const LOST_ONE_IN: u64 = 20;
 
 /// What many lives did together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,6 +160,8 @@ pub struct Totals {
     pub empty: u64,
     /// Raft snapshots whose files came to nodes, and in how many lives.
     snapshots: (u64, u64),
+    /// Replicas that could not come back by themselves, and in how many lives.
+    lost: (u64, u64),
     operations: BTreeMap<String, Tally>,
     faults: BTreeMap<String, u64>,
     /// Lives that had each fault.
@@ -168,6 +176,8 @@ impl Totals {
         self.simulated += report.simulated;
         self.snapshots.0 += report.snapshots;
         self.snapshots.1 += u64::from(report.snapshots > 0);
+        self.lost.0 += report.lost;
+        self.lost.1 += u64::from(report.lost > 0);
         for (name, tally) in &report.operations {
             let sum = self.operations.entry(name.clone()).or_default();
             sum.done += tally.done;
@@ -190,9 +200,10 @@ impl Totals {
         for (name, count) in &self.faults {
             lines.push(format!("{name:<18} {count:>9} {:>9}", self.had.get(name).unwrap_or(&0)));
         }
-        let (count, lives) = self.snapshots;
-        lines.push(format!("{:<18} {:>9} {:>9}", "files of", "times", "lives"));
-        lines.push(format!("{:<18} {count:>9} {lives:>9}", "raft snapshot"));
+        lines.push(format!("{:<18} {:>9} {:>9}", "what else happened", "times", "lives"));
+        for (what, (count, lives)) in [("snapshot sent", self.snapshots), ("replica lost", self.lost)] {
+            lines.push(format!("{what:<18} {count:>9} {lives:>9}"));
+        }
         lines
     }
 
@@ -207,6 +218,9 @@ impl Totals {
         }
         if self.snapshots.0 == 0 && self.lives >= LIVES_MANY {
             missing.push(format!("the files of a raft snapshot came to no node in {} lives", self.lives));
+        }
+        if self.lost.1 * LOST_ONE_IN > self.lives {
+            missing.push(format!("a replica could not come back by itself in {} of {} lives", self.lost.1, self.lives));
         }
         for name in operations {
             if self.operations.get(*name).is_none_or(|tally| tally.done == 0) {
@@ -246,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let report = report(&[("set", 3), ("get", 0)], &[("rot", 0), ("hold", 4)]);
+        let report = Report { lost: 1, ..report(&[("set", 3), ("get", 0)], &[("rot", 0), ("hold", 4)]) };
         assert_eq!(Report::parse(&report.json()), Some(report.clone()));
         assert!(!report.json().contains('\n'));
         assert_eq!(Report::parse("{}"), None);
@@ -274,6 +288,8 @@ mod tests {
         let by_log = Report { snapshots: 0, ..good.clone() };
         assert_eq!(missing(99, &by_log), Vec::<String>::new());
         assert_eq!(missing(100, &by_log), ["the files of a raft snapshot came to no node in 100 lives"]);
+        let losing = Report { lost: 2, ..good.clone() };
+        assert_eq!(missing(20, &losing), ["a replica could not come back by itself in 20 of 20 lives"]);
         let empty = Report { acknowledged: 0, ..good.clone() };
         assert_eq!(missing(20, &empty), ["nothing was acknowledged in 20 of 20 lives"]);
         let mut totals = Totals::default();

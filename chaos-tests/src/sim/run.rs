@@ -387,6 +387,7 @@ fn judge(
         longest_gap: times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default(),
         healed_in: last.healed_in,
         snapshots: shared.snapshots.total,
+        lost: last.lost,
         simulated,
         operations: operations.collect(),
         faults,

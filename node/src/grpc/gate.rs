@@ -280,7 +280,6 @@ fn token(headers: &HeaderMap) -> Option<&str> {
     Some(value.strip_prefix("Bearer ").unwrap_or(if value == "Bearer" { "" } else { value }))
 }
 
-/// The time that the client gives the call.
 /// The time that a client gives a call.
 pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
     headers.get(TIMEOUT_HEADER).and_then(|value| parse_timeout(value.as_bytes()))

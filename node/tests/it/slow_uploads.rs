@@ -13,7 +13,6 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
-use tonic::Code;
 use tower::Service;
 
 use crate::streams::{chunk, cut, framed};
@@ -69,20 +68,10 @@ async fn a_stream_may_take_longer_than_the_timeout_of_requests_and_the_write_has
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_of_the_client_s_own_holds_whatever_comes() {
+async fn a_deadline_of_the_client_s_own_holds_over_rest_whatever_comes() {
     let mut config = config();
     config.request_timeout = Duration::from_secs(60);
     let node = single_with(config).await;
-    let client = Client::on(&node, "defaultdb").await;
-    let head = [&1_u64.to_be_bytes()[..], b"k", &(31_u64 << 20).to_be_bytes()].concat();
-    let parts = [vec![chunk(head)], vec![chunk(vec![0; 26 << 10]); 100]].concat();
-    // Written by hand, so that it is the node that looks at the clock and not the library of this client.
-    let request = client.with("grpc-timeout", "2S").request(slowly(parts));
-    let begin = Instant::now();
-    let status = client.inner.clone().stream_set(request).await.unwrap_err();
-    assert!(begin.elapsed() < PACE * 50, "{:?}", begin.elapsed());
-    assert!(matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded), "{status:?}");
-
     let body = vec![b' '; 100 << 10];
     let head = "POST /api/db/set HTTP/1.1\r\nHost: test\r\nConnection: close\r\ngrpc-timeout: 1S\r\n";
     let begin = Instant::now();
@@ -95,7 +84,7 @@ async fn a_deadline_of_the_client_s_own_holds_whatever_comes() {
 /// Rights that are lost while a stream comes are not used at its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_not_write_any_more_when_a_stream_ends_has_not_written() {
-    let node = node().await;
+    let node = single().await;
     let admin = Client::on(&node, "defaultdb").await;
     let user = schema::CreateUserRequest {
         user: bytes("ada"),
@@ -173,7 +162,8 @@ async fn trickle(node: &NodeHandle, head: &str, body: &[u8], parts: usize) -> St
     let mut answer = String::new();
     tokio::select! {
         () = send => {}
-        read = from.read_to_string(&mut answer) => drop(read.unwrap()),
+        // A connection that is closed while parts are on their way ends with an error behind the answer.
+        _ = from.read_to_string(&mut answer) => {}
     }
     answer
 }

@@ -46,11 +46,11 @@ impl<S: Stream<Item = Result<Chunk, Status>> + Unpin> Incoming<S> {
         Self { chunks, decoder: Decoder::default(), due, closing: closing.boxed().fuse() }
     }
 
-    /// The stream has come as far as it is read: what is done with it has a time of its own, and the caller may have lost its rights
-    /// meanwhile.
+    /// The stream has come as far as it is read: what is done with it has a time of its own, and the caller may have lost its session or
+    /// its rights meanwhile.
     ///
     /// # Errors
-    /// As the refusal of a call that begins now.
+    /// That it has.
     pub(super) fn complete(&self, app: &App, call: &Call, cx: &mut Context) -> Result<(), Error> {
         app.must_still_be(call)?;
         self.due.restart();
