@@ -252,6 +252,11 @@ impl Meta {
         self.inner.records.read().user(name).map(|(user, _)| user.clone())
     }
 
+    /// Whether the record of the user here is this one.
+    pub fn is_user(&self, user: &User) -> bool {
+        self.inner.records.read().user(&user.name).is_some_and(|(there, _)| there == user)
+    }
+
     /// The UUID of the server whose place the cluster has taken, as far as this node knows; none when it shows its own.
     pub fn server_uuid(&self) -> Option<String> {
         self.inner.records.read().server_uuid().map(str::to_owned)

@@ -149,7 +149,7 @@ impl App {
     /// Whether the user's record here is still this one.
     pub(super) fn is_current(&self, user: &User) -> bool {
         // Who needs no login has no record.
-        self.access().is_nobody(user) || self.groups.meta().user(&user.name).as_ref() == Some(user)
+        self.access().is_nobody(user) || self.groups.meta().is_user(user)
     }
 
     /// Ends sessions and tokens of users that the records here show as changed.
