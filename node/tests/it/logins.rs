@@ -134,7 +134,9 @@ async fn who_guesses_many_passwords_at_once_gets_no_more_tries() {
     }
     // One more may have its turn before the failure of the one before is noted.
     assert!((FREE + 1..=FREE + 3).contains(&seen), "{seen}");
-    assert_eq!(counter(&node, "alhambra_password_hashes_total").await, seen as u64);
+    // A node compares the password that it was started with once, when it has time.
+    let hashes = counter(&node, "alhambra_password_hashes_total").await;
+    assert!((seen as u64..=seen as u64 + 1).contains(&hashes), "{hashes} for {seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

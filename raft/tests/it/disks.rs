@@ -175,7 +175,8 @@ impl Nodes {
             match self.opened(node, name).await.propose(set(key, "v"), soon()).await {
                 Ok(Outcome::Committed { tx, .. }) => return tx,
                 Ok(other) => panic!("not committed: {other:?}"),
-                Err(ProposeError::OutcomeUnknown) => {}
+                // It may have noticed only now that its disk had failed, and is opened again then.
+                Err(ProposeError::OutcomeUnknown | ProposeError::Stopped) => {}
                 Err(error) => panic!("{error}"),
             }
         }
