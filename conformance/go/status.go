@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io"
 	"strings"
 	"sync"
 
@@ -9,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // statuses are the codes of what calls of this flow were refused with, by text: the SDK makes errors without a code of many.
@@ -27,11 +30,15 @@ func (s *statuses) forget() {
 
 func (s *statuses) note(err error) error {
 	if found, is := status.FromError(err); is && err != nil {
-		s.lock.Lock()
-		defer s.lock.Unlock()
-		s.byText[found.Message()] = found.Code()
+		s.set(found.Message(), found.Code())
 	}
 	return err
+}
+
+func (s *statuses) set(text string, code codes.Code) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.byText[text] = code
 }
 
 func (s *statuses) code(text string) (codes.Code, bool) {
@@ -60,7 +67,17 @@ var listening = []grpc.DialOption{
 
 type heardStream struct{ grpc.ClientStream }
 
-func (s heardStream) SendMsg(message any) error { return heard.note(s.ClientStream.SendMsg(message)) }
+// SendMsg says of a stream that has ended only that it has: why is for receiving to say, which the SDK does not do.
+func (s heardStream) SendMsg(message any) error {
+	err := s.ClientStream.SendMsg(message)
+	if errors.Is(err, io.EOF) {
+		if why := s.ClientStream.RecvMsg(new(emptypb.Empty)); why != nil {
+			heard.set(err.Error(), status.Code(why))
+		}
+	}
+	return heard.note(err)
+}
+
 func (s heardStream) RecvMsg(message any) error { return heard.note(s.ClientStream.RecvMsg(message)) }
 
 // explained gives the status of a failed call.
