@@ -265,7 +265,7 @@ fn many(args: &Args) -> ExitCode {
         Vec::new()
     } else {
         let operations: Vec<&str> = ops::ALL.iter().map(|op| op.name()).collect();
-        let faults: Vec<&str> = faults::ALL.iter().map(|fault| fault.name()).collect();
+        let faults: Vec<_> = faults::ALL.iter().map(|fault| (fault.name(), fault.comes_within())).collect();
         totals.missing(&operations, &faults)
     };
     missing.iter().for_each(|what| say(&format!("FAILED: {what}")));

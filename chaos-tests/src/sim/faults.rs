@@ -52,6 +52,10 @@ pub trait Fault: Sync {
     fn fits(&self, _nodes: usize) -> bool {
         true
     }
+    /// In so many lives that have it, it comes at least once, or it does not come at all.
+    fn comes_within(&self) -> u64 {
+        8
+    }
     /// As that of an operation: what came later is drawn by itself.
     fn own_draw(&self) -> Option<(&'static str, u64)> {
         None

@@ -139,8 +139,6 @@ impl std::fmt::Display for Report {
 
 /// Fewer lives than these show nothing about what is rare.
 pub const LIVES_MIN: u64 = 20;
-/// A fault that so many lives had, and that came in none of them, does not come.
-const LIVES_WITH_MIN: u64 = 8;
 /// A fault that none of so many lives had is never drawn.
 const LIVES_MANY: u64 = 100;
 /// A cluster that misses a node when it is to be formed takes no write until the faults are over. One of so many lives may show
@@ -207,8 +205,8 @@ impl Totals {
         lines
     }
 
-    /// What of this catalogue these lives should have seen and have not, in words.
-    pub fn missing(&self, operations: &[&str], faults: &[&str]) -> Vec<String> {
+    /// What of this catalogue these lives should have seen and have not, in words; each fault with the lives in which it comes.
+    pub fn missing(&self, operations: &[&str], faults: &[(&str, u64)]) -> Vec<String> {
         let mut missing = Vec::new();
         if self.lives < LIVES_MIN {
             return missing;
@@ -227,10 +225,10 @@ impl Totals {
                 missing.push(format!("the operation {name} never succeeded in {} lives", self.lives));
             }
         }
-        for name in faults {
+        for (name, lives) in faults {
             let had = self.had.get(*name).copied().unwrap_or(0);
             let came = self.faults.get(*name).is_some_and(|count| *count > 0);
-            if !came && (had >= LIVES_WITH_MIN || self.lives >= LIVES_MANY) {
+            if !came && (had >= *lives || (had == 0 && self.lives >= LIVES_MANY)) {
                 missing.push(format!("the fault {name} never came in {} lives, {had} of which had it", self.lives));
             }
         }
@@ -273,7 +271,7 @@ mod tests {
         let missing = |lives: usize, report: &Report| {
             let mut totals = Totals::default();
             (0..lives).for_each(|_| totals.add(report));
-            totals.missing(&["set", "get"], &["rot", "hold"])
+            totals.missing(&["set", "get"], &[("rot", 8), ("hold", 8)])
         };
         let good = report(&[("set", 1), ("get", 1)], &[("rot", 1), ("hold", 1)]);
         assert_eq!(missing(20, &good), Vec::<String>::new());
@@ -282,6 +280,9 @@ mod tests {
         assert_eq!(missing(20, &refused), ["the operation get never succeeded in 20 lives"]);
         let never = report(&[("set", 1), ("get", 1)], &[("rot", 0), ("hold", 1)]);
         assert_eq!(missing(20, &never), ["the fault rot never came in 20 lives, 20 of which had it"]);
+        let mut totals = Totals::default();
+        (0..20).for_each(|_| totals.add(&never));
+        assert_eq!(totals.missing(&["set"], &[("rot", 21)]), Vec::<String>::new(), "it is rare");
         let undrawn = report(&[("set", 1)], &[("rot", 1)]);
         assert_eq!(missing(20, &undrawn), ["the operation get never succeeded in 20 lives"]);
         assert_eq!(missing(100, &undrawn).len(), 2, "a fault may be rare, but not so rare");
@@ -295,6 +296,6 @@ mod tests {
         let mut totals = Totals::default();
         (0..19).for_each(|_| totals.add(&good));
         totals.add(&empty);
-        assert_eq!(totals.missing(&["set"], &["rot"]), Vec::<String>::new(), "one of twenty");
+        assert_eq!(totals.missing(&["set"], &[("rot", 8)]), Vec::<String>::new(), "one of twenty");
     }
 }

@@ -86,6 +86,11 @@ impl Fault for RotUnnoticed {
         nodes > 1
     }
 
+    /// A closed segment that all nodes have, and a checkpoint behind it, are rare in a short life: one in 22 of 15 s.
+    fn comes_within(&self) -> u64 {
+        200
+    }
+
     fn own_draw(&self) -> Option<(&'static str, u64)> {
         Some(("rot that fits", 3))
     }
