@@ -79,8 +79,12 @@ impl Database {
         }
         let segments = core.ledger.segments();
         pruner.pending.extend(core.seals.ahead_of(&segments));
-        let ready =
-            |info: &SegmentInfo| info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
+        // One that is not what was sealed is for a repair first: written again it would be what no seal speaks of.
+        let disputed = core.seals.mismatched();
+        let ready = |info: &SegmentInfo| {
+            let is_due = info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
+            is_due && !disputed.contains(&info.number)
+        };
         let (mut rewritten, mut needed_by_log, mut rotten) = (None, false, None);
         let candidates: Vec<u64> = pruner.pending.iter().copied().collect();
         for number in candidates {
