@@ -320,6 +320,23 @@ fn pruned_values_leave_the_disk_and_proofs_stay() {
     }
 }
 
+/// What is not what was sealed is repaired before it is written again: of what would come out of it no seal speaks.
+#[test]
+fn a_segment_in_dispute_is_not_written_again() {
+    let (vfs, db, _, _) = pruned(Compression::None);
+    drop(db);
+    crate::repair::rot_with_fitting_checksum(&vfs, 1);
+    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    let db = open(&vfs, &dir()).expect("it is consistent in itself");
+    apply_through(&db, support::next_index(&db) - 1).expect("applies");
+    assert_ne!(db.compare_seals().expect("healthy disk"), Health::Sound);
+    let mut rewritten = BTreeSet::new();
+    while let Some(segment) = db.prune_step(ALL).expect("healthy disk").rewritten {
+        rewritten.insert(segment);
+    }
+    assert!(!rewritten.is_empty() && !rewritten.contains(&1), "{rewritten:?}");
+}
+
 /// A log of which segment 1 is to lose values, a replica whose newest checkpoint ends exactly with that segment, the end of it, and the
 /// model.
 pub fn checkpointed_at_an_end() -> (Vec<Frame>, Replica, LogId, Model, Vec<Named>) {
