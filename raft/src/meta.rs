@@ -516,8 +516,15 @@ impl Meta {
         self.write_proposal(TxProposal { entries, preconditions, ..TxProposal::default() }, deadline).await
     }
 
+    /// Holds the replica no longer than this takes: one that fails meanwhile is opened again only when nobody holds it, and only then
+    /// are its records seen here.
+    async fn propose(&self, proposal: TxProposal, deadline: Instant) -> Result<Outcome, MetaError> {
+        Ok(self.group()?.propose(proposal, deadline).await?)
+    }
+
     async fn write_proposal(&self, proposal: TxProposal, deadline: Instant) -> Result<Written, MetaError> {
-        match self.group()?.propose(proposal, deadline).await? {
+        let outcome = self.propose(proposal, deadline).await?;
+        match outcome {
             Outcome::Committed { tx, .. } => {
                 // Behind the commit nothing says that it was not done: whoever reads that does it again (R4).
                 self.applied(tx, deadline).await.map_err(|error| {

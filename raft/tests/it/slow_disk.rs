@@ -1,4 +1,5 @@
-//! A disk that lets a write wait: the one thread that answers calls goes on meanwhile.
+//! A disk that lets a write wait: the one thread that answers calls goes on meanwhile, and what waits for the replica goes on
+//! when that fails.
 
 use std::io;
 use std::path::Path;
@@ -6,16 +7,19 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use alhambra_raft::env::Env;
+use alhambra_raft::error::ProposeError;
 use alhambra_raft::group::Level;
 use alhambra_raft::groups::Groups;
-use alhambra_raft::meta::DEFAULT_DATABASE;
+use alhambra_raft::meta::{DEFAULT_DATABASE, MetaError, SYSTEM_DATABASE};
 use alhambra_storage::command::{ProposalEntry, TxProposal};
+use alhambra_storage::vfs::faulty::FaultyVfs;
 use alhambra_storage::vfs::os::OsVfs;
 use alhambra_storage::vfs::{File, FileKind, LockGuard, OpenMode, Vfs};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
+use tokio::time::Instant;
 
-use crate::nodes::{Nodes, soon};
+use crate::nodes::{Nodes, soon, user};
 
 /// Anything that takes longer does not happen.
 const LONG: Duration = Duration::from_secs(60);
@@ -56,46 +60,48 @@ impl Gate {
     }
 }
 
-/// A disk on which writes of derived data pass a gate; those of the log do not.
+/// A disk on which some writes pass a gate.
 #[derive(Debug)]
-struct GatedVfs(Arc<Gate>);
+struct GatedVfs {
+    gate: Arc<Gate>,
+    inner: Arc<dyn Vfs>,
+    is_gated: fn(&Path) -> bool,
+}
 
 #[derive(Debug)]
 struct GatedFile(Box<dyn File>, Option<Arc<Gate>>);
 
 impl Vfs for GatedVfs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
-        let derived = ["tx", "commit", "aht", "index"];
-        let of = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-        let gate = of.is_some_and(|of| derived.contains(&of)).then(|| self.0.clone());
-        Ok(Box::new(GatedFile(OsVfs.open(path, mode)?, gate)))
+        let gate = (self.is_gated)(path).then(|| self.gate.clone());
+        Ok(Box::new(GatedFile(self.inner.open(path, mode)?, gate)))
     }
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        OsVfs.create_dir_all(path)
+        self.inner.create_dir_all(path)
     }
     fn read_dir(&self, path: &Path) -> io::Result<Vec<(String, FileKind)>> {
-        OsVfs.read_dir(path)
+        self.inner.read_dir(path)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsVfs.rename(from, to)
+        self.inner.rename(from, to)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        OsVfs.remove_file(path)
+        self.inner.remove_file(path)
     }
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        OsVfs.remove_dir_all(path)
+        self.inner.remove_dir_all(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        OsVfs.sync_dir(path)
+        self.inner.sync_dir(path)
     }
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        OsVfs.exists(path)
+        self.inner.exists(path)
     }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        OsVfs.lock(path)
+        self.inner.lock(path)
     }
     fn free_space(&self, dir: &Path) -> io::Result<u64> {
-        OsVfs.free_space(dir)
+        self.inner.free_space(dir)
     }
 }
 
@@ -120,6 +126,16 @@ impl File for GatedFile {
     }
 }
 
+/// Whether it is a file of the folder of this name.
+fn is_in(path: &Path, folder: &str) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|name| name == folder)
+}
+
+/// Not those of the log.
+fn is_derived(path: &Path) -> bool {
+    ["tx", "commit", "aht", "index"].into_iter().any(|folder| is_in(path, folder))
+}
+
 /// A transaction of so many entries, whose record is large.
 fn wide(n: u64) -> TxProposal {
     let entry = |k: u64| {
@@ -129,6 +145,15 @@ fn wide(n: u64) -> TxProposal {
     TxProposal { entries: (0..1000).map(entry).collect(), ..TxProposal::default() }
 }
 
+/// Waits until a condition holds; says what was waited for when it does not.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = soon();
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[test]
 fn a_write_of_derived_data_that_waits_for_the_disk_holds_no_call_up() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -136,7 +161,8 @@ fn a_write_of_derived_data_that_waits_for_the_disk_holds_no_call_up() {
     let nodes = Nodes::new(1, 1);
     let mut spec = nodes.spec(0);
     spec.peers.clear();
-    let env = Env::production(Arc::new(GatedVfs(gate.clone())));
+    let disk = GatedVfs { gate: gate.clone(), inner: Arc::new(OsVfs), is_gated: is_derived };
+    let env = Env::production(Arc::new(disk));
     let groups = runtime.block_on(async {
         let groups = Groups::start(env, spec).await.unwrap();
         assert!(groups.wait_ready(soon()).await, "{:?}", groups.ready());
@@ -166,5 +192,48 @@ fn a_write_of_derived_data_that_waits_for_the_disk_holds_no_call_up() {
             write.await.unwrap().unwrap();
         }
         groups.shutdown(soon()).await;
+    });
+}
+
+/// The others record the change, and the replica of the node that was asked fails before it has it: the call holds nothing of that
+/// replica while it waits, so that it can be opened again.
+#[test]
+fn a_change_of_systemdb_is_seen_once_the_replica_that_failed_meanwhile_is_open_again() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut nodes = Nodes::new(3, 3);
+        let is_gated = |path: &Path| is_derived(path) && path.iter().any(|name| name == SYSTEM_DATABASE);
+        let mut disks = Vec::new();
+        for node in 0..3 {
+            let (gate, faulty) = (Arc::new(Gate::default()), FaultyVfs::new(Arc::new(OsVfs)));
+            let disk = GatedVfs { gate: gate.clone(), inner: Arc::new(faulty.clone()), is_gated };
+            let groups = Groups::start(Env::production(Arc::new(disk)), nodes.spec(node)).await.unwrap();
+            nodes.running.insert(node, groups);
+            disks.push((gate, faulty));
+        }
+        nodes.ready().await;
+        let systemdb = |node: usize| nodes.running[&node].group_by_name(SYSTEM_DATABASE);
+        let leader = (0..3).find(|node| systemdb(*node).is_some_and(|group| group.is_leader())).unwrap();
+        let node = (leader + 1) % 3;
+        let (meta, (gate, faulty)) = (nodes.running[&node].meta(), &disks[node]);
+        gate.set_shut(true);
+        // It stops to apply when much of what it has applied is not written.
+        let mut writes = 0;
+        while systemdb(node).unwrap().status().applied.unwrap().index.get() + 20 > writes {
+            systemdb(leader).unwrap().propose(wide(writes), soon()).await.unwrap();
+            writes += 1;
+        }
+        let fail = async {
+            until("the change is recorded", || nodes.running[&leader].meta().user("meanwhile").is_some()).await;
+            faulty.break_below(&nodes.dir(node).join(SYSTEM_DATABASE), io::ErrorKind::Other);
+            gate.set_shut(false);
+            until("systemdb is closed", || systemdb(node).is_none()).await;
+            faulty.set_broken(None);
+        };
+        let change = meta.put_user(user("meanwhile", "hash"), None, None, soon());
+        let (changed, ()) = tokio::join!(change, fail);
+        assert!(matches!(changed, Ok(_) | Err(MetaError::Propose(ProposeError::OutcomeUnknown))), "{changed:?}");
+        until("the change is seen", || meta.user("meanwhile").is_some()).await;
+        nodes.stop_all().await;
     });
 }
