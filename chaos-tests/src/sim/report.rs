@@ -139,6 +139,8 @@ impl std::fmt::Display for Report {
 
 /// Fewer lives than these show nothing about what is rare.
 pub const LIVES_MIN: u64 = 20;
+/// Every fault is drawn in more than one of so many lives.
+const DRAWN_ONE_IN: u64 = 12;
 /// A fault that none of so many lives had is never drawn.
 const LIVES_MANY: u64 = 100;
 /// A cluster that misses a node when it is to be formed takes no write until the faults are over. One of so many lives may show
@@ -228,7 +230,8 @@ impl Totals {
         for (name, lives) in faults {
             let had = self.had.get(*name).copied().unwrap_or(0);
             let came = self.faults.get(*name).is_some_and(|count| *count > 0);
-            if !came && (had >= *lives || (had == 0 && self.lives >= LIVES_MANY)) {
+            let many = LIVES_MANY.max(lives * DRAWN_ONE_IN);
+            if !came && (had >= *lives || self.lives >= many || (had == 0 && self.lives >= LIVES_MANY)) {
                 missing.push(format!("the fault {name} never came in {} lives, {had} of which had it", self.lives));
             }
         }
@@ -283,6 +286,11 @@ mod tests {
         let mut totals = Totals::default();
         (0..20).for_each(|_| totals.add(&never));
         assert_eq!(totals.missing(&["set"], &[("rot", 21)]), Vec::<String>::new(), "it is rare");
+        let drawn_once = report(&[("set", 1), ("get", 1)], &[("hold", 1)]);
+        let mut totals = Totals::default();
+        totals.add(&never);
+        (0..99).for_each(|_| totals.add(&drawn_once));
+        assert_eq!(totals.missing(&["set"], &[("rot", 8)]).len(), 1, "drawn, and it did not come in 100 lives");
         let undrawn = report(&[("set", 1)], &[("rot", 1)]);
         assert_eq!(missing(20, &undrawn), ["the operation get never succeeded in 20 lives"]);
         assert_eq!(missing(100, &undrawn).len(), 2, "a fault may be rare, but not so rare");
