@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use alhambra_raft::disk::DiskLimits;
 use alhambra_raft::env::{BoxIo, Env, Listener};
-use alhambra_raft::group::Tuning;
+use alhambra_raft::group::{Group, Tuning};
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, DatabaseRecord, User};
 use alhambra_raft::scrub::ScrubPace;
@@ -481,14 +481,17 @@ async fn keep_settings(groups: Arc<Groups>) {
 async fn put_in_force(groups: &Groups, record: DatabaseRecord) {
     let Some(group) = groups.group_by_name(&record.name).filter(|group| group.is_leader()) else { return };
     // Without any the database is not begun yet, and begins with these.
-    let differ = |record: &DatabaseRecord| group.database().settings().is_some_and(|now| now != record.settings);
-    if !differ(&record) {
+    let differ =
+        |group: &Group, record: &DatabaseRecord| group.database().settings().is_some_and(|now| now != record.settings);
+    if !differ(&group, &record) {
         return;
     }
     let deadline = Instant::now() + SETTINGS_WAIT;
     // This node may know older ones than those in force.
+    drop(group);
     let newest = groups.meta().barrier(deadline).await.ok().and_then(|()| groups.meta().database(&record.name));
-    let Some(record) = newest.filter(differ) else { return };
+    let Some(group) = groups.group_by_name(&record.name) else { return };
+    let Some(record) = newest.filter(|record| record.group == group.id() && differ(&group, record)) else { return };
     if !record.settings.is_valid() {
         tracing::error!(database = record.name, "systemdb has settings that no replica could apply; ignored");
         return;

@@ -519,7 +519,16 @@ impl Group {
         self.replica.is_leader()
     }
 
-    /// Follows how far this replica has applied.
+    /// Waits until this replica has applied so far.
+    ///
+    /// # Errors
+    /// [`ReadError::Lagging`] at the deadline, and [`ReadError::Stopped`] as soon as this replica has ended: what is waited for
+    /// then comes in another one, which is opened only when nobody holds this one any more.
+    pub async fn wait_applied(&self, deadline: Instant, reached: impl Fn(&Applied) -> bool) -> Result<(), ReadError> {
+        self.replica.wait_applied(deadline, reached).await
+    }
+
+    /// Follows how far this replica has applied. Whoever holds the replica does not see its end here: see [`Group::wait_applied`].
     pub fn watch_applied(&self) -> watch::Receiver<Applied> {
         self.replica.applied.clone()
     }
@@ -527,7 +536,11 @@ impl Group {
     /// Waits until a transaction that another server made can be brought with [`Group::write`]: until the one before it is applied
     /// here or was brought here. `None` when this replica has ended.
     pub async fn import_turn(&self, tx: TxId) -> Option<Turn> {
-        let mut turn = self.replica.brought.wait(tx, self.replica.applied.clone()).await?;
+        let mut turn = tokio::select! {
+            biased;
+            () = self.ended() => return None,
+            turn = self.replica.brought.wait(tx, self.replica.applied.clone()) => turn?,
+        };
         turn.hand_on();
         Some(turn)
     }
@@ -699,6 +712,7 @@ impl Group {
         self.replica.log_store.close();
         // The core may have failed before; it is stopped either way.
         let _ = self.replica.raft.shutdown().await;
+        self.replica.state_machine.close();
         self.replica.rounds.close();
         for task in self.tasks.lock().drain(..) {
             task.abort();

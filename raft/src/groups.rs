@@ -429,7 +429,7 @@ impl Groups {
             Some(Err(error)) => return self.fail(StartError::SystemDatabase(error)),
             None => return,
         };
-        self.meta.attach(group.clone(), identity.members.clone());
+        self.meta.attach(&group, identity.members.clone());
         if !self.advance(Life::Serving) {
             return;
         }
@@ -456,7 +456,7 @@ impl Groups {
             if changed.is_err() {
                 // Its disk failed; it is being opened again.
                 let group = self.hosting.wait_open(GroupId(0)).await;
-                self.meta.attach(group.clone(), identity.members.clone());
+                self.meta.attach(&group, identity.members.clone());
                 applied = group.watch_applied();
             }
         }

@@ -12,8 +12,8 @@ mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use alhambra_ledger::ids::{DatabaseId, GroupId, TxId};
 use alhambra_ledger::kv::{set_key, set_value};
@@ -182,7 +182,8 @@ pub struct Meta {
 struct Inner {
     env: Env,
     /// Group 0, when it is open.
-    group: RwLock<Option<Arc<Group>>>,
+    /// Nothing here holds it: one that ended must go, so that it can be opened again.
+    group: RwLock<Weak<Group>>,
     /// Nodes that hold every database, for records of new ones.
     members: RwLock<BTreeMap<u64, String>>,
     records: RwLock<Records>,
@@ -393,7 +394,7 @@ impl Meta {
         Self {
             inner: Arc::new(Inner {
                 env,
-                group: RwLock::new(None),
+                group: RwLock::default(),
                 members: RwLock::default(),
                 records: RwLock::default(),
                 changes: watch::Sender::new(TxId(0)),
@@ -404,15 +405,15 @@ impl Meta {
     }
 
     /// Group 0 is open: reads what it holds, and from now on follows it until `systemdb` stops.
-    pub(crate) fn attach(&self, group: Arc<Group>, members: BTreeMap<u64, String>) {
+    pub(crate) fn attach(&self, group: &Arc<Group>, members: BTreeMap<u64, String>) {
         *self.inner.members.write() = members;
-        *self.inner.group.write() = Some(group);
+        *self.inner.group.write() = Arc::downgrade(group);
         self.refresh();
     }
 
     /// Group 0 stops.
     pub(crate) fn detach(&self) {
-        *self.inner.group.write() = None;
+        *self.inner.group.write() = Weak::new();
     }
 
     /// Reads what `systemdb` has by now.
@@ -504,7 +505,7 @@ impl Meta {
     }
 
     fn group(&self) -> Result<Arc<Group>, MetaError> {
-        self.inner.group.read().clone().ok_or(MetaError::Starting)
+        self.inner.group.read().upgrade().ok_or(MetaError::Starting)
     }
 
     async fn write(

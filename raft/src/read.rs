@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::error::ReadError;
 use crate::forward::{ForwardError, ReadIndex};
 use crate::group::{Level, ReadPoint, Replica};
+use crate::state_machine::Applied;
 
 /// How the last round ended, for those whose time is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,10 +230,11 @@ impl Replica {
         self.wait_applied(deadline, |applied| applied.log_id.is_some_and(|id| id.index >= index)).await
     }
 
-    async fn wait_applied(
+    /// See [`crate::group::Group::wait_applied`].
+    pub(crate) async fn wait_applied(
         &self,
         deadline: Instant,
-        reached: impl Fn(&crate::state_machine::Applied) -> bool,
+        reached: impl Fn(&Applied) -> bool,
     ) -> Result<(), ReadError> {
         let mut applied = self.applied.clone();
         if reached(&applied.borrow_and_update()) {

@@ -116,7 +116,7 @@ impl Handler for Arc<Server> {
                     // In a task of its own, which goes on when the sender hangs up: the guard must outlive what is installed.
                     let done = tokio::spawn(async move {
                         let _one_at_a_time = group.one_install().ok_or(Refusal::Overloaded)?;
-                        server.install(from, call.group, &group, install).await
+                        server.install(from, &group, install).await
                     });
                     let reply = done.await.map_err(|_| Refusal::Failed)??;
                     Ok(envelope::encode_install_reply(&reply))
@@ -213,11 +213,11 @@ impl Server {
     async fn install(
         &self,
         from: u64,
-        id: GroupId,
         group: &Arc<Group>,
         install: Install,
     ) -> Result<SnapshotResponse<crate::types::TypeConfig>, Refusal> {
         let network = self.network.read().clone().ok_or(Refusal::Stopped)?;
+        let id = group.id();
         let began = Instant::now();
         let owner = group.clone();
         let manifest = install.manifest.clone();
@@ -225,7 +225,7 @@ impl Server {
         let mut bytes = 0;
         for file in sink.files() {
             bytes += file.len;
-            sink = self.pull(&network, from, id, install.transfer, file, sink).await?;
+            sink = self.pull(&network, from, group, install.transfer, file, sink).await?;
         }
         let snapshot = self.on_strand(id, move || sink.finish()).await?;
         tracing::info!(group = %id, node = from, bytes, seconds = began.elapsed().as_secs_f64(), "received a raft snapshot");
@@ -234,16 +234,17 @@ impl Server {
         group.raft().install_full_snapshot(install.vote, snapshot).await.map_err(stopped)
     }
 
-    /// Pulls one file, a few parts ahead.
+    /// Pulls one file, a few parts ahead. Ends with the replica, which could not be opened again before.
     async fn pull(
         &self,
         network: &Arc<Network>,
         from: u64,
-        id: GroupId,
+        group: &Group,
         transfer: u64,
         file: SnapshotFile,
         mut sink: Box<dyn SnapshotSink>,
     ) -> Result<Box<dyn SnapshotSink>, Refusal> {
+        let id = group.id();
         let mut parts = FuturesOrdered::new();
         let mut asked = 0;
         let mut written = 0;
@@ -263,7 +264,12 @@ impl Server {
                 });
                 asked += len;
             }
-            let (fetch, part) = match parts.next().await {
+            let part = tokio::select! {
+                biased;
+                () = group.ended() => return Err(Refusal::Stopped),
+                part = parts.next() => part,
+            };
+            let (fetch, part) = match part {
                 Some(Ok(part)) => part,
                 Some(Err(crate::link::LinkError::Refused { refusal: Refusal::Corrupted, .. })) => {
                     tracing::error!(group = %id, node = from, file = file.name, "the sender's file is corrupted");

@@ -55,6 +55,8 @@ struct Shared {
     strands: Strands,
     gate: Arc<RwLock<()>>,
     failure: FailureCell,
+    /// Nothing is applied any more, and no work goes on: see [`StateMachine::close`].
+    closed: AtomicBool,
     checkpoint_queued: AtomicBool,
     write_out_queued: AtomicBool,
     index_work_queued: AtomicBool,
@@ -88,6 +90,7 @@ impl StateMachine {
             strands,
             gate,
             failure,
+            closed: AtomicBool::new(false),
             checkpoint_queued,
             write_out_queued: AtomicBool::new(false),
             index_work_queued: AtomicBool::new(false),
@@ -97,6 +100,11 @@ impl StateMachine {
             seals_told: AtomicU64::new(0),
             current,
         }))
+    }
+
+    /// Ends what would go on by itself: the database is closed, and may be opened again, when nobody works on it any more.
+    pub(crate) fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
     }
 
     /// Follows what is applied.
@@ -205,7 +213,10 @@ impl StateMachine {
 
     /// Queues work on the index when there is some and none is queued.
     pub(crate) fn look_for_index_work(&self) {
-        if self.0.database.index_work_due() && !self.0.index_work_queued.swap(true, Ordering::AcqRel) {
+        if !self.0.has_ended()
+            && self.0.database.index_work_due()
+            && !self.0.index_work_queued.swap(true, Ordering::AcqRel)
+        {
             self.0.clone().queue_index_work();
         }
     }
@@ -251,6 +262,9 @@ impl StateMachine {
             let entries = self.0.strands.reads.run(read).await?;
             let entries = entries.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
             for (position, frame) in entries {
+                if self.0.has_ended() {
+                    return Err(io::Error::other("the replica has ended"));
+                }
                 database
                     .apply(frame.log_id, position, frame.kind, &frame.payload)
                     .map_err(|e| self.0.failure.fail("a committed entry cannot be applied", &e))?;
@@ -265,31 +279,41 @@ impl StateMachine {
 }
 
 impl Shared {
-    /// One step at a time, each a job of its own: groups that share a thread take turns.
+    /// Whether the replica was stopped or has failed.
+    fn has_ended(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.failure.has_failed()
+    }
+
+    /// One step at a time, each a job of its own: groups that share a thread take turns. None once the replica has ended.
     fn queue_index_work(self: Arc<Self>) {
         let shared = self.clone();
-        self.strands.index.submit(move || match shared.database.index_work() {
-            Ok(true) => {
-                shared.index_has_space();
-                shared.queue_index_work();
+        self.strands.index.submit(move || {
+            if shared.has_ended() {
+                return;
             }
-            Ok(false) => {
-                shared.index_has_space();
-                shared.index_work_queued.store(false, Ordering::Release);
-                // What became due since is not forgotten.
-                if shared.database.index_work_due() && !shared.index_work_queued.swap(true, Ordering::AcqRel) {
+            match shared.database.index_work() {
+                Ok(true) => {
+                    shared.index_has_space();
                     shared.queue_index_work();
                 }
-            }
-            Err(e @ alhambra_storage::error::Error::NoSpace { .. }) => {
-                if !shared.index_waits.swap(true, Ordering::AcqRel) {
-                    tracing::warn!(error = %e, "the index waits for space on the disk");
+                Ok(false) => {
+                    shared.index_has_space();
+                    shared.index_work_queued.store(false, Ordering::Release);
+                    // What became due since is not forgotten.
+                    if shared.database.index_work_due() && !shared.index_work_queued.swap(true, Ordering::AcqRel) {
+                        shared.queue_index_work();
+                    }
                 }
-                shared.index_work_queued.store(false, Ordering::Release);
-                shared.index_full.notify_one();
-            }
-            Err(e) => {
-                shared.failure.fail("the index cannot be written", &e);
+                Err(e @ alhambra_storage::error::Error::NoSpace { .. }) => {
+                    if !shared.index_waits.swap(true, Ordering::AcqRel) {
+                        tracing::warn!(error = %e, "the index waits for space on the disk");
+                    }
+                    shared.index_work_queued.store(false, Ordering::Release);
+                    shared.index_full.notify_one();
+                }
+                Err(e) => {
+                    shared.failure.fail("the index cannot be written", &e);
+                }
             }
         });
     }
@@ -347,6 +371,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
     {
         while let Some(entry) = entries.next().await {
+            // What is committed is applied when the replica is opened again.
+            if self.0.has_ended() {
+                return Err(io::Error::other("the replica has ended"));
+            }
             self.apply_one(entry?)?;
             self.bound_unwritten().await?;
             // Whoever fills the memory up waits until some of it is given back, and no thread with it.

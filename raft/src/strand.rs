@@ -103,6 +103,11 @@ impl FailureCell {
         self.0.borrow().clone()
     }
 
+    /// Whether there is a reason.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// Waits until there is a reason.
     pub(crate) async fn failed(&self) {
         // The sender lives as long as `self`.

@@ -20,7 +20,8 @@ impl Turns {
         Self(Arc::new(watch::Sender::new(TxId(0))))
     }
 
-    /// Waits for the turn of this transaction, which is also when it is applied already; `None` when the replica has ended.
+    /// Waits for the turn of this transaction, which is also when it is applied already; `None` when the replica is gone. That is
+    /// later than its end for whoever holds it.
     pub(crate) async fn wait(&self, tx: TxId, mut applied: watch::Receiver<Applied>) -> Option<Turn> {
         let mut handed_on = self.0.subscribe();
         loop {

@@ -197,7 +197,10 @@ impl App {
         if !(0.0..=100.0).contains(&cleanup) {
             return Err(text::CLEANUP_PERCENTAGE.into());
         }
-        let others = timeout_at(cx.deadline, self.flushing.clone().lock_owned()).await;
+        let others = tokio::select! {
+            others = timeout_at(cx.deadline, self.flushing.clone().lock_owned()) => others,
+            error = self.closing(cx) => return Err(error),
+        };
         let alone = others.map_err(|_| Error::GoesOn { what: "flushing another index" })?;
         let database = cx.replica.database().clone();
         let done = self.env.blocking(of_node::MEMORY, move || {

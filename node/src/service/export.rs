@@ -3,9 +3,9 @@
 use alhambra_ledger::export::{self, ExportedEntry, ExportedTx, ExportedValue};
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::text;
+use alhambra_raft::error::ReadError;
 use alhambra_storage::txlog::{EntryRecord, TxRecord};
 use bytes::Bytes;
-use tokio::time::timeout_at;
 
 use super::kv::take_turns;
 use crate::context::Context;
@@ -41,11 +41,10 @@ pub async fn export(cx: &Context, request: Export) -> Result<Exported> {
         return Err(text::REPLICA_STATE_UNEXPECTED.into());
     }
     if request.wait {
-        let mut applied = cx.replica.watch_applied();
-        match timeout_at(cx.deadline, applied.wait_for(|applied| applied.tx >= request.tx)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(Error::Stopping),
-            Err(_) => return Err(text::NO_NEW_TRANSACTIONS.into()),
+        match cx.replica.wait_applied(cx.deadline, |applied| applied.tx >= request.tx).await {
+            Ok(()) => {}
+            Err(ReadError::Lagging) => return Err(text::NO_NEW_TRANSACTIONS.into()),
+            Err(error) => return Err(error.into()),
         }
     }
     let view = cx.view_of(request.tx).await.map_err(|error| error.beyond_is(text::NO_NEW_TRANSACTIONS))?;

@@ -8,8 +8,10 @@ use alhambra_ledger::export::{self, ExportedTx};
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::TxId;
 use alhambra_proto::code::{WireError, text};
+use alhambra_raft::error::ReadError;
 use alhambra_raft::forward::Written;
 use alhambra_raft::group::Level;
+use alhambra_raft::turns::Turn;
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::TxProposal;
 use alhambra_storage::import::ImportRefusal;
@@ -57,7 +59,7 @@ pub async fn replicate(cx: &Context, bytes: &[u8]) -> Result<TxHeader> {
     let proposal = TxProposal::imported(tx)?;
     kv::check_limits(&limits, &proposal.entries)?;
     loop {
-        let turn = by_deadline(cx, cx.replica.import_turn(header.id)).await?;
+        let turn = turn_of(cx, header.id).await?;
         must_be_new(cx, header.id)?;
         let written = cx.replica.write(proposal.clone(), cx.deadline).await?;
         if matches!(written, Written::Rejected(Rejection::Import(ImportRefusal::Gap))) {
@@ -97,15 +99,16 @@ fn must_be_new(cx: &Context, id: TxId) -> Result<()> {
 }
 
 /// Waits for what only the transactions before this one can bring.
-async fn by_deadline<T>(cx: &Context, work: impl Future<Output = Option<T>>) -> Result<T> {
-    match timeout_at(cx.deadline, work).await {
-        Ok(done) => done.ok_or(Error::Stopping),
+async fn turn_of(cx: &Context, id: TxId) -> Result<Turn> {
+    match timeout_at(cx.deadline, cx.replica.import_turn(id)).await {
+        Ok(turn) => turn.ok_or(Error::Read(ReadError::Stopped)),
         Err(_) => Err(text::IMPORT_GAP.into()),
     }
 }
 
 async fn wait_for_the_one_before(cx: &Context, id: TxId) -> Result<()> {
-    let mut applied = cx.replica.watch_applied();
-    let reached = async { applied.wait_for(|applied| applied.tx.next() >= Some(id)).await.ok().map(drop) };
-    by_deadline(cx, reached).await
+    match cx.replica.wait_applied(cx.deadline, |applied| applied.tx.next() >= Some(id)).await {
+        Err(ReadError::Lagging) => Err(text::IMPORT_GAP.into()),
+        waited => Ok(waited?),
+    }
 }

@@ -15,7 +15,6 @@ use alhambra_storage::command::{Precondition as Condition, ProposalEntry, Settin
 use alhambra_storage::index::{ScanSpec, Version};
 use alhambra_storage::read::ReadSnapshot;
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::time::timeout_at;
 
 use super::walk::{HistoryWalk, ScanWalk};
 use super::{App, ENTRIES_PER_TURN, import};
@@ -495,8 +494,7 @@ pub(crate) async fn settings(cx: &Context) -> Result<Settings> {
     if let Some(settings) = database.settings() {
         return Ok(settings);
     }
-    let mut applied = cx.replica.watch_applied();
-    let _ = timeout_at(part_of(cx.deadline), applied.wait_for(|_| database.settings().is_some())).await;
+    let _ = cx.replica.wait_applied(part_of(cx.deadline), |_| database.settings().is_some()).await;
     database.settings().ok_or(Error::Starting { what: "the database" })
 }
 

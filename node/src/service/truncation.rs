@@ -68,7 +68,7 @@ impl App {
         by: &str,
         deadline: Instant,
     ) -> Result<Truncated> {
-        let replica = self.router.locate(&record.name, deadline).await?;
+        let mut replica = self.router.locate(&record.name, deadline).await?;
         if replica.database().settings().is_some_and(|settings| settings.replica) {
             return Err(text::IS_REPLICA.into());
         }
@@ -91,11 +91,17 @@ impl App {
         if before <= replica.database().truncated_before() || before.get() <= 1 {
             return Ok(if search.ended { Truncated::NotReached } else { Truncated::Partly });
         }
+        // Nothing of this database is held while another one is written to.
+        drop(replica);
         let order = TruncationOrder { before, cutoff, retention_ms, by };
         let citation = match self.groups.meta().order_truncation(record, &order, deadline).await {
             Err(MetaError::Conflict { .. }) => return Ok(Truncated::Changed),
             ordered => ordered?,
         };
+        replica = self.router.locate(&record.name, deadline).await?;
+        if replica.id() != record.group {
+            return Ok(Truncated::Changed);
+        }
         match replica.truncate(citation, before, Vec::new(), deadline).await? {
             Written::Committed(marker) => {
                 // Whoever reads here from now on does not find them.

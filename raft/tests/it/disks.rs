@@ -10,7 +10,7 @@ use std::time::Duration;
 use alhambra_ledger::ids::TxId;
 use alhambra_raft::disk::DiskLimits;
 use alhambra_raft::env::Env;
-use alhambra_raft::error::{ProposeError, WriteLimit};
+use alhambra_raft::error::{ProposeError, ReadError, WriteLimit};
 use alhambra_raft::group::{Group, Health, Level, Tuning};
 use alhambra_raft::groups::{GroupReadiness, Groups, NodeSpec};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, NewDatabase, User};
@@ -20,7 +20,7 @@ use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{OpenMode, Vfs as _};
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use tokio::time::Instant;
 
 use crate::cluster::{peek, set};
@@ -321,6 +321,34 @@ fn systemdb_is_opened_again_like_any_other() {
         };
         meta.create_database(record, false, soon()).await.unwrap();
         nodes.put(broken, "later", "k").await;
+        nodes.stop().await;
+    });
+}
+
+/// Whoever went on waiting would hold it, and it could not be opened again before the deadline.
+#[test]
+fn whoever_waits_for_a_replica_that_fails_is_told_at_once_and_it_is_opened_again() {
+    run(async {
+        let nodes = Nodes::of(1).await;
+        nodes.create("orders", 1 << 20).await;
+        let faulty = &nodes.0[0].faulty;
+        let group = nodes.group(0, "orders");
+        let (never, late) = (TxId(99), Instant::now() + 60 * LONG);
+        let waits = async {
+            let applied = group.wait_applied(late, |applied| applied.tx >= never);
+            let (turn, applied) = tokio::join!(group.import_turn(never), applied);
+            assert!(turn.is_none() && matches!(applied, Err(ReadError::Stopped)), "{turn:?} {applied:?}");
+        };
+        let fails = async {
+            faulty.break_below(Path::new("/data/databases"), ErrorKind::Other);
+            assert!(group.propose(set("lost", "v"), soon()).await.is_err());
+            until("it is closed", || nodes.0[0].groups.group_by_name("orders").is_none()).await;
+            faulty.set_broken(None);
+        };
+        let both = tokio::time::timeout_at(soon(), join(waits, fails)).await;
+        assert!(both.is_ok(), "they wait for what does not come");
+        drop(group);
+        nodes.put(0, "orders", "later").await;
         nodes.stop().await;
     });
 }
