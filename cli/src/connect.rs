@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use alhambra_client::Tls;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::failure::{Failure, Kind, OrFail};
 use crate::output::Output;
@@ -24,6 +25,20 @@ pub struct Common {
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// What those are told who call `login`, `logout` or `use` outside the prompt, where they are no commands.
+pub fn no_session(wrong: &clap::Error) -> Option<Failure> {
+    let word = match wrong.get(ContextKind::InvalidSubcommand)? {
+        ContextValue::String(word) => word.as_str(),
+        _ => return None,
+    };
+    ["login", "logout", "use"].contains(&word).then(|| Failure::new(
+        Kind::Usage,
+        "there is no session between commands: each logs in by itself",
+        "give it --username, --password and --database, or set ALHAMBRA_USERNAME, ALHAMBRA_PASSWORD and ALHAMBRA_DATABASE; \
+         in `alhambra shell` there are login, logout and use",
+    ))
 }
 
 /// Where to connect and as whom.

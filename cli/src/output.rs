@@ -48,7 +48,10 @@ pub fn print_raw(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
     out.write_all(bytes.as_ref()).and_then(|()| out.flush()).or_fail("writing the answer", "check what reads it")
 }
 
-/// Columns aligned by their widest cell, two spaces apart, no trailing blanks.
+/// A cell with more characters than this stands out of its column, which would make every other row as long.
+const ALIGNED_CHARS_MAX: usize = 100;
+
+/// Columns aligned by their widest cell up to 100 characters, two spaces apart, no trailing blanks.
 #[derive(Debug)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -69,14 +72,16 @@ impl Table {
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            let cells = self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            cells.filter(|chars| *chars <= ALIGNED_CHARS_MAX).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut out = String::new();
         for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(line, "{cell:<width$}  ");
+                let missing = width.saturating_sub(cell.chars().count());
+                line.extend([cell.as_str(), "  ", &" ".repeat(missing)]);
             }
             out.push_str(line.trim_end());
             out.push('\n');
@@ -117,5 +122,8 @@ mod tests {
         table.row(["longer"]);
         assert_eq!(table.render(), "key     value\na       1\nlonger\n");
         assert_eq!(table.markdown(), "| key | value |\n|---|---|\n| a | 1 |\n| longer |\n");
+        let long = "v".repeat(usize::from(u16::MAX) + 1);
+        table.row([long.as_str(), "2"]);
+        assert_eq!(table.render(), format!("key     value\na       1\nlonger\n{long}  2\n"));
     }
 }

@@ -212,6 +212,16 @@ impl Node {
     fn is_well(&self) -> bool {
         self.ready && self.error.is_none() && self.databases.iter().all(|database| database.error.is_none())
     }
+
+    /// The line of `/readyz` about this.
+    fn trouble(&self, about: &str) -> Option<&str> {
+        self.readiness.lines().find(|line| line.strip_prefix(about).is_some_and(|rest| rest.starts_with(':')))
+    }
+
+    /// What `/readyz` says about a database behind what it says about each: that writes are refused, and why.
+    fn trouble_of(&self, database: &str) -> Option<&str> {
+        self.trouble(database)?.split_once(" log entries, ").map(|(_, trouble)| trouble)
+    }
 }
 
 impl Status {
@@ -222,7 +232,7 @@ impl Status {
             let cluster = node.cluster.as_deref().unwrap_or("-");
             let remark = match &node.error {
                 Some(error) => error.as_str(),
-                None if node.ready => "",
+                None if node.ready => node.trouble("disk low").unwrap_or_default(),
                 None => node.readiness.as_str(),
             };
             let remark = remark.lines().next().unwrap_or_default();
@@ -232,7 +242,7 @@ impl Status {
             for database in &node.databases {
                 let tx = database.tx.map_or("-".to_owned(), |tx| tx.to_string());
                 let alh = database.alh.as_deref().map_or("-", |alh| alh.get(..ALH_DIGITS_SHOWN).unwrap_or(alh));
-                let remark = database.error.as_deref().unwrap_or(remark);
+                let remark = database.error.as_deref().or_else(|| node.trouble_of(&database.name)).unwrap_or(remark);
                 table.row([&node.endpoint, ready, cluster, &database.name, database.role, &tx, alh, remark]);
             }
         }
@@ -253,6 +263,28 @@ mod tests {
         assert_eq!(role(metrics, "other"), "follower");
         assert_eq!(role(metrics, "default"), "unknown");
         assert_eq!(role("", "defaultdb"), "unknown");
+    }
+
+    #[test]
+    fn a_node_that_is_ready_and_takes_no_writes_says_why() {
+        let database =
+            |name: &str| DatabaseState { name: name.to_owned(), role: "leader", tx: Some(1), alh: None, error: None };
+        let node = |readiness: &str| Node {
+            endpoint: "a:1".to_owned(),
+            ready: true,
+            readiness: readiness.to_owned(),
+            databases: vec![database("orders"), database("order")],
+            ..Node::default()
+        };
+        let table = |readiness: &str| Status { nodes: vec![node(readiness)] }.table().render();
+        let well = "ready: serving\norders: ready, leader node 1, applied 3 of 3 log entries\n";
+        assert!(table(well).lines().skip(1).all(|line| line.ends_with(" -")), "{}", table(well));
+        let low = "ready: serving\ndisk low: 9 bytes left, free space\n\
+            orders: ready, leader node 1, applied 3 of 3 log entries, user writes are refused: no room\n";
+        let low = table(low);
+        let lines: Vec<&str> = low.lines().collect();
+        assert!(lines[1].ends_with("  user writes are refused: no room"), "{low}");
+        assert!(lines[2].ends_with("  disk low: 9 bytes left, free space"), "{low}");
     }
 
     #[test]
