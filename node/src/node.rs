@@ -490,7 +490,7 @@ async fn put_in_force(groups: &Groups, record: DatabaseRecord) {
     // This node may know older ones than those in force.
     drop(group);
     let newest = groups.meta().barrier(deadline).await.ok().and_then(|()| groups.meta().database(&record.name));
-    let Some(group) = groups.group_by_name(&record.name) else { return };
+    let Some(group) = groups.group_by_name(&record.name).filter(|group| group.is_leader()) else { return };
     let Some(record) = newest.filter(|record| record.group == group.id() && differ(&group, record)) else { return };
     if !record.settings.is_valid() {
         tracing::error!(database = record.name, "systemdb has settings that no replica could apply; ignored");

@@ -404,7 +404,7 @@ impl Meta {
         }
     }
 
-    /// Group 0 is open: reads what it holds, and from now on follows it until `systemdb` stops.
+    /// Group 0 is open: reads what it holds, and calls find it here until it ends. Who opened it says when it holds more.
     pub(crate) fn attach(&self, group: &Arc<Group>, members: BTreeMap<u64, String>) {
         *self.inner.members.write() = members;
         *self.inner.group.write() = Arc::downgrade(group);

@@ -199,7 +199,7 @@ impl StateMachine {
             let written = self.0.strands.background.run(move || shared.database.write_out()).await?;
             written.map_err(|e| self.0.failure.fail("what was applied cannot be written", &e))?;
         }
-        while self.0.database.index_is_behind() {
+        while !self.0.has_ended() && self.0.database.index_is_behind() {
             let shared = self.0.clone();
             match self.0.strands.index.run(move || shared.database.index_work()).await? {
                 Ok(true) => {}
@@ -262,9 +262,7 @@ impl StateMachine {
             let entries = self.0.strands.reads.run(read).await?;
             let entries = entries.map_err(|e| self.0.failure.fail("the log cannot be read", &e))?;
             for (position, frame) in entries {
-                if self.0.has_ended() {
-                    return Err(io::Error::other("the replica has ended"));
-                }
+                self.0.must_go_on()?;
                 database
                     .apply(frame.log_id, position, frame.kind, &frame.payload)
                     .map_err(|e| self.0.failure.fail("a committed entry cannot be applied", &e))?;
@@ -282,6 +280,11 @@ impl Shared {
     /// Whether the replica was stopped or has failed.
     fn has_ended(&self) -> bool {
         self.closed.load(Ordering::Acquire) || self.failure.has_failed()
+    }
+
+    /// Fails once that is so. The library logs this as an error: it is seen when a replica ends that has still to apply much.
+    fn must_go_on(&self) -> io::Result<()> {
+        if self.has_ended() { Err(io::Error::other("the replica has ended")) } else { Ok(()) }
     }
 
     /// One step at a time, each a job of its own: groups that share a thread take turns. None once the replica has ended.
@@ -372,9 +375,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(entry) = entries.next().await {
             // What is committed is applied when the replica is opened again.
-            if self.0.has_ended() {
-                return Err(io::Error::other("the replica has ended"));
-            }
+            self.0.must_go_on()?;
             self.apply_one(entry?)?;
             self.bound_unwritten().await?;
             // Whoever fills the memory up waits until some of it is given back, and no thread with it.
@@ -395,6 +396,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMetaOf<TypeConfig>,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
+        self.0.must_go_on()?;
         let last = meta.last_log_id.as_ref().map(from_raft_log_id);
         let Some(last) = last else { return Ok(()) };
         let own = self.0.database.ledger().log_id(last.index);

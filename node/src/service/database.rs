@@ -162,11 +162,8 @@ impl App {
     /// Waits until this node's replica applies with these settings, but not long: they are recorded, and come into force by themselves.
     async fn until_in_force(&self, name: &str, settings: &Settings, deadline: Instant) {
         let Some(group) = self.groups.group_by_name(name) else { return };
-        let mut applied = group.watch_applied();
-        let wait = async {
-            while group.database().settings().is_some_and(|now| now != *settings) && applied.changed().await.is_ok() {}
-        };
-        let _ = timeout_at(deadline.min(Instant::now() + IN_FORCE_WAIT), wait).await;
+        let until = deadline.min(Instant::now() + IN_FORCE_WAIT);
+        let _ = group.wait_applied(until, |_| group.database().settings().is_none_or(|now| now == *settings)).await;
     }
 
     /// Refuses callers who do not administrate a database, and the two databases that nobody does.

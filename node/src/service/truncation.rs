@@ -69,6 +69,10 @@ impl App {
         deadline: Instant,
     ) -> Result<Truncated> {
         let mut replica = self.router.locate(&record.name, deadline).await?;
+        // One of the same name that was deleted may be open here for a moment yet: what is found in it says nothing about this one.
+        if replica.id() != record.group {
+            return Ok(Truncated::Changed);
+        }
         if replica.database().settings().is_some_and(|settings| settings.replica) {
             return Err(text::IS_REPLICA.into());
         }

@@ -199,6 +199,7 @@ fn a_write_of_derived_data_that_waits_for_the_disk_holds_no_call_up() {
 /// replica while it waits, so that it can be opened again.
 #[test]
 fn a_change_of_systemdb_is_seen_once_the_replica_that_failed_meanwhile_is_open_again() {
+    const STILL: Duration = Duration::from_millis(500);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut nodes = Nodes::new(3, 3);
@@ -217,14 +218,23 @@ fn a_change_of_systemdb_is_seen_once_the_replica_that_failed_meanwhile_is_open_a
         let node = (leader + 1) % 3;
         let (meta, (gate, faulty)) = (nodes.running[&node].meta(), &disks[node]);
         gate.set_shut(true);
-        // It stops to apply when much of what it has applied is not written.
+        // It stops to apply when much of what it has applied is not written: then it stands still, however far behind.
+        let applied = || systemdb(node).unwrap().status().applied.unwrap().index.get();
         let mut writes = 0;
-        while systemdb(node).unwrap().status().applied.unwrap().index.get() + 20 > writes {
+        loop {
             systemdb(leader).unwrap().propose(wide(writes), soon()).await.unwrap();
             writes += 1;
+            let now = applied();
+            if now + 20 <= writes {
+                tokio::time::sleep(STILL).await;
+                if applied() == now {
+                    break;
+                }
+            }
         }
         let fail = async {
             until("the change is recorded", || nodes.running[&leader].meta().user("meanwhile").is_some()).await;
+            assert!(meta.user("meanwhile").is_none(), "the gated node has applied it");
             faulty.break_below(&nodes.dir(node).join(SYSTEM_DATABASE), io::ErrorKind::Other);
             gate.set_shut(false);
             until("systemdb is closed", || systemdb(node).is_none()).await;
