@@ -52,9 +52,9 @@ impl Replica {
             }
             self.look_at_disks(&mut handed_over).await;
             let applied = self.applied().log_id;
-            if applied != looked_at || self.scrub.take_corrections_due() {
-                looked_at = applied;
-                self.propose_seals().await;
+            let are_due = self.scrub.take_seals_due();
+            if applied != looked_at || are_due {
+                looked_at = if self.propose_seals().await { applied } else { None };
             }
             if self.someone_lags(led_from) {
                 self.move_purge_mark().await;
@@ -98,23 +98,25 @@ impl Replica {
         }
     }
 
-    async fn propose_seals(&self) {
+    /// False when one was not taken, and is to be proposed again. What cannot be read is looked at again when more is applied.
+    async fn propose_seals(&self) -> bool {
         let database = self.database.clone();
         let seals = match self.strands.background.run(move || database.pending_seals()).await {
             Ok(Ok(seals)) => seals,
             Ok(Err(e)) => {
                 tracing::error!(group = %self.group, error = %Chain(&e), "closed segments cannot be sealed");
-                return;
+                return true;
             }
-            Err(_) => return,
+            Err(_) => return true,
         };
         for seal in seals {
             let segment = seal.segment;
             if !self.write_own(&Command::Seal(seal)).await {
-                return;
+                return false;
             }
             tracing::debug!(group = %self.group, segment, "segment sealed");
         }
+        true
     }
 
     /// Whether a follower misses so many closed segments that files are better, and would not get them yet.

@@ -154,7 +154,8 @@ impl Replica {
                 *failing = false;
                 if let Some(segment) = progress.rewritten {
                     tracing::info!(group = %self.group, segment, "pruned values are gone from disk");
-                    self.seals_due.notify_one();
+                    // It has a digest of its own now, and until that is sealed nobody can tell that it has rotted.
+                    self.look_for_seals();
                     return Step::Done;
                 }
                 if progress.needed_by_log { self.release().await } else { Step::Waits }

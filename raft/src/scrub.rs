@@ -95,7 +95,7 @@ pub(crate) struct Scrub {
     waiting: AtomicU64,
     /// 0 for none.
     last_pass_ms: AtomicI64,
-    corrections_due: AtomicBool,
+    seals_due: AtomicBool,
     /// Segments that a member has asked this leader about: it may have rotted before it hashed, and then its memory and the
     /// seal that it proposed say the same.
     questioned: Mutex<BTreeSet<u64>>,
@@ -114,9 +114,9 @@ impl Scrub {
         }
     }
 
-    /// Whether a seal may have to be corrected since this was asked last.
-    pub(crate) fn take_corrections_due(&self) -> bool {
-        self.corrections_due.swap(false, Ordering::AcqRel)
+    /// Whether there may be a seal to propose since this was asked last, though nothing was applied.
+    pub(crate) fn take_seals_due(&self) -> bool {
+        self.seals_due.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -216,6 +216,12 @@ impl Sender<'_> {
 }
 
 impl Replica {
+    /// Has the leader look for seals to propose although nothing is applied: a segment was mended, or written again.
+    pub(crate) fn look_for_seals(&self) {
+        self.scrub.seals_due.store(true, Ordering::Release);
+        self.seals_due.notify_one();
+    }
+
     /// Runs for as long as the replica.
     pub(crate) async fn run_scrub(self: Arc<Self>) {
         let interval = Duration::from_millis(self.tuning.scrub_interval_ms);
@@ -342,8 +348,7 @@ impl Replica {
             if own.version != agreed || !questioned {
                 tracing::warn!(group = %self.group, segment, "a segment is what the group agrees on again");
             }
-            self.scrub.corrections_due.store(true, Ordering::Release);
-            self.seals_due.notify_one();
+            self.look_for_seals();
             // An index that is being rebuilt may have waited for this segment.
             self.state_machine.look_for_index_work();
         }

@@ -118,6 +118,29 @@ fn three_replicas_forget_and_one_of_them_was_away() {
     });
 }
 
+/// Each generation has a digest of its own; without its seal no replica could tell that it has other bytes than the others.
+#[test]
+fn what_is_written_again_is_sealed_though_nobody_writes_any_more() {
+    run(async {
+        let cluster = Cluster::formed(3, SEGMENT_BYTES, false).await;
+        let old = write(&cluster, "old", 40).await;
+        write(&cluster, "kept", 10).await;
+        prune(&cluster, before(TxId(old.0 + 1))).await;
+        all_gone(&cluster, old).await;
+        for id in cluster.up() {
+            let database = cluster.group(id).database().clone();
+            let is_sealed = |number: u64, generation: u32| {
+                database.seal(number).unwrap().is_some_and(|seal| seal.generation == generation)
+            };
+            until("each segment is sealed as it is", || {
+                let segments = database.ledger().segments();
+                segments.iter().filter(|s| s.generation > 0).all(|s| is_sealed(s.number, s.generation))
+            })
+            .await;
+        }
+    });
+}
+
 #[test]
 fn only_the_leader_takes_a_prune_and_a_wrong_one_changes_nothing() {
     run(async {
