@@ -34,6 +34,7 @@ impl Replica {
         let mut server = self.watch_server();
         let mut led_from = None;
         let mut looked_at = None;
+        let mut failing = false;
         let mut handed_over = None;
         loop {
             let leads = server.borrow_and_update().state.is_leader();
@@ -51,10 +52,11 @@ impl Replica {
                 return;
             }
             self.look_at_disks(&mut handed_over).await;
-            let applied = self.applied().log_id;
+            // What is applied may not be flushed here yet, and is not sealed before.
+            let now = Some((self.applied().log_id, self.database.ledger().flushed()));
             let are_due = self.scrub.take_seals_due();
-            if applied != looked_at || are_due {
-                looked_at = if self.propose_seals().await { applied } else { None };
+            if now != looked_at || are_due {
+                looked_at = if self.propose_seals(&mut failing).await { now } else { None };
             }
             if self.someone_lags(led_from) {
                 self.move_purge_mark().await;
@@ -98,17 +100,20 @@ impl Replica {
         }
     }
 
-    /// False when one was not taken, and is to be proposed again. What cannot be read is looked at again when more is applied.
-    async fn propose_seals(&self) -> bool {
+    /// False when not all could be read or were taken, so that it is to be done again. `failing` is said once.
+    async fn propose_seals(&self, failing: &mut bool) -> bool {
         let database = self.database.clone();
         let seals = match self.strands.background.run(move || database.pending_seals()).await {
             Ok(Ok(seals)) => seals,
             Ok(Err(e)) => {
-                tracing::error!(group = %self.group, error = %Chain(&e), "closed segments cannot be sealed");
-                return true;
+                if !std::mem::replace(failing, true) {
+                    tracing::error!(group = %self.group, error = %Chain(&e), "closed segments cannot be sealed");
+                }
+                return false;
             }
-            Err(_) => return true,
+            Err(_) => return false,
         };
+        *failing = false;
         for seal in seals {
             let segment = seal.segment;
             if !self.write_own(&Command::Seal(seal)).await {

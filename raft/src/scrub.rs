@@ -215,6 +215,17 @@ impl Sender<'_> {
     }
 }
 
+/// What came of asking the members about a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// It is here as more than half of the voters have it.
+    Settled,
+    /// They do not agree, or it could not be fetched: to be asked again.
+    Open,
+    /// Nothing can be said about it here: there is no such segment, or it is not closed.
+    Nothing,
+}
+
 impl Replica {
     /// Has the leader look for seals to propose although nothing is applied: a segment was mended, or written again.
     pub(crate) fn look_for_seals(&self) {
@@ -273,8 +284,13 @@ impl Replica {
     /// Mends what is known to be damaged, and looks into what others doubt; whether nothing is left.
     async fn mend(&self) -> Result<bool, ()> {
         let questioned = std::mem::take(&mut *self.scrub.questioned.lock());
+        let mut open = false;
         for segment in questioned {
-            self.mend_segment(segment, true).await?;
+            // Nobody may ask again: the others may have settled it among themselves. Only a leader corrects a seal.
+            if self.mend_segment(segment, true).await? == Asked::Open && self.leader() == Some(self.node_id) {
+                self.scrub.questioned.lock().insert(segment);
+                open = true;
+            }
         }
         let database = self.database.clone();
         let mended = self.strands.scrub.run(move || {
@@ -284,7 +300,7 @@ impl Replica {
         let mended = match mended.await {
             Ok(Ok(None)) => {
                 self.scrub.waiting.store(0, Ordering::Relaxed);
-                return Ok(true);
+                return Ok(!open);
             }
             Ok(Ok(Some(mended))) => mended,
             Ok(Err(e)) => {
@@ -294,10 +310,14 @@ impl Replica {
             Err(_) => return Err(()),
         };
         self.scrub.repaired.fetch_add(mended.repaired.len() as u64, Ordering::Relaxed);
+        if !mended.repaired.is_empty() {
+            self.look_for_seals();
+            self.state_machine.look_for_index_work();
+        }
         let mut left = 0;
         for (what, error) in mended.waiting {
             let repaired = match what {
-                Damaged::Segment(segment) => self.mend_segment(segment, false).await?,
+                Damaged::Segment(segment) => self.mend_segment(segment, false).await? == Asked::Settled,
                 _ => false,
             };
             if repaired {
@@ -308,11 +328,11 @@ impl Replica {
             }
         }
         self.scrub.waiting.store(left, Ordering::Relaxed);
-        Ok(left == 0)
+        Ok(left == 0 && !open)
     }
 
     /// Asks the members about a segment and fetches it, or keeps it, as they say; whether it is what counts then.
-    async fn mend_segment(&self, segment: u64, questioned: bool) -> Result<bool, ()> {
+    async fn mend_segment(&self, segment: u64, questioned: bool) -> Result<Asked, ()> {
         let database = self.database.clone();
         let own = self.strands.scrub.run(move || {
             let vote = database.segment_vote(segment)?;
@@ -320,7 +340,7 @@ impl Replica {
         });
         let own: alhambra_storage::Result<_> = own.await.map_err(drop)?;
         // It has no digest before it is closed, so there is nothing to compare with what others have.
-        let Ok(Some((own, sealed))) = own else { return Ok(false) };
+        let Ok(Some((own, sealed))) = own else { return Ok(Asked::Nothing) };
         let membership = self.raft_metrics().membership_config;
         let voters: BTreeSet<u64> = membership.membership().voter_ids().collect();
         let others = membership.membership().nodes().map(|(id, _)| *id).filter(|node| *node != self.node_id);
@@ -328,7 +348,7 @@ impl Replica {
         votes.insert(self.node_id, own);
         let Some(agreed) = agreed(&own, sealed, questioned, &voters, &votes) else {
             tracing::error!(group = %self.group, segment, ?votes, "no majority of the voters agrees on a segment");
-            return Ok(false);
+            return Ok(Asked::Open);
         };
         let mut settled = own.whole && own.version == agreed;
         if settled {
@@ -352,7 +372,7 @@ impl Replica {
             // An index that is being rebuilt may have waited for this segment.
             self.state_machine.look_for_index_work();
         }
-        Ok(settled)
+        Ok(if settled { Asked::Settled } else { Asked::Open })
     }
 
     /// Replaces a segment by that of a node, if that is what its vote says; whether it was.

@@ -415,6 +415,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             installed.await?.map_err(|e| self.0.failure.fail("a received snapshot cannot be installed", &e))?;
         }
         self.0.applied.send_replace(applied_of(&self.0.database));
+        // The index does not come with the files, and perhaps nothing is applied for long.
+        self.look_for_index_work();
         self.take_snapshot().await?;
         Ok(())
     }

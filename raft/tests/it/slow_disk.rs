@@ -195,6 +195,45 @@ fn a_write_of_derived_data_that_waits_for_the_disk_holds_no_call_up() {
     });
 }
 
+/// The others make a majority, so that it has applied what it has not flushed, and nobody writes any more when it has.
+#[test]
+fn what_a_leader_flushes_late_is_sealed_though_nobody_writes_any_more() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut nodes = Nodes::new(3, 3);
+        let is_gated = |path: &Path| is_in(path, "ledger") && path.iter().all(|name| name != SYSTEM_DATABASE);
+        let mut gates = Vec::new();
+        for node in 0..3 {
+            let gate = Arc::new(Gate::default());
+            let disk = GatedVfs { gate: gate.clone(), inner: Arc::new(OsVfs), is_gated };
+            let groups = Groups::start(Env::production(Arc::new(disk)), nodes.spec(node)).await.unwrap();
+            nodes.running.insert(node, groups);
+            gates.push(gate);
+        }
+        nodes.ready().await;
+        let group = |node: usize| nodes.running[&node].group_by_name(DEFAULT_DATABASE).unwrap();
+        let leader = (0..3).find(|node| group(*node).is_leader()).unwrap();
+        gates[leader].set_shut(true);
+        let large = ProposalEntry::plain([0, 1].as_slice().into(), Bytes::new(), vec![7; 300_000].into());
+        for _ in 0..8 {
+            let proposal = TxProposal { entries: vec![large.clone()], ..TxProposal::default() };
+            group(leader).propose(proposal, soon()).await.unwrap();
+        }
+        // It looks for seals at once, and twice a second.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(group(leader).is_leader());
+        let segments = group(leader).database().ledger().segments();
+        let closed: Vec<u64> = segments[..segments.len() - 1].iter().map(|segment| segment.number).collect();
+        assert!(!closed.is_empty(), "{segments:?}");
+        let is_sealed = |node: usize, segment: u64| group(node).database().seal(segment).unwrap().is_some();
+        assert!(!is_sealed(leader, *closed.last().unwrap()), "it has flushed before");
+        gates[leader].set_shut(false);
+        until("what is closed is sealed", || (0..3).all(|node| closed.iter().all(|segment| is_sealed(node, *segment))))
+            .await;
+        nodes.stop_all().await;
+    });
+}
+
 /// The others record the change, and the replica of the node that was asked fails before it has it: the call holds nothing of that
 /// replica while it waits, so that it can be opened again.
 #[test]

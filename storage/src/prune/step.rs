@@ -111,7 +111,8 @@ impl Database {
         if let (None, Some(error)) = (rewritten, rotten) {
             return Err(error);
         }
-        if pruner.pending.is_empty() && pruner.found > saved {
+        // By itself: who is told that it failed must not miss that a segment was written again.
+        if rewritten.is_none() && pruner.pending.is_empty() && pruner.found > saved {
             self.write_prune_mark(pruner.found)?;
             pruner.saved = Some(pruner.found);
         }
