@@ -23,22 +23,13 @@ use alhambra_storage::vfs::{OpenMode, Vfs as _};
 use futures::future::{join, join_all};
 use tokio::time::Instant;
 
-use crate::cluster::{peek, set};
+use crate::cluster::{peek, set, until};
 
 const LONG: Duration = Duration::from_secs(60);
 const LIMITS: DiskLimits = DiskLimits { low_bytes: 800_000, reserve_bytes: 100_000 };
 
 fn soon() -> Instant {
     Instant::now() + LONG
-}
-
-/// Waits until a condition holds; says what was waited for when it does not.
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = soon();
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within {LONG:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 pub fn user(name: &str) -> User {

@@ -23,7 +23,7 @@ use alhambra_storage::vfs::os::OsVfs;
 use openraft::BasicNode;
 use tokio::time::Instant;
 
-use crate::cluster::{peek, set};
+use crate::cluster::{peek, set, until};
 
 /// Long enough for a machine that does other things too; nothing waits for it when all is well.
 const LONG: Duration = Duration::from_secs(60);
@@ -282,14 +282,6 @@ fn closed_segments(group: &Group) -> BTreeMap<u64, Vec<u8>> {
     let ledger = group.database().ledger();
     let closed = ledger.segments().into_iter().filter(|segment| segment.closed);
     closed.map(|segment| (segment.number, std::fs::read(ledger.segment_path(segment.number)).unwrap())).collect()
-}
-
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = soon();
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Newest entry of the raft snapshot that this replica has installed or made.

@@ -17,8 +17,8 @@ use alhambra_storage::vfs::os::OsVfs;
 use alhambra_storage::vfs::{File, FileKind, LockGuard, OpenMode, Vfs};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use tokio::time::Instant;
 
+use crate::cluster::until;
 use crate::nodes::{Nodes, soon, user};
 
 /// Anything that takes longer does not happen.
@@ -145,13 +145,19 @@ fn wide(n: u64) -> TxProposal {
     TxProposal { entries: (0..1000).map(entry).collect(), ..TxProposal::default() }
 }
 
-/// Waits until a condition holds; says what was waited for when it does not.
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = soon();
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+/// Three nodes that are ready, and of each the gate of its writes and its disk.
+async fn three_gated(is_gated: fn(&Path) -> bool) -> (Nodes, Vec<(Arc<Gate>, FaultyVfs)>) {
+    let mut nodes = Nodes::new(3, 3);
+    let mut disks = Vec::new();
+    for node in 0..3 {
+        let (gate, faulty) = (Arc::new(Gate::default()), FaultyVfs::new(Arc::new(OsVfs)));
+        let disk = GatedVfs { gate: gate.clone(), inner: Arc::new(faulty.clone()), is_gated };
+        let groups = Groups::start(Env::production(Arc::new(disk)), nodes.spec(node)).await.unwrap();
+        nodes.running.insert(node, groups);
+        disks.push((gate, faulty));
     }
+    nodes.ready().await;
+    (nodes, disks)
 }
 
 #[test]
@@ -200,20 +206,12 @@ fn a_write_of_derived_data_that_waits_for_the_disk_holds_no_call_up() {
 fn what_a_leader_flushes_late_is_sealed_though_nobody_writes_any_more() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut nodes = Nodes::new(3, 3);
         let is_gated = |path: &Path| is_in(path, "ledger") && path.iter().all(|name| name != SYSTEM_DATABASE);
-        let mut gates = Vec::new();
-        for node in 0..3 {
-            let gate = Arc::new(Gate::default());
-            let disk = GatedVfs { gate: gate.clone(), inner: Arc::new(OsVfs), is_gated };
-            let groups = Groups::start(Env::production(Arc::new(disk)), nodes.spec(node)).await.unwrap();
-            nodes.running.insert(node, groups);
-            gates.push(gate);
-        }
-        nodes.ready().await;
+        let (mut nodes, disks) = three_gated(is_gated).await;
         let group = |node: usize| nodes.running[&node].group_by_name(DEFAULT_DATABASE).unwrap();
         let leader = (0..3).find(|node| group(*node).is_leader()).unwrap();
-        gates[leader].set_shut(true);
+        let (gate, _) = &disks[leader];
+        gate.set_shut(true);
         let large = ProposalEntry::plain([0, 1].as_slice().into(), Bytes::new(), vec![7; 300_000].into());
         for _ in 0..8 {
             let proposal = TxProposal { entries: vec![large.clone()], ..TxProposal::default() };
@@ -227,7 +225,7 @@ fn what_a_leader_flushes_late_is_sealed_though_nobody_writes_any_more() {
         assert!(!closed.is_empty(), "{segments:?}");
         let is_sealed = |node: usize, segment: u64| group(node).database().seal(segment).unwrap().is_some();
         assert!(!is_sealed(leader, *closed.last().unwrap()), "it has flushed before");
-        gates[leader].set_shut(false);
+        gate.set_shut(false);
         until("what is closed is sealed", || (0..3).all(|node| closed.iter().all(|segment| is_sealed(node, *segment))))
             .await;
         nodes.stop_all().await;
@@ -241,17 +239,8 @@ fn a_change_of_systemdb_is_seen_once_the_replica_that_failed_meanwhile_is_open_a
     const STILL: Duration = Duration::from_millis(500);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut nodes = Nodes::new(3, 3);
         let is_gated = |path: &Path| is_derived(path) && path.iter().any(|name| name == SYSTEM_DATABASE);
-        let mut disks = Vec::new();
-        for node in 0..3 {
-            let (gate, faulty) = (Arc::new(Gate::default()), FaultyVfs::new(Arc::new(OsVfs)));
-            let disk = GatedVfs { gate: gate.clone(), inner: Arc::new(faulty.clone()), is_gated };
-            let groups = Groups::start(Env::production(Arc::new(disk)), nodes.spec(node)).await.unwrap();
-            nodes.running.insert(node, groups);
-            disks.push((gate, faulty));
-        }
-        nodes.ready().await;
+        let (mut nodes, disks) = three_gated(is_gated).await;
         let systemdb = |node: usize| nodes.running[&node].group_by_name(SYSTEM_DATABASE);
         let leader = (0..3).find(|node| systemdb(*node).is_some_and(|group| group.is_leader())).unwrap();
         let node = (leader + 1) % 3;

@@ -9,7 +9,8 @@ use alhambra_raft::forming::company::Stranger;
 use alhambra_raft::groups::{Groups, Phase, StartError};
 use tokio::time::timeout;
 
-use crate::nodes::{Nodes, run, soon, until};
+use crate::cluster::until;
+use crate::nodes::{Nodes, run, soon};
 
 /// What waiting is for: anything that takes longer does not happen.
 const LONG: Duration = Duration::from_secs(60);
