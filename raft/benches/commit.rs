@@ -238,6 +238,7 @@ async fn run(replicas: u64, seconds: u64, dir: PathBuf) {
             dir: dir.join(id.to_string()),
             node_id: id,
             first_members: BTreeMap::new(),
+            settled: BTreeMap::new(),
         };
         let calls = Calls { nodes: nodes.clone(), to: id };
         let group = Group::start(env, spec, Tuning::default(), calls.clone(), Arc::new(calls)).await;

@@ -24,7 +24,7 @@ use alhambra_storage::database::{Database, DatabaseSpec, Options};
 use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::memory::MemoryBudget;
 use alhambra_storage::plant::{Plant, is_planted};
-use alhambra_storage::{Damaged, SegmentVote};
+use alhambra_storage::{Damaged, SegmentVersion, SegmentVote};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -75,6 +75,8 @@ pub struct GroupSpec {
     pub node_id: u64,
     /// Node id and peer address of the members that the group begins with; empty where this replica must not begin it.
     pub first_members: BTreeMap<u64, String>,
+    /// Versions of closed segments on which the members were found to agree while the database did not open.
+    pub settled: BTreeMap<u64, SegmentVersion>,
 }
 
 /// Timing and bounds of a group. Node-local: replicas may differ.
@@ -374,14 +376,15 @@ impl Group {
             let (vfs, dir) = (env.vfs.clone(), spec.dir.clone());
             let database = DatabaseSpec { id: spec.database, segment_bytes: spec.segment_bytes };
             // The state machine sees to it, on a strand.
-            let options = Options { applier_writes: false, ..Options::new(tuning.memory.clone()) };
+            let settled = spec.settled.clone();
+            let options = Options { applier_writes: false, settled, ..Options::new(tuning.memory.clone()) };
             strands.log.run(move || Database::open(vfs, &dir, database, options)).await
         };
         let database = database.map_err(|e| storage_error(e.into()))?.map_err(|e| match e {
             StorageError::Corrupted { segment: Some(segment), .. } => {
                 GroupError::Rotten { dir: spec.dir.clone(), segment, source: e.into() }
             }
-            StorageError::SegmentMissing { number: segment, .. } => {
+            StorageError::SegmentMissing { number: segment, .. } | StorageError::SealDisputed { segment, .. } => {
                 GroupError::Rotten { dir: spec.dir.clone(), segment, source: e.into() }
             }
             other => storage_error(other.into()),

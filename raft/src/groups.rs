@@ -512,6 +512,7 @@ impl Groups {
                 true => identity.members.clone(),
                 false => BTreeMap::new(),
             },
+            settled: BTreeMap::new(),
         }
     }
 
@@ -630,6 +631,7 @@ impl Groups {
             dir: self.dir_of(&record),
             node_id,
             first_members: record.members.clone(),
+            settled: BTreeMap::new(),
         };
         let Ok(permit) = opening.acquire().await else { return };
         // One whose disk fails must not keep others from being opened.

@@ -46,6 +46,13 @@ pub enum Mending {
         /// Bytes behind its header.
         offset: u64,
     },
+    /// It is here as the group has it, so that this is what counts: the database is to be opened again in that knowledge.
+    Agreed {
+        /// Its number.
+        segment: u64,
+        /// What more than half of the voters have.
+        version: SegmentVersion,
+    },
     /// Not yet, and why: the same call may do it later.
     Waits(String),
     /// Nothing that others have can help.
@@ -162,7 +169,7 @@ impl Attempt<'_> {
             )));
         };
         if unhurt {
-            return Ok(Mending::Hopeless(self.cannot("the others have the same bytes")));
+            return Ok(Mending::Agreed { segment, version: agreed });
         }
         if agreed.generation > generation && !unopened.takes_later_generation(segment) {
             // One that has not answered may still have them, if it is there at all.

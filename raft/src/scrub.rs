@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::GroupId;
+use alhambra_storage::error::Error as StorageError;
 use alhambra_storage::plant::{Plant, is_planted};
 use alhambra_storage::{Damaged, SegmentRepair, SegmentVersion, SegmentVote};
 use bytes::Bytes;
@@ -397,6 +398,10 @@ impl Replica {
         let database = self.database.clone();
         match self.strands.scrub.run(move || repair.finish(&database)).await.map_err(drop)? {
             Ok(()) => Ok(true),
+            Err(e @ StorageError::DerivedFromRot { .. }) => {
+                self.failure.fail("the replica was not what the group agreed on", &e);
+                Ok(true)
+            }
             Err(e) => {
                 tracing::error!(group = %self.group, segment, node, error = %Chain(&e), "a received segment is not the right one");
                 Ok(false)

@@ -412,12 +412,14 @@ impl Applier {
     /// Brings back what [`Applier::park`] left to the checkpoint of `db`, before anything looks at the state. When that has
     /// rotted meanwhile, the outcomes are derived from the log again.
     pub(crate) fn unpark(&mut self, db: &Database) -> Result<()> {
-        let (true, Some(applied)) = (self.parked, self.state.applied) else { return Ok(()) };
+        if !self.parked || self.state.applied.is_none() {
+            return Ok(());
+        }
         let found = match checkpoint::read(&*db.vfs, &db.dir, Some(db.spec.id)) {
             Ok(Some(found)) if found.state.applied == self.state.applied => found.state.requests,
             Ok(_) | Err(Error::Corrupted { .. }) => {
                 tracing::error!("the checkpoint is damaged, deriving the outcomes of requests again from the ledger");
-                rebuild::outcomes(db, applied.index)?
+                rebuild::outcomes(db, &self.state.applied())?
             }
             Err(error) => return Err(error),
         };

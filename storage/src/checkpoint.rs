@@ -16,7 +16,7 @@ use crate::apply::Since;
 use crate::command::Settings;
 use crate::core::Core;
 use crate::database::Database;
-use crate::error::{Damage, Error, Result};
+use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::derived::SMALL_FILE_HEAD_BYTES;
 use crate::limits::REQUEST_OUTCOMES_KEPT;
 use crate::requests::Requests;
@@ -175,6 +175,18 @@ pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
         Ok(_) => {}
     }
     written
+}
+
+/// Removes the checkpoint, durably, because what it is of was derived from rot; nothing is applied any more, and none is taken. The
+/// next opening derives everything again.
+pub(crate) fn give_up(db: &Database) -> Result<()> {
+    let _one_at_a_time = db.exclusive.lock();
+    db.applier.lock().fail();
+    let path = db.dir.join(CHECKPOINT_NAME);
+    match db.vfs.remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(FileOp::Remove, &path, e)),
+        _ => db.vfs.sync_dir(&db.dir).map_err(|e| Error::io(FileOp::SyncDir, &db.dir, e)),
+    }
 }
 
 /// Whether the newest checkpoint stands behind `last`, the end of a segment that is to lose values; takes one if need be. A replica

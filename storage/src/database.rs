@@ -3,6 +3,7 @@
 //! One caller applies ([`Database::apply`] takes the entries in log order), any number read. Readers never wait for the
 //! disk on behalf of the applier or of a checkpoint.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,6 +70,9 @@ pub struct Options {
     /// no, looks at [`Database::unwritten`] and [`Database::index_is_behind`] after each entry, and has [`Database::write_out`] and
     /// [`Database::index_work`] done on another thread.
     pub applier_writes: bool,
+    /// Versions of closed segments on which the replicas were found to agree when the database did not open: they count, whatever
+    /// the seals say.
+    pub settled: BTreeMap<u64, SegmentVersion>,
 }
 
 impl Default for Options {
@@ -90,6 +94,7 @@ impl Options {
             index,
             memory,
             applier_writes: true,
+            settled: BTreeMap::new(),
         }
     }
 }

@@ -338,6 +338,15 @@ pub enum Error {
         /// Digest in the seal.
         sealed: Digest,
     },
+    /// A segment was replaced by what the replicas agreed on, and something had been derived from what it held before: the database
+    /// has to be opened again, which derives everything again.
+    #[error(
+        "segment {segment} was not what was agreed on when it was applied; everything is to be derived again at the next opening"
+    )]
+    DerivedFromRot {
+        /// Its number.
+        segment: u64,
+    },
     /// An install was interrupted: opening the database finishes it, before that its files are of two states.
     #[error("an install in {} is unfinished; open the database once, which finishes it", dir.display())]
     Unfinished {
@@ -377,6 +386,7 @@ impl Error {
             // This replica's files.
             Self::Corrupted { .. }
             | Self::SealDisputed { .. }
+            | Self::DerivedFromRot { .. }
             | Self::SegmentMissing { .. }
             | Self::ForeignDatabase { .. }
             | Self::UnsupportedVersion { .. }

@@ -8,15 +8,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use alhambra_ledger::ids::LogIndex;
-
 use crate::ahtlog::Frontier;
 use crate::apply::Applier;
-use crate::checkpoint::{CHECKPOINT_NAME, Checkpoint, LogSizes, State};
+use crate::checkpoint::{Applied, CHECKPOINT_NAME, Checkpoint, LogSizes, State};
 use crate::core::Core;
 use crate::database::Database;
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::recover;
+use crate::repair;
 use crate::requests::Requests;
 use crate::vfs::Vfs;
 
@@ -39,24 +38,34 @@ fn remove_dir(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Derives the outcomes of requests again, as they were when the entry `applied` was. The caller holds the applier's lock.
-pub(crate) fn outcomes(db: &Database, applied: LogIndex) -> Result<Requests> {
+/// Derives the outcomes of requests again, as they were at `applied`. The caller holds the applier's lock.
+pub(crate) fn outcomes(db: &Database, applied: &Applied) -> Result<Requests> {
     let dir = db.dir.join(OUTCOMES_NAME);
     remove_dir(&*db.vfs, &dir)?;
-    let (_, applier) = derive(db, &db.core(), &dir, Some(applied))?;
+    let (_, applier) = derive(db, &db.core(), &dir, applied)?;
     remove_dir(&*db.vfs, &dir)?;
     Ok(applier.state.requests)
 }
 
-/// Applies the log up to `applied` into an empty folder.
-fn derive(db: &Database, live: &Core, dir: &Path, applied: Option<LogIndex>) -> Result<(Core, Applier)> {
+/// Applies the log up to `applied` into an empty folder. What comes out has its Alh.
+fn derive(db: &Database, live: &Core, dir: &Path, applied: &Applied) -> Result<(Core, Applier)> {
+    repair::must_be_agreed(&*db.vfs, &live.ledger, |segment, generation| live.seals.digest(segment, generation))?;
     let (state, ledger) = (State::empty(), Arc::clone(&live.ledger));
     let again = Core::open(&db.vfs, dir, db.spec, &db.options, ledger, LogSizes::default(), &state)?;
     let mut applier = Applier::new(state, Frontier::empty(), db.spec.segment_bytes);
-    if let Some(applied) = applied {
-        recover::replay(&again, &mut applier, applied)?;
+    if let Some(applied) = applied.log_id {
+        recover::replay(&again, &mut applier, applied.index)?;
+    }
+    if (applier.state.tx, applier.state.alh) != (applied.tx, applied.alh) {
+        return Err(differs(db));
     }
     Ok((again, applier))
+}
+
+/// What this process has in memory is not what its log gives: no file can mend that.
+fn differs(db: &Database) -> Error {
+    let path = db.dir.join(CHECKPOINT_NAME);
+    Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Differs }
 }
 
 /// Derives everything again; answers how many files were replaced. The caller sees to it that there is one at a time.
@@ -71,7 +80,7 @@ pub(crate) fn derived(db: &Database) -> Result<u64> {
 }
 
 fn rebuild(db: &Database, live: &Arc<Core>, dir: &Path) -> Result<u64> {
-    let (again, mut applier) = derive(db, live, dir, live.applied().log_id.map(|applied| applied.index))?;
+    let (again, mut applier) = derive(db, live, dir, &live.applied())?;
     let pairs = || live.derived_logs().into_iter().zip(again.derived_logs());
     // Files that are full do not change any more, so they need no lock.
     let mut full = Vec::new();
@@ -96,9 +105,7 @@ fn rebuild(db: &Database, live: &Arc<Core>, dir: &Path) -> Result<u64> {
     db.note_memory(own.state_bytes());
     let encode = |state, sizes| Checkpoint::encode(db.spec.id, state, &sizes);
     if encode(&own.state, live.sizes()) != encode(&applier.state, again.sizes()) {
-        // What this process has in memory is not what its log gives: no file can mend that.
-        let path = db.dir.join(CHECKPOINT_NAME);
-        return Err(Error::Corrupted { path, segment: None, offset: 0, damage: Damage::Differs });
+        return Err(differs(db));
     }
     for ((live, again), full) in pairs().zip(full) {
         again.sync()?;

@@ -25,7 +25,9 @@ use crate::marks::{Marks, Vote};
 use crate::memory::Account;
 use crate::rebuild;
 use crate::removal;
-use crate::segment::{Frame, Ledger, LedgerReport, LedgerSpec, RecoveryFloor};
+use crate::repair;
+use crate::seal;
+use crate::segment::{Frame, Ledger, LedgerReport, LedgerSpec, RecoveryFloor, SegmentInfo};
 use crate::transfer;
 use crate::vfs::{LockGuard, Vfs};
 use crate::waiting::Waiting;
@@ -120,7 +122,24 @@ pub(crate) fn attach(
             Err(error) => return Err(error),
         }
     }
+    let before = match checkpoint::read(&**vfs, dir, Some(spec.id)) {
+        Err(Error::Corrupted { .. }) => None,
+        other => other?,
+    };
+    let sealed = before.as_ref().map(|before| seal::sealed_at(vfs, dir, spec, before)).transpose()?;
+    let mut known = sealed.unwrap_or_default();
+    known.extend(options.settled.iter().map(|(segment, settled)| (*segment, (settled.generation, settled.digest))));
+    repair::must_be_agreed(&**vfs, &ledger, |segment, generation| {
+        known.get(&segment).filter(|(of, _)| *of == generation).map(|(_, digest)| *digest)
+    })?;
     let (core, mut applier) = resume(State::empty(), LogSizes::default())?;
+    if let Some(before) = &before {
+        if let Some(applied) = before.state.applied {
+            replay(&core, &mut applier, applied.index)?;
+        }
+        must_be_as_sealed(&core, options)?;
+        must_be_as_checkpointed(&core, &applier.state, before, options)?;
+    }
     // Log entries below the purge mark are not given to the caller any more; all of these are committed.
     let committed = marks.committed().max(marks.purged()).max(checkpointed).map(|id| id.index);
     // A segment loses its values when a checkpoint stands behind it, so one entry behind it was applied here as well.
@@ -128,7 +147,40 @@ pub(crate) fn attach(
     if let Some(through) = committed.max(behind_pruned) {
         replay(&core, &mut applier, through)?;
     }
+    must_be_as_sealed(&core, options)?;
+    // What the index had already may be of another history.
+    indexing::catch_up_at_open(&core, applier.state.tx)?;
     Ok((core, applier, report))
+}
+
+/// No segment is another one than was sealed, as far as everything was derived again.
+fn must_be_as_sealed(core: &Core, options: &Options) -> Result<()> {
+    options.settled.iter().for_each(|(segment, version)| core.seals.settle(*segment, *version));
+    core.seals.compare(&core.ledger)?;
+    let Some(segment) = core.seals.mismatched().first().copied() else { return Ok(()) };
+    let (generation, own) = core.ledger.generation_and_digest(segment)?;
+    let sealed = core.seals.digest(segment, generation).unwrap_or(own);
+    Err(Error::SealDisputed { segment, own, sealed })
+}
+
+/// What was derived again is what a checkpoint says, which rot that fits its checksum changes. The segment that is named when it is
+/// not is the first one of which nothing is known from others.
+fn must_be_as_checkpointed(core: &Core, state: &State, before: &Checkpoint, options: &Options) -> Result<()> {
+    let encode = |state| Checkpoint::encode(core.spec.id, state, &before.sizes);
+    if encode(state) == encode(&before.state) {
+        return Ok(());
+    }
+    let is_known = |info: &SegmentInfo| {
+        let own = core.ledger.view(info.number).and_then(|view| view.version());
+        core.seals.is_sealed(info.number) || own == options.settled.get(&info.number).copied()
+    };
+    let segments = core.ledger.segments();
+    let mut doubtful = segments.iter().filter(|info| info.closed && Some(info.first_log_id) <= state.applied);
+    let (path, segment, damage) = match doubtful.find(|info| !is_known(info)) {
+        Some(info) => (core.ledger.segment_path(info.number), Some(info.number), Damage::Changed),
+        None => (core.tx.dir().with_file_name(checkpoint::CHECKPOINT_NAME), None, Damage::Differs),
+    };
+    Err(Error::Corrupted { path, segment, offset: 0, damage })
 }
 
 fn resume(

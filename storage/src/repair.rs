@@ -260,12 +260,48 @@ fn takes(db: &Database, core: &Core, number: u64, agreed: SegmentVersion) -> Res
 
 fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: SegmentVersion) -> Result<()> {
     let newer = takes(db, core, number, agreed)?;
+    let before = core.ledger.view(number).filter(|view| !newer && view.version() != Some(agreed)).map(|view| view.info);
+    let applied = before.is_some_and(|before| core.has_applied_from_file(&before));
+    if applied {
+        core.ledger.check_staged(staged)?;
+        // First: after a crash nothing may be left that was derived from what is replaced.
+        checkpoint::give_up(db)?;
+    }
     core.ledger.replace(staged)?;
     if newer {
         core.seals.rewritten(number);
     }
     core.seals.settle(number, agreed);
-    core.seals.compare(&core.ledger)
+    core.seals.compare(&core.ledger)?;
+    match before {
+        Some(_) if applied => Err(Error::DerivedFromRot { segment: number }),
+        Some(before) if core.index_has_read(&before) => core.index.start_over(),
+        _ => Ok(()),
+    }
+}
+
+/// Before everything is derived again: each closed segment is what was written here, and what counts of its generation according
+/// to `agreed`. The checksum of a frame that has rotted may fit all the same, and what is derived from it has another Alh from
+/// there on [R2].
+pub(crate) fn must_be_agreed(
+    vfs: &dyn Vfs,
+    ledger: &Ledger,
+    agreed: impl Fn(u64, u32) -> Option<Digest>,
+) -> Result<()> {
+    for info in ledger.segments().into_iter().filter(|info| info.closed) {
+        if let Verdict::Rotten { error, .. } = examine_bytes(vfs, ledger, info.number)? {
+            ledger.suspect(info.number);
+            return Err(error);
+        }
+        let Some(own) = ledger.view(info.number).and_then(|view| view.version()) else { continue };
+        match agreed(info.number, own.generation) {
+            Some(sealed) if sealed != own.digest => {
+                return Err(Error::SealDisputed { segment: info.number, own: own.digest, sealed });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A closed segment that comes in pieces, for whoever cannot wait for them in a [`SegmentSource`]. Dropped unfinished it

@@ -9,16 +9,21 @@ mod dispute;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{LogIndex, TxId};
 use parking_lot::Mutex;
 
+use crate::checkpoint::Checkpoint;
 use crate::chunklog::ChunkLog;
 use crate::command::Seal;
-use crate::database::Database;
-use crate::error::{Damage, Result};
+use crate::database::{Database, DatabaseSpec};
+use crate::error::{Damage, Error, Result};
+use crate::format::derived::LogKind;
 use crate::segment::{Ledger, SegmentInfo};
+use crate::vfs::Vfs;
 use crate::wire::{Malformed, Put, Reader};
 
 pub use dispute::SegmentVersion;
@@ -146,7 +151,7 @@ struct Inner {
     applied: BTreeMap<u64, Applied>,
     /// Applied and not compared with the own digest yet.
     uncompared: Vec<u64>,
-    /// The own digest, or what else the seal says, is not what was sealed.
+    /// The own digest is not what was sealed.
     mismatched: BTreeSet<u64>,
     /// What a majority holds of segments whose seal says something else: the seal is to be corrected.
     settled: BTreeMap<u64, Settled>,
@@ -193,7 +198,7 @@ impl SealLog {
         let same_content =
             own.is_none_or(|own| own.last_tx == seal.last_tx && own.alh.0 == seal.alh && own.rejected == seal.rejected);
         if !same_content {
-            inner.mismatched.insert(seal.segment);
+            tracing::error!(seal.segment, "what was applied up to the end of a segment is not what its seal says");
         }
     }
 
@@ -316,6 +321,23 @@ fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<(u32, [u8; 32])>> 
         ledger.generation_and_digest(segment).map(|(generation, digest)| Some((generation, digest.0)))
     } else {
         Ok(None)
+    }
+}
+
+/// Generation and digest of what was sealed as of a checkpoint, by segment; none when their log is damaged too, which only takes
+/// a witness away.
+pub(crate) fn sealed_at(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    spec: DatabaseSpec,
+    checkpoint: &Checkpoint,
+) -> Result<BTreeMap<u64, (u32, Digest)>> {
+    let (chunk, len) = (checkpoint.sizes.chunk, checkpoint.sizes.seal);
+    let log = ChunkLog::open_read_only(vfs, dir.join("seal"), LogKind::Seal, spec.id, chunk, len);
+    match SealLog::open(log) {
+        Ok(seals) => Ok(seals.digests()),
+        Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
     }
 }
 

@@ -14,14 +14,11 @@ use alhambra_ledger::Digest;
 use alhambra_ledger::ids::LogId;
 use bytes::Bytes;
 
-use crate::checkpoint::Checkpoint;
-use crate::chunklog::ChunkLog;
 use crate::database::DatabaseSpec;
 use crate::error::{Error, Result};
-use crate::format::derived::LogKind;
 use crate::recover;
 use crate::repair::{self, SegmentVote};
-use crate::seal::{SealLog, SegmentVersion};
+use crate::seal::{self, SegmentVersion};
 use crate::segment::tail::DamagedTail;
 use crate::segment::upkeep::Staged;
 use crate::segment::{Ledger, LedgerSpec, TailPiece};
@@ -49,11 +46,11 @@ impl Unopened {
         let (checkpoint, floor) = recover::floor(&vfs, dir, spec, &marks)?;
         let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
         let (ledger, _) = Ledger::open_to_mend(Arc::clone(&vfs), &dir.join("ledger"), ledger_spec, floor)?;
-        let seals = checkpoint.as_ref().map_or_else(BTreeMap::new, |checkpoint| seals(&vfs, dir, spec, checkpoint));
+        let seals = checkpoint.as_ref().map(|checkpoint| seal::sealed_at(&vfs, dir, spec, checkpoint)).transpose()?;
         let state = checkpoint.map(|checkpoint| checkpoint.state);
         let applied = state.as_ref().and_then(|state| state.applied);
         let membership = state.and_then(|state| state.membership).map(|(_, members)| members);
-        Ok(Self { vfs, ledger, seals, applied, membership, _lock: lock })
+        Ok(Self { vfs, ledger, seals: seals.unwrap_or_default(), applied, membership, _lock: lock })
     }
 
     /// The membership of the group as of the last checkpoint: opaque bytes of whoever proposed it.
@@ -111,13 +108,6 @@ impl Unopened {
     pub fn finish_segment_repair(&self, fetched: &FetchedSegment) -> Result<()> {
         self.ledger.replace(&fetched.0)
     }
-}
-
-/// The seals as of the checkpoint; none when their log is damaged too, which only takes a witness away.
-fn seals(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, checkpoint: &Checkpoint) -> BTreeMap<u64, (u32, Digest)> {
-    let (chunk, len) = (checkpoint.sizes.chunk, checkpoint.sizes.seal);
-    let log = ChunkLog::open_read_only(vfs, dir.join("seal"), LogKind::Seal, spec.id, chunk, len);
-    SealLog::open(log).map_or_else(|_| BTreeMap::new(), |seals| seals.digests())
 }
 
 /// What was fetched of a segment, in a file that opening removes. Dropped unfinished it leaves everything as it was.

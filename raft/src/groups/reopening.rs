@@ -51,6 +51,7 @@ impl Groups {
         let mut pause = PAUSE_MIN;
         let mut said: Option<Arc<str>> = None;
         let mut mended = BTreeSet::new();
+        let mut spec = spec.clone();
         loop {
             let error = match self.open(spec.clone(), network).await {
                 Err(error) => error,
@@ -59,14 +60,22 @@ impl Groups {
             let reason: Arc<str> = match error {
                 GroupError::Rotten { dir, segment, source } => {
                     permit.take();
-                    match self.mend_unopened(spec, segment, network, unwanted).await? {
+                    match self.mend_unopened(&spec, segment, network, unwanted).await? {
                         // Which may be another segment than the one that opening names.
                         Mending::Mended { segment, offset } if mended.insert((segment, offset)) => {
                             pause = PAUSE_MIN;
                             continue;
                         }
+                        Mending::Agreed { segment, version }
+                            if spec.settled.insert(segment, version) != Some(version) =>
+                        {
+                            pause = PAUSE_MIN;
+                            continue;
+                        }
                         // It is what the group agrees on, and does not open with it.
-                        Mending::Mended { .. } => return Some(Err(GroupError::Rotten { dir, segment, source })),
+                        Mending::Mended { .. } | Mending::Agreed { .. } => {
+                            return Some(Err(GroupError::Rotten { dir, segment, source }));
+                        }
                         Mending::Waits(why) => why.into(),
                         Mending::Hopeless(why) => {
                             let source = format!("{why} ({})", Chain(&*source)).into();

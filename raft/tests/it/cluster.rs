@@ -17,11 +17,11 @@ use alhambra_raft::group::{Group, GroupSpec, Level, ReadPoint, Tuning};
 use alhambra_raft::mending::{Mending, mend};
 use alhambra_raft::snapshot::SnapshotData;
 use alhambra_raft::types::{RaftVote, TypeConfig};
-use alhambra_storage::SegmentVote;
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::{ProposalEntry, Settings, TxProposal};
 use alhambra_storage::vfs::mem::{Crash, MemVfs};
 use alhambra_storage::vfs::{File, FileKind, LockGuard, OpenMode, Vfs};
+use alhambra_storage::{SegmentVersion, SegmentVote};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -514,6 +514,8 @@ pub struct Cluster {
     settings: Settings,
     /// See [`GroupSpec`].
     pub first_members: BTreeMap<u64, String>,
+    /// See [`GroupSpec`].
+    pub settled: BTreeMap<u64, SegmentVersion>,
 }
 
 impl Cluster {
@@ -558,6 +560,7 @@ impl Cluster {
             tuning,
             settings,
             first_members: BTreeMap::new(),
+            settled: BTreeMap::new(),
         };
         for id in 1..=voters {
             cluster.start(id).await;
@@ -602,6 +605,7 @@ impl Cluster {
             dir: PathBuf::from("/data/db"),
             node_id: id,
             first_members: self.first_members.clone(),
+            settled: self.settled.clone(),
         }
     }
 

@@ -6,10 +6,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use alhambra_raft::error::GroupError;
+use alhambra_raft::group::Health;
 use alhambra_raft::mending::Mending;
 use alhambra_storage::vfs::mem::Crash;
 
 use crate::cluster::{Cluster, put, run, until};
+use crate::scrub::twist;
 
 /// Frames of these tests take about 200 bytes, so a segment holds about five.
 const SEGMENT_BYTES: u64 = 1_024;
@@ -28,7 +30,13 @@ fn sidecar(segment: u64) -> String {
 
 /// A cluster of which one node is down after a crash and has everything to apply again, and its files.
 async fn crashed(voters: u64) -> (Cluster, u64, BTreeMap<PathBuf, Vec<u8>>) {
-    let mut cluster = Cluster::formed(voters, SEGMENT_BYTES, false).await;
+    let cluster = Cluster::formed(voters, SEGMENT_BYTES, false).await;
+    crashed_of(cluster).await
+}
+
+/// The same, of a cluster that has hardly begun.
+async fn crashed_of(mut cluster: Cluster) -> (Cluster, u64, BTreeMap<PathBuf, Vec<u8>>) {
+    let voters = cluster.up().len() as u64;
     for n in 0..20 {
         put(&cluster.group(1 + n % voters), &format!("k{n}"), &"x".repeat(100)).await.unwrap();
     }
@@ -86,6 +94,60 @@ fn a_replica_that_rotted_before_a_restart_is_mended_from_the_others_and_opens() 
             put(&cluster.group(down), "later", "v").await.unwrap();
             cluster.assert_equal().await;
         }
+    });
+}
+
+#[test]
+fn everything_is_derived_again_from_what_the_group_agreed_on() {
+    run(async {
+        let (mut cluster, down, files) = crashed(3).await;
+        cluster.start(down).await;
+        cluster.assert_equal().await;
+        cluster.group(down).database().checkpoint().unwrap();
+        cluster.stop(down).await;
+        // Only the others can tell that the segment is not what was written.
+        twist(&cluster, down, 1);
+        cluster.flip(down, "tx/0000000000.log", 60);
+        assert_eq!(rotten_segment(&mut cluster, down).await, 1);
+        assert_eq!(cluster.mend(down, 1).await, mended(1, 0));
+        assert_eq!(cluster.read_file(down, &file(1)), files[&PathBuf::from("0000000001.seg")]);
+        cluster.start(down).await;
+        cluster.assert_equal().await;
+    });
+}
+
+#[test]
+fn a_replica_that_has_applied_rot_is_opened_again_and_is_as_the_others() {
+    run(async {
+        // It applies all of it from its files, and the seals come behind what they are of.
+        let cluster = Cluster::formed(3, SEGMENT_BYTES, false).await;
+        put(&cluster.group(1), "first", "v").await.unwrap();
+        cluster.assert_equal().await;
+        cluster.up().iter().for_each(|id| cluster.group(*id).database().checkpoint().unwrap());
+        let (mut cluster, down, files) = crashed_of(cluster).await;
+        twist(&cluster, down, 1);
+        cluster.start(down).await;
+        let group = cluster.group(down);
+        until("it finds that it is not as the others", || matches!(group.status().health, Health::Failed { .. })).await;
+        assert_eq!(cluster.read_file(down, &file(1)), files[&PathBuf::from("0000000001.seg")]);
+        drop(group);
+        cluster.stop(down).await;
+        cluster.start(down).await;
+        cluster.assert_equal().await;
+        put(&cluster.group(down), "later", "v").await.unwrap();
+        cluster.assert_equal().await;
+    });
+}
+
+#[test]
+fn what_is_here_as_the_others_have_it_counts_whatever_was_sealed() {
+    run(async {
+        let (mut cluster, down, _) = crashed(3).await;
+        let Mending::Agreed { segment: 1, version } = cluster.mend(down, 1).await else { panic!("it is whole") };
+        cluster.settled.insert(1, version);
+        cluster.start(down).await;
+        cluster.assert_equal().await;
+        assert_eq!(cluster.group(down).database().agreed_digest(1, 0), Some(version.digest));
     });
 }
 

@@ -83,6 +83,12 @@ fn others(cluster: &Cluster, rotten: &[u64]) -> BTreeMap<u64, Vec<u8>> {
 /// segment is consistent in itself.
 async fn rot_unnoticed(cluster: &mut Cluster, id: u64, bit: u8) {
     cluster.stop(id).await;
+    twist(cluster, id, bit);
+    cluster.start(id).await;
+}
+
+/// The same, of a node that is down.
+pub fn twist(cluster: &Cluster, id: u64, bit: u8) {
     let bytes = cluster.read_file(id, FILE);
     let len = u32::from_be_bytes(bytes[HEADER..HEADER + 4].try_into().unwrap()) as usize;
     let mut body = bytes[HEADER + FRAME_HEAD..HEADER + FRAME_HEAD + len].to_vec();
@@ -90,7 +96,6 @@ async fn rot_unnoticed(cluster: &mut Cluster, id: u64, bit: u8) {
     cluster.write_file(id, FILE, HEADER as u64 + 4, &crc32c::crc32c(&body).to_be_bytes());
     cluster.write_file(id, FILE, (HEADER + FRAME_HEAD) as u64, &body);
     cluster.remove_file(id, SIDECAR);
-    cluster.start(id).await;
 }
 
 async fn make_leader(cluster: &Cluster, id: u64) {

@@ -205,6 +205,14 @@ impl Ledger {
         self.layout.is_forgotten(number)
     }
 
+    /// Whether the file is whole and of the version for which it was begun, as [`Ledger::replace`] demands.
+    ///
+    /// # Errors
+    /// [`Error::Corrupted`] when it is not; IO.
+    pub(crate) fn check_staged(&self, staged: &Staged) -> Result<()> {
+        staged.verify(&self.layout).map(drop)
+    }
+
     /// Puts a whole file in the place of a closed segment. It must be of the version for which it was begun, and its frames
     /// as many bytes as this ledger knows of. Until the swap nothing is changed; a crash leaves the old or the new file.
     ///

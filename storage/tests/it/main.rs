@@ -27,6 +27,7 @@ mod model;
 mod prune;
 mod prune_crash;
 mod prune_rot;
+mod rederive;
 mod removal;
 mod repair;
 mod replicas;
