@@ -719,7 +719,7 @@ impl Index {
         // In this order: no run is written any more, nothing is inserted, readers are told, and only then files go.
         let mut jobs = self.jobs.lock();
         let _nothing_inserted = self.inserting.lock();
-        self.rebuilding.store(true, Ordering::Release);
+        self.begin_rebuild();
         jobs.clear();
         match self.remove_manifest() {
             Ok(()) => {}

@@ -245,6 +245,7 @@ fn an_index_that_has_read_what_had_rotted_is_made_anew() {
     };
     assert!(!has(&db), "the index has another key");
     db.repair_segment(1, agreed, &source).expect("what counts");
+    assert!(db.index_work_due());
     while db.index_work().expect("healthy") {}
     assert!(has(&db));
     compare(&db, &model);
