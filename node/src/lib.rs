@@ -35,6 +35,7 @@ pub mod method;
 pub mod metrics;
 pub mod node;
 pub mod peer;
+pub(crate) mod pongs;
 pub mod resources;
 pub mod rest;
 pub mod router;

@@ -10,7 +10,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use alhambra_raft::disk::DiskLimits;
-use alhambra_raft::env::{BoxIo, Env, Listener};
+use alhambra_raft::env::{Env, Listener};
 use alhambra_raft::group::{Group, Tuning};
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, DatabaseRecord, User};
@@ -31,6 +31,7 @@ use crate::grpc;
 use crate::health::{self, HttpListener, Pages};
 use crate::keys::{KeyError, NodeKey};
 use crate::metrics::Metrics;
+use crate::pongs::Pongs;
 use crate::service::password::AdminPassword;
 use crate::service::peers::{self, Peers};
 use crate::service::retention;
@@ -508,7 +509,7 @@ async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>,
     let connections = futures::stream::unfold(port, |port| async move {
         let (io, peer) = health::accept(&*port, "gRPC").await;
         tracing::trace!(peer, "a client connected");
-        Some((Ok::<_, std::io::Error>(Connection { io, source: Source::of(&peer) }), port))
+        Some((Ok::<_, std::io::Error>(Connection { io: Pongs::new(io), source: Source::of(&peer) }), port))
     });
     let stop = async move {
         let _ = stops.wait_for(|stop| *stop).await;
@@ -531,7 +532,7 @@ async fn serve_rest(app: Arc<App>, port: Option<HttpListener>, mut stops: watch:
 
 /// A client's byte stream.
 struct Connection {
-    io: BoxIo,
+    io: Pongs,
     source: Source,
 }
 
@@ -549,21 +550,21 @@ impl AsyncRead for Connection {
         cx: &mut TaskContext<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        self.io.as_mut().poll_read(cx, buf)
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        self.io.as_mut().poll_write(cx, buf)
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
-        self.io.as_mut().poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
-        self.io.as_mut().poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -571,7 +572,7 @@ impl AsyncWrite for Connection {
         cx: &mut TaskContext<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        self.io.as_mut().poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
