@@ -25,6 +25,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// A leader without room tries to hand over once in this time.
 const HAND_OVER_INTERVAL: Duration = Duration::from_secs(5);
 
+/// So long may a segment of a leader be another one than is sealed, before another node is asked to lead: the dispute may need the
+/// vote of a follower, which takes no files from this one.
+const DISPUTE_WAIT: Duration = Duration::from_secs(15);
+
 /// After this long without a snapshot the leader gives up and looks again later.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
 
@@ -36,6 +40,7 @@ impl Replica {
         let mut looked_at = None;
         let mut failing = false;
         let mut handed_over = None;
+        let mut disputed_since = None;
         loop {
             let leads = server.borrow_and_update().state.is_leader();
             if !leads {
@@ -52,6 +57,7 @@ impl Replica {
                 return;
             }
             self.look_at_disks(&mut handed_over).await;
+            self.look_at_disputes(&mut disputed_since, &mut handed_over).await;
             // What is applied may not be flushed here yet, and is not sealed before.
             let now = Some((self.applied().log_id, self.database.ledger().flushed()));
             let are_due = self.scrub.take_seals_due();
@@ -87,13 +93,30 @@ impl Replica {
         if limit.is_some() || !low(self.node_id) || handed_over.is_some_and(|at| at.elapsed() < HAND_OVER_INTERVAL) {
             return;
         }
-        // A majority has room. Of those, who has most of the log takes over soonest.
-        let followers = metrics.replication.unwrap_or_default();
-        let roomy = followers.into_iter().filter(|(node, _)| voters.contains(node) && !low(*node));
-        let heir =
-            roomy.filter(|(node, _)| *node != self.node_id).max_by_key(|(_, matched)| matched.map(|id| id.index));
-        if let Some((heir, Some(_))) = heir {
-            tracing::info!(group = %self.group, heir, "the disk here is low, another node is asked to lead");
+        // A majority has room.
+        self.ask_to_lead("the disk here is low", |node| !low(node), handed_over).await;
+    }
+
+    async fn look_at_disputes(&self, disputed_since: &mut Option<Instant>, handed_over: &mut Option<Instant>) {
+        if self.database.health() == alhambra_storage::Health::Sound {
+            *disputed_since = None;
+            return;
+        }
+        let waits = disputed_since.get_or_insert_with(Instant::now).elapsed() < DISPUTE_WAIT;
+        if waits || handed_over.is_some_and(|at| at.elapsed() < HAND_OVER_INTERVAL) {
+            return;
+        }
+        self.ask_to_lead("a segment here is not the sealed one", |_| true, handed_over).await;
+    }
+
+    /// Asks a voter to lead; of those that are fit who has most of the log, because that one takes over soonest.
+    async fn ask_to_lead(&self, why: &str, fit: impl Fn(u64) -> bool, handed_over: &mut Option<Instant>) {
+        let metrics = self.raft_metrics();
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let followers = metrics.replication.unwrap_or_default().into_iter();
+        let others = followers.filter(|(node, _)| *node != self.node_id && voters.contains(node) && fit(*node));
+        if let Some((heir, Some(_))) = others.max_by_key(|(_, matched)| matched.map(|id| id.index)) {
+            tracing::info!(group = %self.group, heir, why, "another node is asked to lead");
             *handed_over = Some(Instant::now());
             // The core is gone: nobody needs to lead.
             let _ = self.raft.trigger().transfer_leader(heir).await;

@@ -417,11 +417,17 @@ impl Group {
         let seed = random_u64(&env);
         let raft = Raft::new(spec.node_id, config, network, log_store, state_machine.clone());
         let raft = DeterministicRng::<TokioRuntime>::scope(seed, raft).await;
-        let raft = raft.map_err(|e| match first_rotten(&database) {
+        let raft = match raft {
+            Ok(raft) => raft,
             // The core starts by applying what the last checkpoint does not cover.
-            Some(segment) => GroupError::Rotten { dir: spec.dir.clone(), segment, source: Box::new(e) },
-            None => GroupError::Raft(Box::new(e)),
-        })?;
+            Err(e) => {
+                give_up_damaged(&strands, &database).await;
+                return Err(match first_rotten(&database) {
+                    Some(segment) => GroupError::Rotten { dir: spec.dir.clone(), segment, source: Box::new(e) },
+                    None => GroupError::Raft(Box::new(e)),
+                });
+            }
+        };
 
         let mut client = [0; 16];
         env.rng.fill(&mut client);
@@ -722,6 +728,7 @@ impl Group {
         }
         if failed {
             // Nothing more is written to a disk that failed; opening finds out what it holds.
+            give_up_damaged(&self.replica.strands, &self.replica.database).await;
             return;
         }
         let database = self.replica.database.clone();
@@ -756,6 +763,14 @@ fn random_u64(env: &Env) -> u64 {
     let mut bytes = [0; 8];
     env.rng.fill(&mut bytes);
     u64::from_be_bytes(bytes)
+}
+
+/// See [`Database::give_up_damaged`].
+async fn give_up_damaged(strands: &Strands, database: &Arc<Database>) {
+    let database = database.clone();
+    if let Ok(Err(error)) = strands.background.run(move || database.give_up_damaged()).await {
+        tracing::warn!(error = %crate::strand::Chain(&error), "the checkpoint of a damaged database was not removed");
+    }
 }
 
 /// The first segment in which somebody has come upon damage.

@@ -305,6 +305,7 @@ impl Replica {
             }
             Ok(Ok(Some(mended))) => mended,
             Ok(Err(e)) => {
+                self.stop_if_misled(&e);
                 tracing::warn!(group = %self.group, error = %Chain(&e), "damage cannot be mended now");
                 return Ok(false);
             }
@@ -398,15 +399,21 @@ impl Replica {
         let database = self.database.clone();
         match self.strands.scrub.run(move || repair.finish(&database)).await.map_err(drop)? {
             Ok(()) => Ok(true),
-            Err(e @ StorageError::DerivedFromRot { .. }) => {
-                self.failure.fail("the replica was not what the group agreed on", &e);
-                Ok(true)
-            }
+            Err(e) if self.stop_if_misled(&e) => Ok(true),
             Err(e) => {
                 tracing::error!(group = %self.group, segment, node, error = %Chain(&e), "a received segment is not the right one");
                 Ok(false)
             }
         }
+    }
+
+    /// Ends this replica when it has derived something from what was not agreed on: opened again it derives everything anew.
+    fn stop_if_misled(&self, error: &StorageError) -> bool {
+        let misled = matches!(error, StorageError::DerivedFromRot { .. });
+        if misled {
+            self.failure.fail("this replica is not what the group agreed on", error);
+        }
+        misled
     }
 
     /// For another member.

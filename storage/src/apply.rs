@@ -415,6 +415,7 @@ impl Applier {
         if !self.parked || self.state.applied.is_none() {
             return Ok(());
         }
+        self.must_be_sound()?;
         let found = match checkpoint::read(&*db.vfs, &db.dir, Some(db.spec.id)) {
             Ok(Some(found)) if found.state.applied == self.state.applied => found.state.requests,
             Ok(_) | Err(Error::Corrupted { .. }) => {

@@ -177,15 +177,28 @@ pub(crate) fn write(db: &Database) -> Result<Vec<u8>> {
     written
 }
 
-/// Removes the checkpoint, durably, because what it is of was derived from rot; nothing is applied any more, and none is taken. The
-/// next opening derives everything again.
+/// Removes the checkpoint, durably, because what it is of was derived from rot; nothing is applied any more, and no other one is
+/// taken. The next opening derives everything again. When the file cannot be removed nothing is changed.
 pub(crate) fn give_up(db: &Database) -> Result<()> {
     let _one_at_a_time = db.exclusive.lock();
-    db.applier.lock().fail();
-    let path = db.dir.join(CHECKPOINT_NAME);
-    match db.vfs.remove_file(&path) {
+    let mut applier = db.applier.lock();
+    remove_file(&*db.vfs, &db.dir)?;
+    applier.fail();
+    *db.core().checkpointed.write() = None;
+    db.vfs.sync_dir(&db.dir).map_err(|e| Error::io(FileOp::SyncDir, &db.dir, e))
+}
+
+/// The same, of a database that is not open.
+pub(crate) fn remove(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    remove_file(vfs, dir)?;
+    vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))
+}
+
+fn remove_file(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    let path = dir.join(CHECKPOINT_NAME);
+    match vfs.remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(FileOp::Remove, &path, e)),
-        _ => db.vfs.sync_dir(&db.dir).map_err(|e| Error::io(FileOp::SyncDir, &db.dir, e)),
+        _ => Ok(()),
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct ChunkLog {
     files: RwLock<BTreeMap<u64, Arc<dyn File>>>,
     /// Damage was met; the log is to be derived again.
     suspect: AtomicBool,
+    /// The same, and it was rot: what could not be read may be whole.
+    rotten: AtomicBool,
 }
 
 /// What is not in the files yet.
@@ -155,6 +157,7 @@ impl ChunkLog {
             writer: Mutex::new(Writer::default()),
             files: RwLock::new(BTreeMap::new()),
             suspect: AtomicBool::new(false),
+            rotten: AtomicBool::new(false),
         }
     }
 
@@ -433,7 +436,7 @@ impl ChunkLog {
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
             Err(e) => return Err(Error::io(FileOp::Read, &path, e)),
         };
-        self.header(number).check(&header, &path).inspect_err(|_| self.suspect.store(true, Ordering::Relaxed))
+        self.header(number).check(&header, &path).inspect_err(|_| self.note_rot())
     }
 
     pub(crate) fn chunk_path(&self, number: u64) -> PathBuf {
@@ -442,7 +445,7 @@ impl ChunkLog {
 
     /// Damage at a logical offset, told as file and offset within it.
     pub(crate) fn corrupted(&self, at: u64, damage: Damage) -> Error {
-        self.suspect.store(true, Ordering::Relaxed);
+        self.note_rot();
         Error::Corrupted {
             path: self.chunk_path(at / self.chunk_bytes),
             segment: None,
@@ -456,9 +459,20 @@ impl ChunkLog {
         self.suspect.load(Ordering::Relaxed)
     }
 
+    /// Whether bytes that are wrong were met since then.
+    pub(crate) fn is_rotten(&self) -> bool {
+        self.rotten.load(Ordering::Relaxed)
+    }
+
+    fn note_rot(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
+        self.rotten.store(true, Ordering::Relaxed);
+    }
+
     /// The log is whole.
     pub(crate) fn clear_suspect(&self) {
         self.suspect.store(false, Ordering::Relaxed);
+        self.rotten.store(false, Ordering::Relaxed);
     }
 
     /// Bytes that are in the files.

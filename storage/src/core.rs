@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::{LogId, LogIndex, TxId};
@@ -23,7 +22,7 @@ use crate::indexing;
 use crate::limits::RECENT_HEADERS;
 use crate::prune::{PruneLog, Pruner};
 use crate::seal::SealLog;
-use crate::segment::{Ledger, LedgerSpec, SegmentInfo};
+use crate::segment::{Ledger, LedgerSpec};
 use crate::txlog::{BadRecord, RECORD_TAIL_BYTES, Record};
 use crate::vfs::Vfs;
 
@@ -44,17 +43,6 @@ pub(crate) struct Core {
     published: RwLock<Published>,
     /// Last log entry covered by a durable checkpoint.
     pub checkpointed: RwLock<Option<LogId>>,
-    opened: Opened,
-    /// First log entry of which the index has read keys from a file since then; `u64::MAX` for none.
-    index_read_from: AtomicU64,
-}
-
-/// What there was when this incarnation was opened.
-#[derive(Clone, Copy, Debug)]
-struct Opened {
-    applied: Option<LogId>,
-    /// The newest log entry.
-    last: Option<LogId>,
 }
 
 #[derive(Clone, Debug)]
@@ -76,7 +64,6 @@ impl Core {
     ) -> Result<Self> {
         let log =
             |name, kind, len| ChunkLog::open(vfs, dir.join(name), kind, spec.id, options.derived_chunk_bytes, len);
-        let opened = Opened { applied: state.applied, last: ledger.last_log_id() };
         Ok(Self {
             spec,
             ledger,
@@ -90,8 +77,6 @@ impl Core {
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
             checkpointed: RwLock::new(state.applied),
-            opened,
-            index_read_from: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -106,7 +91,6 @@ impl Core {
     ) -> Result<Self> {
         let log = |name, kind, len| ChunkLog::open_read_only(vfs, dir.join(name), kind, spec.id, sizes.chunk, len);
         let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
-        let opened = Opened { applied: state.applied, last: None };
         Ok(Self {
             spec,
             ledger: Arc::new(Ledger::detached(Arc::clone(vfs), &dir.join("ledger"), ledger_spec)),
@@ -120,8 +104,6 @@ impl Core {
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
             checkpointed: RwLock::new(state.applied),
-            opened,
-            index_read_from: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -134,21 +116,6 @@ impl Core {
             seal: self.seals.log.end(),
             prune: self.prunes.log.end(),
         }
-    }
-
-    /// Whether anything was applied from the file of this segment, rather than as it was written, since this was opened.
-    pub(crate) fn has_applied_from_file(&self, segment: &SegmentInfo) -> bool {
-        Some(segment.last_log_id) > self.opened.applied && Some(segment.first_log_id) <= self.opened.last
-    }
-
-    /// The index takes keys from files, from this log entry on.
-    pub(crate) fn note_index_reads(&self, from: LogIndex) {
-        self.index_read_from.fetch_min(from.0, Ordering::AcqRel);
-    }
-
-    /// Whether the index may have keys from the file of this segment that were read since this was opened.
-    pub(crate) fn index_has_read(&self, segment: &SegmentInfo) -> bool {
-        segment.last_log_id.index.0 >= self.index_read_from.load(Ordering::Acquire)
     }
 
     /// The logs that are derived from the segments.
@@ -222,6 +189,13 @@ impl Core {
     /// The commit record of a transaction that exists.
     pub(crate) fn commit_record(&self, tx: TxId) -> Result<CommitRecord> {
         CommitRecord::read(&self.commit, tx)
+    }
+
+    /// The log entry that carried a transaction that exists.
+    pub(crate) fn log_index_of(&self, tx: TxId) -> Result<LogIndex> {
+        // The record's checksum covers the index, which the commit record alone does not prove.
+        self.record(tx)?;
+        Ok(self.commit_record(tx)?.log_index)
     }
 
     /// The Alh of a transaction, its record checked whole; that of the empty ledger for 0.

@@ -329,9 +329,7 @@ impl Database {
     pub fn log_index_of(&self, tx: TxId) -> Result<LogIndex> {
         let core = self.core();
         core.must_exist(tx)?;
-        // The record's checksum covers the index, which the commit record alone does not prove.
-        core.record(tx)?;
-        Ok(core.commit_record(tx)?.log_index)
+        core.log_index_of(tx)
     }
 
     /// The stored value of an entry, checked against its hash `S4`.
@@ -431,6 +429,28 @@ impl Database {
     /// What this replica holds of a closed segment, which is read from the disk for it; `None` when it has none.
     pub fn segment_vote(&self, segment: u64) -> Result<Option<SegmentVote>> {
         repair::vote(self, segment)
+    }
+
+    /// For a replica that has failed and is about to be closed: when a derived log is known to have rotted, nobody will mend it any
+    /// more, and whatever has met the rot would meet it again before anybody can. The checkpoint is removed then, so that the
+    /// next opening derives everything again; not while a segment is damaged, without which that cannot be done.
+    ///
+    /// # Errors
+    /// IO; nothing is changed when the file cannot be removed.
+    pub fn give_up_damaged(&self) -> Result<()> {
+        let core = self.core();
+        let applied = core.applied().log_id;
+        let (true, Some(applied)) = (core.derived_logs().iter().any(|log| log.is_rotten()), applied) else {
+            return Ok(());
+        };
+        let agreed = |segment, generation| core.seals.digest(segment, generation);
+        match repair::must_be_agreed(&*self.vfs, &core.ledger, applied.index, agreed) {
+            Ok(()) => checkpoint::give_up(self),
+            Err(error) => {
+                tracing::warn!(%error, "derived files are damaged, and so is what they come from");
+                Ok(())
+            }
+        }
     }
 
     /// A majority of the replicas holds `agreed`: it counts from now on, whatever the seal says, and

@@ -192,7 +192,6 @@ fn insert_up_to(core: &Core, last: TxId, memory: Memory) -> Result<()> {
         None => return Ok(()),
     };
     let through = core.commit_record(last)?.log_index;
-    core.note_index_reads(index);
     // Damage lies somewhere in what would be read at once, so it is gone up to one by one.
     let mut careful = false;
     while index <= through {

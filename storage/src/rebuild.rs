@@ -49,7 +49,10 @@ pub(crate) fn outcomes(db: &Database, applied: &Applied) -> Result<Requests> {
 
 /// Applies the log up to `applied` into an empty folder. What comes out has its Alh.
 fn derive(db: &Database, live: &Core, dir: &Path, applied: &Applied) -> Result<(Core, Applier)> {
-    repair::must_be_agreed(&*db.vfs, &live.ledger, |segment, generation| live.seals.digest(segment, generation))?;
+    if let Some(applied) = applied.log_id {
+        let agreed = |segment, generation| live.seals.digest(segment, generation);
+        repair::must_be_agreed(&*db.vfs, &live.ledger, applied.index, agreed)?;
+    }
     let (state, ledger) = (State::empty(), Arc::clone(&live.ledger));
     let again = Core::open(&db.vfs, dir, db.spec, &db.options, ledger, LogSizes::default(), &state)?;
     let mut applier = Applier::new(state, Frontier::empty(), db.spec.segment_bytes);

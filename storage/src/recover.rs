@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use alhambra_ledger::ids::{LogId, LogIndex};
+use alhambra_ledger::ids::{LogId, LogIndex, TxId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::ahtlog::{Frontier, inner_count};
@@ -111,9 +111,8 @@ pub(crate) fn attach(
     let ledger_spec = LedgerSpec { database: spec.id, segment_bytes: spec.segment_bytes };
     let (ledger, report) = Ledger::open(Arc::clone(vfs), &dir.join("ledger"), ledger_spec, floor, options.ledger)?;
     let ledger = Arc::new(ledger);
-    let resume = |state, sizes| resume(vfs, dir, spec, options, Arc::clone(&ledger), state, sizes);
     if let Some(Checkpoint { state, sizes, .. }) = checkpoint {
-        match resume(state, sizes) {
+        match resume(vfs, dir, spec, options, Arc::clone(&ledger), state, sizes) {
             Ok((core, applier)) => return Ok((core, applier, report)),
             // Segments are the truth and cannot be derived again; everything else can.
             Err(error @ Error::Corrupted { segment: None, .. }) => {
@@ -122,65 +121,108 @@ pub(crate) fn attach(
             Err(error) => return Err(error),
         }
     }
-    let before = match checkpoint::read(&**vfs, dir, Some(spec.id)) {
-        Err(Error::Corrupted { .. }) => None,
-        other => other?,
-    };
-    let sealed = before.as_ref().map(|before| seal::sealed_at(vfs, dir, spec, before)).transpose()?;
-    let mut known = sealed.unwrap_or_default();
-    known.extend(options.settled.iter().map(|(segment, settled)| (*segment, (settled.generation, settled.digest))));
-    repair::must_be_agreed(&**vfs, &ledger, |segment, generation| {
-        known.get(&segment).filter(|(of, _)| *of == generation).map(|(_, digest)| *digest)
-    })?;
-    let (core, mut applier) = resume(State::empty(), LogSizes::default())?;
-    if let Some(before) = &before {
-        if let Some(applied) = before.state.applied {
-            replay(&core, &mut applier, applied.index)?;
-        }
-        must_be_as_sealed(&core, options)?;
-        must_be_as_checkpointed(&core, &applier.state, before, options)?;
-    }
     // Log entries below the purge mark are not given to the caller any more; all of these are committed.
     let committed = marks.committed().max(marks.purged()).max(checkpointed).map(|id| id.index);
     // A segment loses its values when a checkpoint stands behind it, so one entry behind it was applied here as well.
-    let behind_pruned = core.ledger.pruned_through().map(|last| LogIndex(last.index.0 + 1));
-    if let Some(through) = committed.max(behind_pruned) {
-        replay(&core, &mut applier, through)?;
-    }
-    must_be_as_sealed(&core, options)?;
-    // What the index had already may be of another history.
-    indexing::catch_up_at_open(&core, applier.state.tx)?;
+    let behind_pruned = ledger.pruned_through().map(|last| LogIndex(last.index.0 + 1));
+    let again = Again { vfs, dir, spec, options, ledger, through: committed.max(behind_pruned) };
+    let (core, applier) = again.derive()?;
     Ok((core, applier, report))
 }
 
-/// No segment is another one than was sealed, as far as everything was derived again.
-fn must_be_as_sealed(core: &Core, options: &Options) -> Result<()> {
-    options.settled.iter().for_each(|(segment, version)| core.seals.settle(*segment, *version));
-    core.seals.compare(&core.ledger)?;
-    let Some(segment) = core.seals.mismatched().first().copied() else { return Ok(()) };
-    let (generation, own) = core.ledger.generation_and_digest(segment)?;
-    let sealed = core.seals.digest(segment, generation).unwrap_or(own);
-    Err(Error::SealDisputed { segment, own, sealed })
+/// Deriving everything again from the ledger.
+struct Again<'a> {
+    vfs: &'a Arc<dyn Vfs>,
+    dir: &'a Path,
+    spec: DatabaseSpec,
+    options: &'a Options,
+    ledger: Arc<Ledger>,
+    /// The last log entry that is known to be committed.
+    through: Option<LogIndex>,
 }
 
-/// What was derived again is what a checkpoint says, which rot that fits its checksum changes. The segment that is named when it is
-/// not is the first one of which nothing is known from others.
-fn must_be_as_checkpointed(core: &Core, state: &State, before: &Checkpoint, options: &Options) -> Result<()> {
-    let encode = |state| Checkpoint::encode(core.spec.id, state, &before.sizes);
-    if encode(state) == encode(&before.state) {
-        return Ok(());
+impl Again<'_> {
+    fn derive(&self) -> Result<(Core, Applier)> {
+        let before = match checkpoint::read(&**self.vfs, self.dir, Some(self.spec.id)) {
+            Err(Error::Corrupted { .. }) => None,
+            other => other?,
+        };
+        self.ledger_must_be_agreed(before.as_ref())?;
+        let Self { vfs, dir, spec, options, ledger, .. } = self;
+        let empty = (State::empty(), LogSizes::default());
+        let (core, mut applier) = resume(vfs, dir, *spec, options, Arc::clone(ledger), empty.0, empty.1)?;
+        match &before {
+            Some(before) => {
+                if let Some(applied) = before.state.applied {
+                    replay(&core, &mut applier, applied.index)?;
+                }
+                if !self.is_as_checkpointed(&core, &applier.state, before)? {
+                    // All closed segments are what counts. Should the newest one have rotted, its seal will tell.
+                    tracing::error!("the checkpoint is not what the ledger gives, deriving everything without it");
+                    drop((core, applier));
+                    checkpoint::remove(&***vfs, dir)?;
+                    return self.derive();
+                }
+            }
+            // It may have come from what was not agreed on, and conditions are looked up in it.
+            None if core.index.newest_tx() > TxId(0) => {
+                core.index.start_over()?;
+                core.index.end_rebuild(|| TxId(0));
+            }
+            None => {}
+        }
+        if let Some(through) = self.through {
+            replay(&core, &mut applier, through)?;
+        }
+        // What is not the sealed one is mended when it is open: others may have to hear of it.
+        self.compare_seals(&core)?;
+        indexing::catch_up_at_open(&core, applier.state.tx)?;
+        Ok((core, applier))
     }
-    let is_known = |info: &SegmentInfo| {
-        let own = core.ledger.view(info.number).and_then(|view| view.version());
-        core.seals.is_sealed(info.number) || own == options.settled.get(&info.number).copied()
-    };
-    let segments = core.ledger.segments();
-    let mut doubtful = segments.iter().filter(|info| info.closed && Some(info.first_log_id) <= state.applied);
-    let (path, segment, damage) = match doubtful.find(|info| !is_known(info)) {
-        Some(info) => (core.ledger.segment_path(info.number), Some(info.number), Damage::Changed),
-        None => (core.tx.dir().with_file_name(checkpoint::CHECKPOINT_NAME), None, Damage::Differs),
-    };
-    Err(Error::Corrupted { path, segment, offset: 0, damage })
+
+    /// See [`repair::must_be_agreed`]; by the seals as of the checkpoint, if there is one.
+    fn ledger_must_be_agreed(&self, before: Option<&Checkpoint>) -> Result<()> {
+        let Some(through) = self.through else { return Ok(()) };
+        let sealed = before.map(|before| seal::sealed_at(self.vfs, self.dir, self.spec, before)).transpose()?;
+        let mut known = sealed.unwrap_or_default();
+        let settled = self.options.settled.iter();
+        known.extend(settled.map(|(segment, settled)| (*segment, (settled.generation, settled.digest))));
+        repair::must_be_agreed(&**self.vfs, &self.ledger, through, |segment, generation| {
+            known.get(&segment).filter(|(of, _)| *of == generation).map(|(_, digest)| *digest)
+        })
+    }
+
+    fn compare_seals(&self, core: &Core) -> Result<()> {
+        self.options.settled.iter().for_each(|(segment, version)| core.seals.settle(*segment, *version));
+        core.seals.compare(&core.ledger)
+    }
+
+    /// Whether what was derived again is what a checkpoint says, which rot that fits its checksum changes. When it is not, the
+    /// first segment of which nothing is known from others is to be looked at.
+    fn is_as_checkpointed(&self, core: &Core, state: &State, before: &Checkpoint) -> Result<bool> {
+        let encode = |state| Checkpoint::encode(self.spec.id, state, &before.sizes);
+        if encode(state) == encode(&before.state) {
+            return Ok(true);
+        }
+        self.compare_seals(core)?;
+        let mismatched = core.seals.mismatched();
+        let is_known = |info: &SegmentInfo| {
+            let own = core.ledger.view(info.number).and_then(|view| view.version());
+            let sealed = core.seals.is_sealed(info.number) && !mismatched.contains(&info.number);
+            sealed || own == self.options.settled.get(&info.number).copied()
+        };
+        let segments = core.ledger.segments();
+        let mut applied = segments.iter().filter(|info| info.closed && Some(info.first_log_id) <= state.applied);
+        match applied.find(|info| !is_known(info)) {
+            None => Ok(false),
+            Some(info) => Err(Error::Corrupted {
+                path: core.ledger.segment_path(info.number),
+                segment: Some(info.number),
+                offset: 0,
+                damage: Damage::Changed,
+            }),
+        }
+    }
 }
 
 fn resume(
@@ -197,17 +239,35 @@ fn resume(
     if (sizes.commit, sizes.aht) != expected {
         return Err(core.commit.corrupted(sizes.commit, Damage::Length));
     }
+    let mut proven = TxId(0);
     if state.tx.0 > 0 {
         // Reads the newest record and the peaks of the tree, and hashes them together [L1, L3].
         let header = core.header(state.tx)?;
         if header.alh().ok() != Some(state.alh) {
             return Err(core.bad_hash(state.tx));
         }
+        proven = header.bl_tx_id;
     }
-    let frontier = Frontier::load(state.tx.0, &core.nodes())?;
+    let frontier = frontier(&core, proven, state.tx)?;
     indexing::catch_up_at_open(&core, state.tx)?;
     core.seals.compare(&core.ledger)?;
     Ok((core, Applier::new(state, frontier, spec.segment_bytes)))
+}
+
+/// The peaks of the tree as of transaction `last`, of which the header of that one has proven those as of `proven`. Its own leaf, and
+/// those between, have completed nodes that no header speaks of yet: they are hashed again and compared.
+fn frontier(core: &Core, proven: TxId, last: TxId) -> Result<Frontier> {
+    let mut frontier = Frontier::load(proven.0, &core.nodes())?;
+    let mut at = inner_count(proven.0) * DIGEST_BYTES;
+    for tx in proven.0 + 1..=last.0 {
+        let mut nodes = Vec::new();
+        frontier.append(&core.checked_alh(TxId(tx))?, &mut nodes);
+        if core.aht.read(at, nodes.len())? != nodes {
+            return Err(core.aht.corrupted(at, Damage::Hash));
+        }
+        at += nodes.len() as u64;
+    }
+    Ok(frontier)
 }
 
 /// Applies what the ledger holds after the applied entry, up to `through`.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::digest::Hasher;
+use alhambra_ledger::ids::{LogId, LogIndex};
 
 use crate::checkpoint;
 use crate::core::Core;
@@ -96,7 +97,7 @@ pub(crate) fn mend(db: &Database, source: Option<&dyn SegmentSource>) -> Result<
                 tracing::warn!(?what, "damage is repaired");
                 mended.repaired.push(what);
             }
-            Err(error @ (Error::Poisoned | Error::NoSpace { .. })) => return Err(error),
+            Err(error @ (Error::Poisoned | Error::NoSpace { .. } | Error::DerivedFromRot { .. })) => return Err(error),
             Err(error) => mended.waiting.push((what, error)),
         }
     }
@@ -259,36 +260,92 @@ fn takes(db: &Database, core: &Core, number: u64, agreed: SegmentVersion) -> Res
 }
 
 fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: SegmentVersion) -> Result<()> {
+    if !std::ptr::eq(core, Arc::as_ptr(&db.core())) {
+        // An install came in between: all files are others.
+        return Err(Error::NoSuchSegment { number });
+    }
     let newer = takes(db, core, number, agreed)?;
-    let before = core.ledger.view(number).filter(|view| !newer && view.version() != Some(agreed)).map(|view| view.info);
-    let applied = before.is_some_and(|before| core.has_applied_from_file(&before));
-    if applied {
-        core.ledger.check_staged(staged)?;
+    let sealed = |generation| core.seals.sealed_as(number, generation);
+    let misled = has_misled(&*db.vfs, &core.ledger, core.applied().log_id, sealed, staged, number, agreed)?;
+    if misled {
         // First: after a crash nothing may be left that was derived from what is replaced.
         checkpoint::give_up(db)?;
     }
-    core.ledger.replace(staged)?;
-    if newer {
-        core.seals.rewritten(number);
-    }
-    core.seals.settle(number, agreed);
-    core.seals.compare(&core.ledger)?;
-    match before {
-        Some(_) if applied => Err(Error::DerivedFromRot { segment: number }),
-        Some(before) if core.index_has_read(&before) => core.index.start_over(),
-        _ => Ok(()),
+    let replaced = core.ledger.replace(staged).and_then(|()| {
+        if newer {
+            core.seals.rewritten(number);
+        }
+        core.seals.settle(number, agreed);
+        core.seals.compare(&core.ledger)
+    });
+    match replaced {
+        _ if misled => {
+            tracing::error!(
+                segment = number,
+                ?replaced,
+                "a segment was another one than was agreed on when it was read"
+            );
+            Err(Error::DerivedFromRot { segment: number })
+        }
+        replaced => replaced,
     }
 }
 
-/// Before everything is derived again: each closed segment is what was written here, and what counts of its generation according
-/// to `agreed`. The checksum of a frame that has rotted may fit all the same, and what is derived from it has another Alh from
-/// there on [R2].
+/// Whether something may have been derived from a segment, applied up to `applied`, that was not what it is to be now: then all
+/// that is derived is to be derived again. Damage that a reader notices by a checksum has misled nobody. `sealed` are digests
+/// by generation.
+pub(crate) fn has_misled(
+    vfs: &dyn Vfs,
+    ledger: &Ledger,
+    applied: Option<LogId>,
+    sealed: impl Fn(u32) -> Result<Option<Digest>>,
+    staged: &Staged,
+    number: u64,
+    agreed: SegmentVersion,
+) -> Result<bool> {
+    let whole = ledger.check_staged(staged)?;
+    let Some(view) = ledger.view(number) else { return Ok(false) };
+    if applied.is_none_or(|applied| applied.index < view.info.first_log_id.index) {
+        return Ok(false);
+    }
+    let own = view.version();
+    if own.is_some_and(|own| own.generation == agreed.generation && own.digest != agreed.digest) {
+        return Ok(true);
+    }
+    if agreed.generation == 0 {
+        return ledger.has_other_frames(staged, &whole);
+    }
+    // Without its values the segment cannot be compared frame by frame.
+    if let Some(own) = own.filter(|own| own.generation < agreed.generation) {
+        match sealed(own.generation) {
+            Ok(sealed) if sealed.is_none_or(|sealed| sealed == own.digest) => {}
+            Err(error) if !matches!(error, Error::Corrupted { .. }) && !error.is_unreadable() => return Err(error),
+            // Another one, or nobody can tell any more.
+            Ok(_) | Err(_) => return Ok(true),
+        }
+    }
+    // Nothing is applied from a segment that has lost values.
+    let applied_from = view.info.generation == 0;
+    Ok(applied_from
+        && matches!(examine_bytes(vfs, ledger, number)?, Verdict::Rotten { error, .. } if is_unnoticed(&error)))
+}
+
+/// Whether the checksums of all frames hold.
+const fn is_unnoticed(error: &Error) -> bool {
+    matches!(error, Error::Corrupted { damage: Damage::Hash, .. })
+}
+
+/// Before everything up to `through` is derived again: each closed segment is what was written here, and what counts of its
+/// generation according to `agreed`. The checksum of a frame that has rotted may fit all the same, and what is derived from it
+/// has another Alh from there on [R2].
 pub(crate) fn must_be_agreed(
     vfs: &dyn Vfs,
     ledger: &Ledger,
+    through: LogIndex,
     agreed: impl Fn(u64, u32) -> Option<Digest>,
 ) -> Result<()> {
-    for info in ledger.segments().into_iter().filter(|info| info.closed) {
+    let segments = ledger.segments().into_iter();
+    for info in segments.filter(|info| info.closed && info.first_log_id.index <= through) {
         if let Verdict::Rotten { error, .. } = examine_bytes(vfs, ledger, info.number)? {
             ledger.suspect(info.number);
             return Err(error);

@@ -293,6 +293,22 @@ impl SealLog {
         self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, of(applied))).collect()
     }
 
+    /// What was sealed last of a segment in this generation, also when a later one is sealed.
+    pub(crate) fn sealed_as(&self, segment: u64, generation: u32) -> Result<Option<Digest>> {
+        if let Some(digest) = self.digest(segment, generation) {
+            return Ok(Some(digest));
+        }
+        let (mut at, mut found) = (0, None);
+        while at < self.log.end() {
+            let (seal, len) = read_record(&self.log, at)?;
+            if (seal.segment, seal.generation) == (segment, generation) {
+                found = Some(Digest(seal.digest));
+            }
+            at += len as u64;
+        }
+        Ok(found)
+    }
+
     /// Reads the record at `at` again; answers where the next one stands, `None` at the end.
     pub(crate) fn check(&self, at: u64) -> Result<Option<u64>> {
         if at >= self.log.end() {

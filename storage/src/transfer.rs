@@ -197,11 +197,10 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
         for segment in core.ledger.segments().iter().filter(|segment| segment.number <= open_segment) {
             let file = core.ledger.segment_path(segment.number);
             let (len, head, digest) = if segment.number < open_segment {
-                closed_segment(db, &core, segment.number, &file)?
+                closed_segment(&core, segment.number)?
             } else {
                 let len = SEGMENT_HEADER_BYTES + open_bytes;
-                let head = read_at(&*db.vfs, &file, 0, SEGMENT_HEADER_BYTES as usize)?;
-                (len, head, hash_range(&*db.vfs, &file, SEGMENT_HEADER_BYTES, len)?)
+                (len, core.ledger.header_of(segment), hash_range(&*db.vfs, &file, SEGMENT_HEADER_BYTES, len)?)
             };
             let path = relative(&db.dir, &file);
             files.push(ManifestFile { path, len, segment: Some(segment.number), head, digest });
@@ -235,15 +234,16 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
 }
 
 /// Length, header and digest of a closed segment, all of one generation.
-fn closed_segment(db: &Database, core: &Core, number: u64, file: &Path) -> Result<(u64, Bytes, Digest)> {
+fn closed_segment(core: &Core, number: u64) -> Result<(u64, Bytes, Digest)> {
     loop {
         let info = || core.ledger.segments().get(number as usize).copied().ok_or(Error::NoSuchSegment { number });
         let before = info()?;
-        let head = read_at(&*db.vfs, file, 0, SEGMENT_HEADER_BYTES as usize)?;
-        // As it was written, not as it is on this disk now: the receiver notices when the two differ.
+        // As it was written, not as it is on this disk now, and as it was sealed: the receiver notices when these differ, and takes
+        // no rot over.
         let digest = core.ledger.digest(number)?;
         if info()?.generation == before.generation {
-            return Ok((SEGMENT_HEADER_BYTES + before.stored_bytes, head, digest));
+            let digest = core.seals.digest(number, before.generation).unwrap_or(digest);
+            return Ok((SEGMENT_HEADER_BYTES + before.stored_bytes, core.ledger.header_of(&before), digest));
         }
     }
 }
@@ -336,6 +336,8 @@ pub(crate) fn install(db: &Database, manifest: &Manifest, staging: &Path) -> Res
     let (tx, log_id) = (new_applier.state.tx, new_applier.state.applied);
     *db.core.write() = Arc::new(core);
     *applier = new_applier;
+    // Of the files before.
+    db.digests.clear();
     drop((applier, marks));
     if let Some(log_id) = log_id {
         db.waiting.advance(tx, log_id.index);

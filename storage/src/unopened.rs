@@ -7,13 +7,14 @@
 //! is remembered here since the frames were written speaks for this replica.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::LogId;
 use bytes::Bytes;
 
+use crate::checkpoint;
 use crate::database::DatabaseSpec;
 use crate::error::{Error, Result};
 use crate::recover;
@@ -28,6 +29,7 @@ use crate::vfs::{LockGuard, Vfs};
 #[derive(Debug)]
 pub struct Unopened {
     vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
     ledger: Ledger,
     /// Generation and digest of sealed segments, as far as they can be read.
     seals: BTreeMap<u64, (u32, Digest)>,
@@ -48,9 +50,14 @@ impl Unopened {
         let (ledger, _) = Ledger::open_to_mend(Arc::clone(&vfs), &dir.join("ledger"), ledger_spec, floor)?;
         let seals = checkpoint.as_ref().map(|checkpoint| seal::sealed_at(&vfs, dir, spec, checkpoint)).transpose()?;
         let state = checkpoint.map(|checkpoint| checkpoint.state);
-        let applied = state.as_ref().and_then(|state| state.applied);
+        let applied = match &state {
+            Some(state) => state.applied,
+            // All of that is derived again, pruned or not.
+            None => marks.committed().max(marks.purged()).max(ledger.pruned_through()),
+        };
         let membership = state.and_then(|state| state.membership).map(|(_, members)| members);
-        Ok(Self { vfs, ledger, seals: seals.unwrap_or_default(), applied, membership, _lock: lock })
+        let dir = dir.to_path_buf();
+        Ok(Self { vfs, dir, ledger, seals: seals.unwrap_or_default(), applied, membership, _lock: lock })
     }
 
     /// The membership of the group as of the last checkpoint: opaque bytes of whoever proposed it.
@@ -98,7 +105,7 @@ impl Unopened {
         if agreed.generation > own && !self.takes_later_generation(segment) {
             return Err(Error::NoSuchSegment { number: segment });
         }
-        Ok(FetchedSegment(staged))
+        Ok(FetchedSegment { staged, segment, agreed })
     }
 
     /// Puts the segment in place if it hashes to what was agreed on.
@@ -106,13 +113,24 @@ impl Unopened {
     /// # Errors
     /// [`Error::Corrupted`] when it does not: then nothing is changed. IO.
     pub fn finish_segment_repair(&self, fetched: &FetchedSegment) -> Result<()> {
-        self.ledger.replace(&fetched.0)
+        let FetchedSegment { staged, segment, agreed } = fetched;
+        let sealed = |generation| Ok(self.sealed_digest(*segment, generation));
+        // Runs of the index may be ahead of the checkpoint.
+        if repair::has_misled(&*self.vfs, &self.ledger, self.ledger.last_log_id(), sealed, staged, *segment, *agreed)? {
+            tracing::error!(segment, "a segment was another one than was agreed on when it was read");
+            checkpoint::remove(&*self.vfs, &self.dir)?;
+        }
+        self.ledger.replace(staged)
     }
 }
 
 /// What was fetched of a segment, in a file that opening removes. Dropped unfinished it leaves everything as it was.
 #[derive(Debug)]
-pub struct FetchedSegment(Staged);
+pub struct FetchedSegment {
+    staged: Staged,
+    segment: u64,
+    agreed: SegmentVersion,
+}
 
 impl FetchedSegment {
     /// Takes the next bytes of what stands behind the header.
@@ -120,7 +138,7 @@ impl FetchedSegment {
     /// # Errors
     /// [`Error::Corrupted`] when they are too many; IO.
     pub fn write(&mut self, piece: &[u8]) -> Result<()> {
-        self.0.write(piece)
+        self.staged.write(piece)
     }
 }
 

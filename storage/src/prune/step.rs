@@ -1,6 +1,6 @@
 //! Getting rid of the bytes: finds the sealed segments that hold pruned values and writes them again without, one per step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alhambra_ledger::ids::{DatabaseId, LogIndex, TxId};
 
@@ -80,6 +80,7 @@ impl Database {
         let segments = core.ledger.segments();
         pruner.pending.extend(core.seals.ahead_of(&segments));
         // One that is not what was sealed is for a repair first: written again it would be what no seal speaks of.
+        core.seals.compare(&core.ledger)?;
         let disputed = core.seals.mismatched();
         let ready = |info: &SegmentInfo| {
             let is_due = info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
@@ -201,6 +202,9 @@ fn segment_of(segments: &[SegmentInfo], index: LogIndex) -> u64 {
     segments.partition_point(|segment| segment.first_log_id.index <= index).saturating_sub(1) as u64
 }
 
+/// Transactions whose segment is kept in memory.
+const TXS_KNOWN: usize = 1 << 16;
+
 /// Adds the segments that may hold a value which `record` names.
 fn find<'a>(
     core: &Core,
@@ -209,7 +213,19 @@ fn find<'a>(
     pending: &mut BTreeSet<u64>,
 ) -> Result<()> {
     let segments = core.ledger.segments();
-    let segment_of_tx = |tx| Ok::<_, Error>(segment_of(&segments, core.commit_record(tx)?.log_index));
+    // Many versions come with one transaction.
+    let mut known = BTreeMap::new();
+    let mut segment_of_tx = |tx| {
+        if let Some(segment) = known.get(&tx) {
+            return Ok(*segment);
+        }
+        if known.len() >= TXS_KNOWN {
+            known.clear();
+        }
+        let segment = segment_of(&segments, core.log_index_of(tx)?);
+        known.insert(tx, segment);
+        Ok::<_, Error>(segment)
+    };
     match &record.pruned {
         Pruned::Before(tx) => {
             let done = earlier.find_map(|record| match record.pruned {
@@ -217,7 +233,7 @@ fn find<'a>(
                 Pruned::Before(tx) => Some(TxId(tx.0 - 1)),
                 _ => None,
             });
-            let first = done.filter(|tx| tx.0 > 0).map_or(Ok(0), segment_of_tx)?;
+            let first = done.filter(|tx| tx.0 > 0).map_or(Ok(0), &mut segment_of_tx)?;
             pending.extend(first..=segment_of_tx(*tx)?);
         }
         Pruned::Value { tx, .. } => {
@@ -271,7 +287,14 @@ fn each_frame(core: &Core, info: &SegmentInfo, mut f: impl FnMut(Position, &Fram
 }
 
 fn plan(core: &Core, info: &SegmentInfo, rules: &Rules) -> Result<Plan> {
-    let mut walk = Walk { core, rules, next: first_tx(core, info)?, start: info.first_offset.0, plan: Plan::empty() };
+    let mut walk = Walk {
+        core,
+        rules,
+        next: first_tx(core, info)?,
+        next_at: None,
+        start: info.first_offset.0,
+        plan: Plan::empty(),
+    };
     each_frame(core, info, |position, frame| {
         if frame.kind != FrameKind::Command {
             return Ok(());
@@ -292,7 +315,7 @@ fn first_tx(core: &Core, info: &SegmentInfo) -> Result<TxId> {
     let (mut low, mut high) = (1, core.last_tx().0 + 1);
     while low < high {
         let middle = low + (high - low) / 2;
-        if core.commit_record(TxId(middle))?.log_index < info.first_log_id.index {
+        if core.log_index_of(TxId(middle))? < info.first_log_id.index {
             low = middle + 1;
         } else {
             high = middle;
@@ -312,6 +335,8 @@ struct Walk<'a> {
     rules: &'a Rules,
     /// The transaction that the next committed proposal became, and a rejected one would have.
     next: TxId,
+    /// The log entry that carried it, once that is read.
+    next_at: Option<LogIndex>,
     /// Logical offset of the segment.
     start: u64,
     plan: Plan,
@@ -330,7 +355,7 @@ impl Walk<'_> {
         let first_key = entries.first().map(|entry| payload_at + u64::from(entry.key_at));
         let stored = self.stored(index, first_key)?;
         if stored.is_some() {
-            self.next = TxId(tx.0 + 1);
+            (self.next, self.next_at) = (TxId(tx.0 + 1), None);
         }
         for (number, entry) in (0u32..).zip(entries) {
             let len = entry.value.len() as u32;
@@ -378,8 +403,16 @@ impl Walk<'_> {
     }
 
     /// The stored entries of the next transaction, if this proposal became it.
-    fn stored(&self, index: LogIndex, first_key: Option<u64>) -> Result<Option<Vec<StoredEntry>>> {
-        if self.next > self.core.last_tx() || self.core.commit_record(self.next)?.log_index != index {
+    fn stored(&mut self, index: LogIndex, first_key: Option<u64>) -> Result<Option<Vec<StoredEntry>>> {
+        // What is taken for a rejected proposal loses its values.
+        if self.next > self.core.last_tx() {
+            return Ok(None);
+        }
+        let next_at = match self.next_at {
+            Some(next_at) => next_at,
+            None => *self.next_at.insert(self.core.log_index_of(self.next)?),
+        };
+        if next_at != index {
             return Ok(None);
         }
         let (record, _) = self.core.record(self.next)?;

@@ -12,7 +12,7 @@ use super::readers::{read_sidecar, read_sidecar_header};
 use super::writer::write_sidecar;
 use super::{Layout, Ledger, SegmentInfo, pruned, scan};
 use crate::error::{Damage, Error, FileOp, Result};
-use crate::format::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::{self, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::seal::SegmentVersion;
 use crate::transfer::hash_range;
 use crate::vfs::{File, OpenMode, Vfs};
@@ -200,17 +200,53 @@ impl Ledger {
         Staged::create(&self.layout, view.info, version)
     }
 
+    /// The header of a segment, which is a function of what is known of it.
+    pub(crate) fn header_of(&self, info: &SegmentInfo) -> Bytes {
+        Bytes::from(self.layout.header_of(info))
+    }
+
     /// Whether nothing is remembered of a closed segment, and it cannot be read: only in a ledger that is to be mended.
     pub(crate) fn is_forgotten(&self, number: u64) -> bool {
         self.layout.is_forgotten(number)
     }
 
-    /// Whether the file is whole and of the version for which it was begun, as [`Ledger::replace`] demands.
+    /// Whether what was staged is what was expected, as [`Ledger::replace`] demands.
     ///
     /// # Errors
     /// [`Error::Corrupted`] when it is not; IO.
-    pub(crate) fn check_staged(&self, staged: &Staged) -> Result<()> {
-        staged.verify(&self.layout).map(drop)
+    pub(crate) fn check_staged(&self, staged: &Staged) -> Result<Whole> {
+        staged.verify(&self.layout)
+    }
+
+    /// Whether a frame in the file that is to be replaced, both of generation 0, is another one whose checksum holds: it may have
+    /// been read for what it is not.
+    ///
+    /// # Errors
+    /// IO.
+    pub(crate) fn has_other_frames(&self, staged: &Staged, whole: &Whole) -> Result<bool> {
+        let path = self.segment_path(staged.info.number);
+        let file = match self.layout.vfs.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(Error::io(FileOp::Open, &path, e)),
+        };
+        let there = file.len().map_err(|e| Error::io(FileOp::Length, &path, e))?;
+        let starts: Vec<u64> = whole.offsets.iter().map(|offset| SEGMENT_HEADER_BYTES + u64::from(*offset)).collect();
+        let end = SEGMENT_HEADER_BYTES + staged.info.frame_bytes;
+        let ends = starts.iter().skip(1).copied().chain([end.min(there)]);
+        for (start, end) in starts.iter().copied().zip(ends) {
+            let len = usize::try_from(end.saturating_sub(start)).expect("of one frame");
+            if end > there {
+                break;
+            }
+            // What cannot be read was not applied.
+            let Ok(old) = file.read_at(start, len) else { continue };
+            let new = staged.file.read_at(start, len).map_err(|e| Error::io(FileOp::Read, &staged.path, e))?;
+            if old != new && format::decode_frame(&old).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Puts a whole file in the place of a closed segment. It must be of the version for which it was begun, and its frames
@@ -289,7 +325,7 @@ pub(crate) struct Staged {
 }
 
 /// A staged file that is what was expected.
-struct Whole {
+pub(crate) struct Whole {
     header: SegmentHeader,
     last_log_id: LogId,
     offsets: Vec<u32>,

@@ -87,6 +87,8 @@ impl Replica {
         self.db.verify_index().unwrap();
         let runs = self.runs();
         let Self { vfs, db, model, .. } = self;
+        // Without one everything is derived again, the index too.
+        db.checkpoint().unwrap();
         drop(db);
         // Nothing is written then.
         let db = open(&vfs, 1 << 20);
