@@ -32,7 +32,7 @@ const TAIL_PART_BYTES: u32 = 256 << 10;
 
 const NOBODY: &str = "there is no other member that could have it whole; put the right file back from a copy";
 
-const FORGOTTEN: &str = "the others have forgotten values of it, and what is applied here does not reach behind it; put the file back \
+const FORGOTTEN: &str = "the others have forgotten values of it, and what is known here to be committed does not reach behind it; put the file back \
     from a copy of this very folder, or give the node an empty disk and a new name";
 
 /// What came of an attempt.

@@ -33,7 +33,10 @@ pub struct Unopened {
     ledger: Ledger,
     /// Generation and digest of sealed segments, as far as they can be read.
     seals: BTreeMap<u64, (u32, Digest)>,
+    /// As of the checkpoint.
     applied: Option<LogId>,
+    /// All up to here is known to be committed.
+    committed: Option<LogId>,
     membership: Option<Bytes>,
     _lock: Box<dyn LockGuard>,
 }
@@ -50,14 +53,11 @@ impl Unopened {
         let (ledger, _) = Ledger::open_to_mend(Arc::clone(&vfs), &dir.join("ledger"), ledger_spec, floor)?;
         let seals = checkpoint.as_ref().map(|checkpoint| seal::sealed_at(&vfs, dir, spec, checkpoint)).transpose()?;
         let state = checkpoint.map(|checkpoint| checkpoint.state);
-        let applied = match &state {
-            Some(state) => state.applied,
-            // All of that is derived again, pruned or not.
-            None => marks.committed().max(marks.purged()).max(ledger.pruned_through()),
-        };
+        let applied = state.as_ref().and_then(|state| state.applied);
+        let committed = marks.committed().max(marks.purged()).max(applied);
         let membership = state.and_then(|state| state.membership).map(|(_, members)| members);
         let dir = dir.to_path_buf();
-        Ok(Self { vfs, dir, ledger, seals: seals.unwrap_or_default(), applied, membership, _lock: lock })
+        Ok(Self { vfs, dir, ledger, seals: seals.unwrap_or_default(), applied, committed, membership, _lock: lock })
     }
 
     /// The membership of the group as of the last checkpoint: opaque bytes of whoever proposed it.
@@ -86,19 +86,23 @@ impl Unopened {
         self.seals.get(&segment).filter(|(sealed, _)| *sealed == generation).map(|(_, digest)| *digest)
     }
 
-    /// Whether the segment may be replaced by one that has lost values: nothing is to be applied from it any more, and what
-    /// is applied does not end with it.
+    /// Whether the segment may be replaced by one that has lost values: it is known to be committed, and what is committed does
+    /// not end with it.
     pub fn takes_later_generation(&self, segment: u64) -> bool {
-        // What is applied is committed, so that the index says it all; the term of a forgotten segment's last entry is not known.
+        self.is_before(segment, self.committed)
+    }
+
+    fn is_before(&self, segment: u64, position: Option<LogId>) -> bool {
+        // What is committed is told by the index alone; the term of a forgotten segment's last entry is not known.
         let last = self.ledger.view(segment).map(|view| view.info.last_log_id.index);
-        last.is_some() && last < self.applied.map(|applied| applied.index)
+        last.is_some() && last < position.map(|position| position.index)
     }
 
     /// A file for what stands behind the header of a segment, of the version on which replicas have agreed.
     ///
     /// # Errors
-    /// [`Error::NoSuchSegment`] when the segment is not closed, of a later generation, or of an earlier one from which
-    /// something is still to be applied; IO.
+    /// [`Error::NoSuchSegment`] when the segment is not closed, of a later generation, or of an earlier one that is not known to be
+    /// committed; IO.
     pub fn begin_segment_repair(&self, segment: u64, agreed: SegmentVersion) -> Result<FetchedSegment> {
         let staged = self.ledger.begin_repair(segment, agreed)?;
         let own = self.ledger.view(segment).map_or(0, |view| view.info.generation);
@@ -116,8 +120,15 @@ impl Unopened {
         let FetchedSegment { staged, segment, agreed } = fetched;
         let sealed = |generation| Ok(self.sealed_digest(*segment, generation));
         // Runs of the index may be ahead of the checkpoint.
-        if repair::has_misled(&*self.vfs, &self.ledger, self.ledger.last_log_id(), sealed, staged, *segment, *agreed)? {
+        let read = self.ledger.last_log_id();
+        let misled = repair::has_misled(&*self.vfs, &self.ledger, read, sealed, staged, *segment, *agreed)?;
+        if misled {
             tracing::error!(segment, "a segment was another one than was agreed on when it was read");
+        }
+        let generation = self.ledger.view(*segment).map_or(0, |view| view.info.generation);
+        // What is still to be applied of it is to be had from nobody. Deriving everything again does without the values.
+        let is_to_be_applied = agreed.generation > generation && !self.is_before(*segment, self.applied);
+        if misled || is_to_be_applied {
             checkpoint::remove(&*self.vfs, &self.dir)?;
         }
         self.ledger.replace(staged)

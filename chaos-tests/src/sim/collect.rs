@@ -42,8 +42,7 @@ pub const HEALED_KEY: &[u8] = b"healed";
 /// The database of the nodes themselves.
 const SYSTEM: &str = "systemdb";
 /// What a node says of a replica that cannot come back by itself (`docs/operating/disk.md`).
-const FOR_THE_OPERATOR: &str =
-    "the others have forgotten values of it, and what is applied here does not reach behind it; put the file back";
+const FOR_THE_OPERATOR: &str = "the others have forgotten values of it, and what is known here to be committed does not reach behind it; put the file back";
 /// Every call of the judge ends within this.
 const CALL: Duration = Duration::from_secs(DEADLINE.as_secs() + 1);
 

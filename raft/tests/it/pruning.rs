@@ -188,21 +188,48 @@ fn values_are_compressed_once_where_they_come_in_and_the_setting_can_change() {
     });
 }
 
-/// What the others have forgotten, and is not applied here, cannot come back from them: waiting would not help.
+/// A cluster of which one node is down, with a segment that rots and of which the others have forgotten values before it had applied
+/// it; with a checkpoint before that, or none.
+async fn forgotten_by_the_others(how: Crash, checkpoint: bool) -> (Cluster, u64) {
+    let mut cluster = Cluster::formed(3, SEGMENT_BYTES, false).await;
+    if checkpoint {
+        write(&cluster, "first", 1).await;
+        cluster.assert_equal().await;
+        cluster.up().iter().for_each(|id| cluster.group(*id).database().checkpoint().unwrap());
+    }
+    let old = write(&cluster, "old", 20).await;
+    cluster.assert_equal().await;
+    let down = cluster.follower().await;
+    cluster.crash(down, how).await;
+    write(&cluster, "new", 10).await;
+    prune(&cluster, before(old)).await;
+    all_gone(&cluster, old).await;
+    cluster.flip(down, "ledger/0000000001.seg", 700);
+    let started = cluster.try_start(down).await;
+    assert!(matches!(started, Err(GroupError::Rotten { segment: 1, .. })), "{started:?}");
+    (cluster, down)
+}
+
+/// What it has not applied is to be had from nobody, but all of it is known to be committed.
+#[test]
+fn rot_in_what_the_others_have_forgotten_is_derived_without_the_values() {
+    run(async {
+        for checkpoint in [false, true] {
+            let (mut cluster, down) = forgotten_by_the_others(Crash::Process, checkpoint).await;
+            assert_eq!(cluster.mend(down, 1).await, Mending::Mended { segment: 1, offset: 0 }, "{checkpoint}");
+            cluster.start(down).await;
+            cluster.assert_equal().await;
+            write(&cluster, "later", 3).await;
+            cluster.assert_equal().await;
+        }
+    });
+}
+
+/// It has lost power, and does not know what is committed.
 #[test]
 fn rot_in_what_the_others_have_forgotten_is_nothing_to_wait_for() {
     run(async {
-        let mut cluster = Cluster::formed(3, SEGMENT_BYTES, false).await;
-        let old = write(&cluster, "old", 20).await;
-        cluster.assert_equal().await;
-        let down = cluster.follower().await;
-        cluster.crash(down, Crash::Process).await;
-        write(&cluster, "new", 10).await;
-        prune(&cluster, before(old)).await;
-        all_gone(&cluster, old).await;
-        cluster.flip(down, "ledger/0000000001.seg", 700);
-        let started = cluster.try_start(down).await;
-        assert!(matches!(started, Err(GroupError::Rotten { segment: 1, .. })), "{started:?}");
+        let (cluster, down) = forgotten_by_the_others(Crash::PowerLoss, true).await;
         let mending = cluster.mend(down, 1).await;
         let Mending::Hopeless(why) = &mending else { panic!("{mending:?}") };
         assert!(why.contains("cannot be fetched from other members: the others have forgotten values of it"), "{why}");
