@@ -123,7 +123,8 @@ pub(crate) fn attach(
     }
     // Log entries below the purge mark are not given to the caller any more; all of these are committed.
     let committed = marks.committed().max(marks.purged()).max(checkpointed).map(|id| id.index);
-    // A segment loses its values when a checkpoint stands behind it, so one entry behind it was applied here as well.
+    // A segment loses its values when a checkpoint, or what is durably known to be committed, stands behind it: so one entry behind
+    // it is committed as well.
     let behind_pruned = ledger.pruned_through().map(|last| LogIndex(last.index.0 + 1));
     let again = Again { vfs, dir, spec, options, ledger, through: committed.max(behind_pruned) };
     let (core, applier) = again.derive()?;

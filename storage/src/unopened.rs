@@ -54,7 +54,9 @@ impl Unopened {
         let seals = checkpoint.as_ref().map(|checkpoint| seal::sealed_at(&vfs, dir, spec, checkpoint)).transpose()?;
         let state = checkpoint.map(|checkpoint| checkpoint.state);
         let applied = state.as_ref().and_then(|state| state.applied);
-        let committed = marks.committed().max(marks.purged()).max(applied);
+        // Known durably, before a segment is taken that must not be what is committed last.
+        marks.to_sync().sync()?;
+        let committed = marks.committed().max(marks.purged()).max(applied).max(ledger.pruned_through());
         let membership = state.and_then(|state| state.membership).map(|(_, members)| members);
         let dir = dir.to_path_buf();
         Ok(Self { vfs, dir, ledger, seals: seals.unwrap_or_default(), applied, committed, membership, _lock: lock })
