@@ -24,7 +24,7 @@ use crate::limits::COPY_BYTES;
 use crate::rebuild;
 use crate::scrub::{self, Damaged};
 use crate::seal::SegmentVersion;
-use crate::segment::upkeep::Staged;
+use crate::segment::upkeep::{Staged, Whole};
 use crate::segment::walk::{Step, Walk};
 use crate::segment::{Ledger, SEGMENT_SUFFIX, file_name};
 use crate::transfer::hash_range;
@@ -265,13 +265,14 @@ fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: Segment
         return Err(Error::NoSuchSegment { number });
     }
     let newer = takes(db, core, number, agreed)?;
+    let whole = core.ledger.check_staged(staged)?;
     let sealed = |generation| core.seals.sealed_as(number, generation);
-    let misled = has_misled(&*db.vfs, &core.ledger, core.applied().log_id, sealed, staged, number, agreed)?;
+    let misled = has_misled(&*db.vfs, &core.ledger, core.applied().log_id, sealed, (staged, &whole), number, agreed)?;
     if misled {
         // First: after a crash nothing may be left that was derived from what is replaced.
         checkpoint::give_up(db)?;
     }
-    let replaced = core.ledger.replace(staged).and_then(|()| {
+    let replaced = core.ledger.replace(staged, &whole).and_then(|()| {
         if newer {
             core.seals.rewritten(number);
         }
@@ -299,11 +300,10 @@ pub(crate) fn has_misled(
     ledger: &Ledger,
     applied: Option<LogId>,
     sealed: impl Fn(u32) -> Result<Option<Digest>>,
-    staged: &Staged,
+    (staged, whole): (&Staged, &Whole),
     number: u64,
     agreed: SegmentVersion,
 ) -> Result<bool> {
-    let whole = ledger.check_staged(staged)?;
     let Some(view) = ledger.view(number) else { return Ok(false) };
     if applied.is_none_or(|applied| applied.index < view.info.first_log_id.index) {
         return Ok(false);
@@ -313,7 +313,7 @@ pub(crate) fn has_misled(
         return Ok(true);
     }
     if agreed.generation == 0 {
-        return ledger.has_other_frames(staged, &whole);
+        return ledger.has_other_frames(staged, whole);
     }
     // Without its values the segment cannot be compared frame by frame.
     if let Some(own) = own.filter(|own| own.generation < agreed.generation) {

@@ -123,7 +123,8 @@ impl Unopened {
         let sealed = |generation| Ok(self.sealed_digest(*segment, generation));
         // Runs of the index may be ahead of the checkpoint.
         let read = self.ledger.last_log_id();
-        let misled = repair::has_misled(&*self.vfs, &self.ledger, read, sealed, staged, *segment, *agreed)?;
+        let whole = self.ledger.check_staged(staged)?;
+        let misled = repair::has_misled(&*self.vfs, &self.ledger, read, sealed, (staged, &whole), *segment, *agreed)?;
         if misled {
             tracing::error!(segment, "a segment was another one than was agreed on when it was read");
         }
@@ -133,7 +134,7 @@ impl Unopened {
         if misled || is_to_be_applied {
             checkpoint::remove(&*self.vfs, &self.dir)?;
         }
-        self.ledger.replace(staged)
+        self.ledger.replace(staged, &whole)
     }
 }
 

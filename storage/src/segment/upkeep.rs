@@ -210,7 +210,8 @@ impl Ledger {
         self.layout.is_forgotten(number)
     }
 
-    /// Whether what was staged is what was expected, as [`Ledger::replace`] demands.
+    /// Reads what was staged and makes it durable. It must be of the version for which it was begun, and its frames as many bytes
+    /// as this ledger knows of.
     ///
     /// # Errors
     /// [`Error::Corrupted`] when it is not; IO.
@@ -249,16 +250,14 @@ impl Ledger {
         Ok(false)
     }
 
-    /// Puts a whole file in the place of a closed segment. It must be of the version for which it was begun, and its frames
-    /// as many bytes as this ledger knows of. Until the swap nothing is changed; a crash leaves the old or the new file.
+    /// Puts a file that was [found whole](Ledger::check_staged) in the place of a closed segment. Until the swap nothing is
+    /// changed; a crash leaves the old or the new file.
     ///
     /// # Errors
-    /// [`Error::Corrupted`] for what was staged, [`Error::NoSuchSegment`] when the segment is another by now; IO. When the
-    /// swap itself fails the ledger is poisoned.
-    pub(crate) fn replace(&self, staged: &Staged) -> Result<()> {
+    /// [`Error::NoSuchSegment`] when the segment is another by now; IO. When the swap itself fails the ledger is poisoned.
+    pub(crate) fn replace(&self, staged: &Staged, whole: &Whole) -> Result<()> {
         let (info, version) = (staged.info, staged.version);
         let number = info.number;
-        let whole = staged.verify(&self.layout)?;
         let _writer = self.writer.lock();
         self.check_poison()?;
         if self.view(number).is_none_or(|now| now.info != info) {
