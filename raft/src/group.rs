@@ -35,9 +35,7 @@ use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
 use openraft_rt::deterministic_rng::DeterministicRng;
 use openraft_rt_tokio::TokioRuntime;
-use parking_lot::Mutex;
 use tokio::sync::{Notify, RwLock, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::env::Env;
@@ -49,6 +47,7 @@ use crate::scrub::{SCRUB_BYTES_PER_SECOND_DEFAULT, SCRUB_INTERVAL_MS_DEFAULT, Sc
 use crate::snapshot::{SnapshotData, SnapshotSink, SnapshotSource};
 use crate::state_machine::{Applied, StateMachine};
 use crate::strand::{FailureCell, Strands};
+use crate::tasks::Tasks;
 use crate::turns::{Turn, Turns};
 use crate::types::{TypeConfig, from_raft_log_id};
 use crate::write::Proposer;
@@ -245,7 +244,15 @@ const SNAPSHOT_TIMEOUT_MS: u64 = 3_600_000;
 /// One replica of one database.
 pub struct Group {
     replica: Arc<Replica>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Tasks,
+}
+
+/// How far a group has been stopped.
+#[derive(Default)]
+struct Ending {
+    /// Whether it had failed before; none while nobody stops it.
+    failed: Option<bool>,
+    done: bool,
 }
 
 /// What the tasks of a group share.
@@ -271,6 +278,7 @@ pub(crate) struct Replica {
     pub(crate) failure: FailureCell,
     log_store: LogStore,
     stopping: AtomicBool,
+    ending: tokio::sync::Mutex<Ending>,
     /// Held while a snapshot is received and installed: a second one would clear away what the first is taken from.
     installing: Arc<tokio::sync::Mutex<()>>,
     server: ServerWatch,
@@ -454,18 +462,18 @@ impl Group {
             failure,
             log_store: own_log,
             stopping: AtomicBool::new(false),
+            ending: tokio::sync::Mutex::default(),
             installing: Arc::default(),
         });
-        let tasks = vec![
-            tokio::spawn(replica.clone().run_proposer()),
-            tokio::spawn(replica.clone().run_rounds()),
-            tokio::spawn(replica.clone().run_duties()),
-            tokio::spawn(replica.clone().run_scrub()),
-            tokio::spawn(replica.log_store.clone().run_space()),
-            tokio::spawn(replica.clone().run_pruner()),
-            tokio::spawn(replica.state_machine.clone().run_space()),
-        ];
-        Ok(Arc::new(Self { replica, tasks: Mutex::new(tasks) }))
+        let tasks = Tasks::default();
+        tasks.spawn(replica.clone().run_proposer());
+        tasks.spawn(replica.clone().run_rounds());
+        tasks.spawn(replica.clone().run_duties());
+        tasks.spawn(replica.clone().run_scrub());
+        tasks.spawn(replica.log_store.clone().run_space());
+        tasks.spawn(replica.clone().run_pruner());
+        tasks.spawn(replica.state_machine.clone().run_space());
+        Ok(Arc::new(Self { replica, tasks }))
     }
 
     /// Makes these nodes the group's voters. Called on one node of a new group, once.
@@ -711,40 +719,38 @@ impl Group {
         self.replica.raft.trigger().transfer_leader(to).await.map_err(|_| MembershipError::Stopped)
     }
 
-    /// Stops in order: no new calls, the core, the tasks, the disk. Waiting calls end.
+    /// Stops in order: no new calls, the core, the tasks, the disk. Waiting calls end. Whoever calls it again waits for the first,
+    /// and does what is left when that one went away.
     pub async fn shutdown(&self) {
-        let failed = matches!(self.replica.health(), Health::Failed { .. });
-        if self.replica.stopping.swap(true, Ordering::AcqRel) {
+        let mut ending = self.replica.ending.lock().await;
+        if ending.done {
             return;
         }
+        let failed = *ending.failed.get_or_insert_with(|| matches!(self.replica.health(), Health::Failed { .. }));
+        self.replica.stopping.store(true, Ordering::Release);
         self.replica.proposer.close();
         self.replica.log_store.close();
         // The core may have failed before; it is stopped either way.
         let _ = self.replica.raft.shutdown().await;
         self.replica.state_machine.close();
         self.replica.rounds.close();
-        for task in self.tasks.lock().drain(..) {
-            task.abort();
-        }
-        if failed {
+        self.tasks.end().await;
+        match failed {
             // Nothing more is written to a disk that failed; opening finds out what it holds.
-            give_up_damaged(&self.replica.strands, &self.replica.database).await;
-            return;
+            true => give_up_damaged(&self.replica.strands, &self.replica.database).await,
+            false => self.write_last().await,
         }
+        ending.done = true;
+    }
+
+    /// Leaves on the disk what makes the next start short.
+    async fn write_last(&self) {
         let database = self.replica.database.clone();
         let _ = self.replica.strands.log.run(move || database.ledger().flush().map(drop)).await;
         let database = self.replica.database.clone();
         let last = self.replica.strands.background.run(move || database.checkpoint()).await;
         if let Ok(Err(e)) = last {
             tracing::warn!(group = %self.replica.group, error = %crate::strand::Chain(&e), "no last checkpoint");
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for task in self.tasks.lock().drain(..) {
-            task.abort();
         }
     }
 }

@@ -24,7 +24,6 @@ use futures::future::join_all;
 use openraft::BasicNode;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::disk::{DiskLimits, DiskReport};
@@ -40,6 +39,7 @@ use crate::meta::{DEFAULT_DATABASE, DatabaseRecord, Meta, NewDatabase, SYSTEM_DA
 use crate::network::{Network, Traffic};
 use crate::server::Server;
 use crate::strand::of_node;
+use crate::tasks::Tasks;
 
 /// Groups that are opened at the same time.
 const OPENING_MAX: usize = 4;
@@ -206,7 +206,7 @@ pub struct Groups {
     failed: watch::Sender<bool>,
     serving: Mutex<Option<Serving>>,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Tasks,
     /// A place has become free: perhaps its database is wanted again.
     reconsider: Notify,
 }
@@ -274,10 +274,10 @@ impl Groups {
             failed: watch::Sender::new(false),
             serving: Mutex::new(Some(serving)),
             lock: Mutex::new(Some(lock)),
-            tasks: Mutex::new(Vec::new()),
+            tasks: Tasks::default(),
             reconsider: Notify::new(),
         });
-        groups.spawn(groups.clone().run());
+        groups.tasks.spawn(groups.clone().run());
         Ok(groups)
     }
 
@@ -362,8 +362,9 @@ impl Groups {
         if self.phase.send_replace(Life::Stopping) == Life::Stopping {
             return;
         }
-        for task in self.tasks.lock().drain(..) {
-            task.abort();
+        // Before the places of the groups are free: one that still ran would open them again.
+        if timeout_at(deadline, self.tasks.end()).await.is_err() {
+            tracing::warn!("some tasks of the node did not end in time");
         }
         self.meta.detach();
         let hand_over = deadline.min(Instant::now() + HAND_OVER_WAIT);
@@ -388,12 +389,6 @@ impl Groups {
             network.links().close();
         }
         self.lock.lock().take();
-    }
-
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock();
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(tokio::spawn(task));
     }
 
     fn fail(&self, error: StartError) {
@@ -422,7 +417,7 @@ impl Groups {
         }
         let network = Network::new(links);
         *self.server.network.write() = Some(network.clone());
-        self.spawn(self.clone().watch_company(identity.clone(), network.clone(), channels));
+        self.tasks.spawn(self.clone().watch_company(identity.clone(), network.clone(), channels));
         let spec = self.system_spec(&identity);
         let (group, unwanted) = match self.open_system(spec.clone(), &network).await {
             Some(Ok(opened)) => opened,
@@ -433,15 +428,15 @@ impl Groups {
         if !self.advance(Life::Serving) {
             return;
         }
-        self.spawn(self.clone().watch_disk(identity.clone(), network.clone()));
-        self.spawn(self.clone().watch_memory());
-        self.spawn(self.clone().remove_leftovers());
-        self.spawn(self.clone().bootstrap());
+        self.tasks.spawn(self.clone().watch_disk(identity.clone(), network.clone()));
+        self.tasks.spawn(self.clone().watch_memory());
+        self.tasks.spawn(self.clone().remove_leftovers());
+        self.tasks.spawn(self.clone().bootstrap());
         let opening = Arc::new(Semaphore::new(OPENING_MAX));
         let mut applied = group.watch_applied();
         {
             let (groups, network) = (self.clone(), network.clone());
-            self.spawn(async move { groups.keep_open(group, spec, &network, unwanted).await });
+            self.tasks.spawn(async move { groups.keep_open(group, spec, &network, unwanted).await });
         }
         loop {
             applied.mark_unchanged();
@@ -585,7 +580,7 @@ impl Groups {
         for record in placed {
             if let Some(unwanted) = self.hosting.reserve(record.group, &record.name) {
                 let task = self.clone().host(record, identity.node_id, network.clone(), opening.clone(), unwanted);
-                self.spawn(task);
+                self.tasks.spawn(task);
             }
         }
     }

@@ -48,6 +48,7 @@ pub mod state_machine;
 pub mod strand;
 #[cfg(test)]
 mod suite;
+mod tasks;
 pub mod turns;
 pub mod types;
 mod write;
