@@ -155,7 +155,7 @@ impl Node {
             age_max: config.max_session_age_time,
             token_life: Duration::from_secs(60 * u64::from(config.token_expiry_time)),
         };
-        let key = NodeKey::open(&env, &config.dir)?;
+        let key = NodeKey::open(&env, &config.dir).inspect_err(|_| groups.abandon())?;
         let sessions = Arc::new(Sessions::new(env.clone(), key, limits));
         let access = Arc::new(Access::new(&config));
         access.warn();
@@ -273,33 +273,37 @@ impl NodeHandle {
         }
     }
 
-    /// Stops in order: no new calls, running calls end, databases close, metrics last. Later calls wait for the first.
+    /// Stops in order: no new calls, running calls end, databases close, metrics last. Later calls wait for the first, and it goes on when
+    /// its caller goes away.
     pub async fn shutdown(&self) {
         self.stopping.send_replace(true);
-        let clients = self.clients.lock().take();
-        let Some(mut clients) = clients else {
-            let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
-            return;
-        };
-        if tokio::time::timeout(CALLS_END, &mut clients).await.is_err() {
-            tracing::warn!("calls that did not end in time were cut off");
-            clients.abort();
+        if let Some(mut clients) = self.clients.lock().take() {
+            let (groups, others, stopped) = (self.groups.clone(), self.others.clone(), self.stopped.clone());
+            let end = tokio::spawn(async move {
+                if tokio::time::timeout(CALLS_END, &mut clients).await.is_err() {
+                    tracing::warn!("some calls did not end in time; their connections end with the process");
+                    clients.abort();
+                }
+                groups.shutdown(Instant::now() + GROUPS_END).await;
+                others.iter().for_each(AbortHandle::abort);
+                stopped.send_replace(true);
+            });
+            if let Err(error) = end.await {
+                tracing::error!(%error, "the node did not stop in order");
+                self.stopped.send_replace(true);
+            }
         }
-        self.groups.shutdown(Instant::now() + GROUPS_END).await;
-        for task in &self.others {
-            task.abort();
-        }
-        self.stopped.send_replace(true);
+        // The sender lives as long as this borrow.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
     }
 }
 
 impl Drop for NodeHandle {
     fn drop(&mut self) {
-        for task in &self.others {
-            task.abort();
-        }
+        self.others.iter().for_each(AbortHandle::abort);
         if let Some(clients) = self.clients.lock().take() {
             clients.abort();
+            self.groups.abandon();
         }
     }
 }

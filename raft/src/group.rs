@@ -35,6 +35,7 @@ use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
 use openraft_rt::deterministic_rng::DeterministicRng;
 use openraft_rt_tokio::TokioRuntime;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, RwLock, watch};
 use tokio::time::Instant;
 
@@ -244,15 +245,9 @@ const SNAPSHOT_TIMEOUT_MS: u64 = 3_600_000;
 /// One replica of one database.
 pub struct Group {
     replica: Arc<Replica>,
-    tasks: Tasks,
-}
-
-/// How far a group has been stopped.
-#[derive(Default)]
-struct Ending {
-    /// Whether it had failed before; none while nobody stops it.
-    failed: Option<bool>,
-    done: bool,
+    tasks: Arc<Tasks>,
+    /// Tells when the end is done; none while nobody has asked for it.
+    ended: Mutex<Option<watch::Receiver<bool>>>,
 }
 
 /// What the tasks of a group share.
@@ -278,7 +273,6 @@ pub(crate) struct Replica {
     pub(crate) failure: FailureCell,
     log_store: LogStore,
     stopping: AtomicBool,
-    ending: tokio::sync::Mutex<Ending>,
     /// Held while a snapshot is received and installed: a second one would clear away what the first is taken from.
     installing: Arc<tokio::sync::Mutex<()>>,
     server: ServerWatch,
@@ -419,6 +413,7 @@ impl Group {
             failure.clone(),
             seals_due.clone(),
         );
+        let mut kept = CloseUnlessKept(Some(state_machine.clone()));
         // What a stop left: a full part that was not written, a merge, an index that is lost.
         state_machine.look_for_index_work();
         let applied = state_machine.watch();
@@ -437,6 +432,7 @@ impl Group {
             }
         };
 
+        kept.0 = None;
         let mut client = [0; 16];
         env.rng.fill(&mut client);
         let replica = Arc::new(Replica {
@@ -462,10 +458,9 @@ impl Group {
             failure,
             log_store: own_log,
             stopping: AtomicBool::new(false),
-            ending: tokio::sync::Mutex::default(),
             installing: Arc::default(),
         });
-        let tasks = Tasks::default();
+        let tasks = Arc::new(Tasks::default());
         tasks.spawn(replica.clone().run_proposer());
         tasks.spawn(replica.clone().run_rounds());
         tasks.spawn(replica.clone().run_duties());
@@ -473,7 +468,7 @@ impl Group {
         tasks.spawn(replica.log_store.clone().run_space());
         tasks.spawn(replica.clone().run_pruner());
         tasks.spawn(replica.state_machine.clone().run_space());
-        Ok(Arc::new(Self { replica, tasks }))
+        Ok(Arc::new(Self { replica, tasks, ended: Mutex::default() }))
     }
 
     /// Makes these nodes the group's voters. Called on one node of a new group, once.
@@ -719,38 +714,65 @@ impl Group {
         self.replica.raft.trigger().transfer_leader(to).await.map_err(|_| MembershipError::Stopped)
     }
 
-    /// Stops in order: no new calls, the core, the tasks, the disk. Waiting calls end. Whoever calls it again waits for the first,
-    /// and does what is left when that one went away.
+    /// Stops in order: no new calls, the core, the tasks, the disk. Waiting calls end. Whoever calls it again waits for the same end,
+    /// which goes on when a caller goes away.
     pub async fn shutdown(&self) {
-        let mut ending = self.replica.ending.lock().await;
-        if ending.done {
-            return;
-        }
-        let failed = *ending.failed.get_or_insert_with(|| matches!(self.replica.health(), Health::Failed { .. }));
+        let mut ended = self.ended.lock().get_or_insert_with(|| self.begin_end()).clone();
+        // Without an answer the runtime is going away.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    fn begin_end(&self) -> watch::Receiver<bool> {
+        let failed = matches!(self.replica.health(), Health::Failed { .. });
         self.replica.stopping.store(true, Ordering::Release);
-        self.replica.proposer.close();
-        self.replica.log_store.close();
-        // The core may have failed before; it is stopped either way.
-        let _ = self.replica.raft.shutdown().await;
-        self.replica.state_machine.close();
-        self.replica.rounds.close();
-        self.tasks.end().await;
+        let (replica, tasks) = (self.replica.clone(), self.tasks.clone());
+        let (told, ended) = watch::channel(false);
+        tokio::spawn(async move {
+            replica.end(&tasks, failed).await;
+            // Whoever waits may open the database again.
+            drop((replica, tasks));
+            told.send_replace(true);
+        });
+        ended
+    }
+}
+
+impl Replica {
+    async fn end(&self, tasks: &Tasks, failed: bool) {
+        self.proposer.close();
+        self.log_store.close();
+        // The core may have failed before; it is stopped either way. Going away in the middle would leave a handle that nobody can
+        // wait for: openraft keeps who joins the core, and not that nobody does any more.
+        let _ = self.raft.shutdown().await;
+        self.state_machine.close();
+        self.rounds.close();
+        tasks.end().await;
         match failed {
             // Nothing more is written to a disk that failed; opening finds out what it holds.
-            true => give_up_damaged(&self.replica.strands, &self.replica.database).await,
+            true => give_up_damaged(&self.strands, &self.database).await,
             false => self.write_last().await,
         }
-        ending.done = true;
     }
 
     /// Leaves on the disk what makes the next start short.
     async fn write_last(&self) {
-        let database = self.replica.database.clone();
-        let _ = self.replica.strands.log.run(move || database.ledger().flush().map(drop)).await;
-        let database = self.replica.database.clone();
-        let last = self.replica.strands.background.run(move || database.checkpoint()).await;
+        let database = self.database.clone();
+        let _ = self.strands.log.run(move || database.ledger().flush().map(drop)).await;
+        let database = self.database.clone();
+        let last = self.strands.background.run(move || database.checkpoint()).await;
         if let Ok(Err(e)) = last {
-            tracing::warn!(group = %self.replica.group, error = %crate::strand::Chain(&e), "no last checkpoint");
+            tracing::warn!(group = %self.group, error = %crate::strand::Chain(&e), "no last checkpoint");
+        }
+    }
+}
+
+/// Ends the work on the index of a replica that does not come to be.
+struct CloseUnlessKept(Option<StateMachine>);
+
+impl Drop for CloseUnlessKept {
+    fn drop(&mut self) {
+        if let Some(state_machine) = &self.0 {
+            state_machine.close();
         }
     }
 }

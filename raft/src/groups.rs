@@ -55,6 +55,8 @@ const REREAD_WAIT: Duration = Duration::from_secs(1);
 const FIRST_ENTRY_WAIT: Duration = Duration::from_secs(10);
 /// How often a wait looks at what nothing wakes it for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a stop waits for the node's own tasks, which end at once unless one waits for a disk that hangs.
+const TASKS_END: Duration = Duration::from_secs(2);
 /// How long a node that stops tries to hand its leaderships over.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(2);
 
@@ -363,7 +365,7 @@ impl Groups {
             return;
         }
         // Before the places of the groups are free: one that still ran would open them again.
-        if timeout_at(deadline, self.tasks.end()).await.is_err() {
+        if timeout_at(deadline.min(Instant::now() + TASKS_END), self.tasks.end()).await.is_err() {
             tracing::warn!("some tasks of the node did not end in time");
         }
         self.meta.detach();
@@ -389,6 +391,11 @@ impl Groups {
             network.links().close();
         }
         self.lock.lock().take();
+    }
+
+    /// Stops without order, as a crash would, and waits for nothing.
+    pub fn abandon(&self) {
+        self.tasks.abort();
     }
 
     fn fail(&self, error: StartError) {

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-/// See the module. Dropping it stops them, without waiting.
+/// See the module. Dropping it stops them without waiting; tasks that hold what it is a part of have to be stopped otherwise.
 pub(crate) struct Tasks(Mutex<Option<Vec<JoinHandle<()>>>>);
 
 impl Default for Tasks {
@@ -24,6 +24,11 @@ impl Tasks {
         }
     }
 
+    /// Stops all of them, waits for none, and begins no other.
+    pub(crate) fn abort(&self) {
+        self.0.lock().take().iter().flatten().for_each(JoinHandle::abort);
+    }
+
     /// Stops all of them and waits until none runs. One that is running on another thread goes on until it waits for something, and
     /// what it does there must not come behind what the caller does next.
     pub(crate) async fn end(&self) {
@@ -35,7 +40,7 @@ impl Tasks {
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        self.0.get_mut().iter().flatten().for_each(JoinHandle::abort);
+        self.abort();
     }
 }
 

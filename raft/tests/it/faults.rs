@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use alhambra_ledger::ids::{LogIndex, TxId};
 use alhambra_raft::error::{ProposeError, ReadError};
-use alhambra_raft::group::{Group, Level};
+use alhambra_raft::group::{Group, Health, Level};
 use alhambra_storage::apply::Outcome;
 use alhambra_storage::command::RequestId;
 use alhambra_storage::vfs::mem::Crash;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
 
 use crate::cluster::{Cluster, after, get, peek, put, revisions, run, set, until};
 
@@ -386,5 +387,30 @@ fn a_disk_that_answers_late_holds_no_call_beyond_its_deadline() {
             put(&cluster.group(cluster.leader().await), "k", "after").await.unwrap();
             cluster.assert_equal().await;
         }
+    });
+}
+
+#[test]
+fn an_end_goes_on_when_whoever_asked_for_it_goes_away() {
+    run(async {
+        let mut cluster = Cluster::formed(1, 1_024, true).await;
+        let group = cluster.group(1);
+        put(&group, "a", "1").await.unwrap();
+        let covered = || group.database().checkpoint_position() == group.database().applied().log_id;
+        assert!(!covered(), "or nothing is left for the end");
+        cluster.hold_disk(1, true);
+        assert!(timeout_at(after(100), group.shutdown()).await.is_err(), "the disk is held");
+        let mut second = Box::pin(group.shutdown());
+        assert!(timeout_at(after(100), &mut second).await.is_err(), "the disk is held");
+        assert!(!covered());
+        cluster.hold_disk(1, false);
+        timeout_at(after(10_000), second).await.unwrap();
+        assert!(covered());
+        assert_eq!(group.status().health, Health::Stopped);
+        // Nothing of the end holds the folder.
+        drop(group);
+        cluster.stop(1).await;
+        cluster.start(1).await;
+        assert_eq!(get(&cluster.group(1), "a").await.unwrap().as_deref(), Some("1"));
     });
 }
