@@ -84,7 +84,8 @@ impl ZScanWalk {
         let key_len_max = settings(cx).await?.key_len_max;
         let range = scan.range();
         let too_long = |start: &Bytes| over(start.len(), key_len_max);
-        if over(range.prefix.len(), key_len_max) || range.start.as_ref().is_some_and(too_long) {
+        // A score is behind the set in each key, also where the scan begins with none.
+        if over(range.prefix.len() + size_of::<f64>(), key_len_max) || range.start.as_ref().is_some_and(too_long) {
             return Err(text::TREE_ILLEGAL_ARGUMENTS.into());
         }
         let view = view(cx, scan.since_tx).await?;

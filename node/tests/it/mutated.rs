@@ -3,6 +3,7 @@
 //!
 //! Runs for `ALHAMBRA_FUZZ_SECONDS` (a few seconds otherwise) from a seed that is printed; `ALHAMBRA_FUZZ_SEED` repeats it.
 
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use alhambra_node::NodeHandle;
@@ -101,6 +102,36 @@ impl Random {
         message
     }
 
+    /// What a client streams to a call: parts behind their lengths, cut anywhere, and mostly such as the call wants.
+    fn parts(&mut self, method: &str) -> Vec<Bytes> {
+        let mut stream = Vec::new();
+        for number in 0..self.below(9) {
+            let part = match (method, self.below(4)) {
+                ("streamExecAll", 0) => vec![self.one_of(&[1, 1, 2, 2, 3, 4, 0, 255])],
+                ("streamExecAll", 1) => {
+                    let zadd = POOL.get_message_by_name("immudb.schema.ZAddRequest").expect("it is in the schema");
+                    self.message(&zadd, 0).encode_to_vec()
+                }
+                ("streamVerifiableSet", _) if number == 0 => self.number().to_be_bytes().to_vec(),
+                _ => self.bytes(),
+            };
+            let len = if self.below(30) == 0 { self.number() } else { part.len() as u64 };
+            stream.extend(len.to_be_bytes());
+            stream.extend(part);
+        }
+        if self.below(4) == 0 {
+            self.damage(&mut stream);
+        }
+        let mut chunks = Vec::new();
+        while !stream.is_empty() {
+            let rest = stream.split_off(1 + self.below(stream.len()));
+            let chunk =
+                schema::Chunk { content: std::mem::replace(&mut stream, rest).into(), metadata: Default::default() };
+            chunks.push(chunk.encode_to_vec().into());
+        }
+        chunks
+    }
+
     /// Flips, drops, repeats and inserts some bytes.
     fn damage(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..1 + self.below(4) {
@@ -115,6 +146,22 @@ impl Random {
     }
 }
 
+/// Panics of this process that no test has caused by a wrong assumption of its own.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn watch_panics() {
+    static WATCHED: Once = Once::new();
+    WATCHED.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if panic.location().is_none_or(|at| !at.file().contains("tests/")) {
+                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(panic.to_string());
+            }
+            before(panic);
+        }));
+    });
+}
+
 /// Throws wrong calls at a node until its time is over.
 struct Thrower {
     random: Random,
@@ -127,6 +174,7 @@ struct Thrower {
 
 impl Thrower {
     async fn at(node: &NodeHandle) -> Self {
+        watch_panics();
         let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         let seed = setting("ALHAMBRA_FUZZ_SEED")
             .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos().into()) | 1);
@@ -175,8 +223,12 @@ impl Thrower {
         let mut headers = headers.clone();
         // Quick answers from calls that wait for what never comes.
         headers.insert("grpc-timeout", "2S".parse().unwrap());
-        let many = if descriptor.is_client_streaming() { random.below(4) } else { 1 };
-        let messages = vec![Bytes::from(message); many];
+        let messages = match descriptor.is_client_streaming() {
+            true if descriptor.input().name() == "Chunk" && random.below(4) > 0 => random.parts(method.name),
+            true => vec![Bytes::from(message); random.below(4)],
+            false => vec![Bytes::from(message)],
+        };
+        let many = messages.len();
         let (seed, number) = (self.seed, self.number);
         let what = || format!("seed {seed}, call {number}: {}/{} as {who}", method.service, method.name);
         match raw(&self.channel, &headers, method.path, messages).await {
@@ -194,6 +246,9 @@ impl Thrower {
                 *self.counts.entry(status.code() as i32).or_default() += 1;
             }
         }
+        // One that makes an answer, or works for a call on another thread, is told to the caller as an error like others.
+        let panics = std::mem::take(&mut *PANICS.lock().unwrap());
+        assert!(panics.is_empty(), "{}: {panics:?}", what());
         assert!(method.kind == CallKind::Stream || many == 1);
     }
 

@@ -178,6 +178,11 @@ async fn an_expired_token_is_refused_in_the_words_of_each_call() {
     refused(client.state().await, Code::PermissionDenied, EXPIRED, "");
     refused(inner.list_users(client.request(())).await, Code::Unknown, EXPIRED, "");
     refused(inner.logout(client.request(())).await, Code::Unknown, EXPIRED, "");
+    refused(client.select("defaultdb").await, Code::PermissionDenied, EXPIRED, "");
+    let listed = inner.database_list_v2(client.request(schema::DatabaseListRequestV2 {})).await;
+    refused(listed, Code::Unknown, "please login", "");
+    refused(inner.database_list(client.request(())).await, Code::Unknown, "please login", "");
+    refused(client.load("defaultdb").await, Code::Unknown, "could not get loggedin user data", "");
     clock.days(0);
     assert_eq!(client.get("k").await.unwrap().value, "v", "nothing was written, and nobody was logged out");
     node.shutdown().await;

@@ -1,10 +1,12 @@
 //! Users: who may do what to whom, and that a change ends what the user has open, on every node.
 
+use std::path::Path;
 use std::time::Duration;
 
 use alhambra_node::Node;
 use alhambra_proto::schema;
 use alhambra_storage::vfs::mem::MemVfs;
+use alhambra_storage::vfs::{OpenMode, Vfs};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -154,6 +156,18 @@ async fn passwords_are_nowhere_in_clear() {
     for password in passwords.iter().chain([&PASSWORD]) {
         assert!(!holds(password), "{password}");
     }
+    // Nor is the key with which this node signs sessions: what every node knows of it is the public one.
+    let file = disk.open(Path::new("/data/session.key"), OpenMode::Read).unwrap();
+    let text = file.read_at(0, usize::try_from(file.len().unwrap()).unwrap()).unwrap();
+    let secret = std::str::from_utf8(&text).unwrap().lines().nth(1).unwrap();
+    let bytes: Vec<u8> = secret.as_bytes().chunks(2).map(|digits| unhex(digits)).collect();
+    assert_eq!(bytes.len(), 32);
+    let times = |what: &[u8]| stored.windows(what.len()).filter(|window| *window == what).count();
+    assert_eq!((times(secret.as_bytes()), times(&bytes)), (1, 0), "once, in its own file");
+}
+
+fn unhex(digits: &[u8]) -> u8 {
+    u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,6 +194,10 @@ async fn references_and_members_of_sets_are_proven_as_an_sdk_rebuilds_them() {
     refused(inner.verifiable_z_add(client.request(request)).await, Code::InvalidArgument, illegal, "");
     let request = schema::VerifiableZAddRequest::default();
     refused(inner.verifiable_z_add(client.request(request)).await, Code::InvalidArgument, illegal, "");
+    let reference =
+        schema::ReferenceRequest { key: bytes("other"), referenced_key: bytes("target"), ..Default::default() };
+    let request = schema::VerifiableReferenceRequest { reference_request: Some(reference), prove_since_tx: beyond };
+    refused(inner.verifiable_set_reference(client.request(request)).await, Code::InvalidArgument, illegal, "");
     let request = schema::VerifiableReferenceRequest::default();
     refused(inner.verifiable_set_reference(client.request(request)).await, Code::InvalidArgument, illegal, "");
     assert_eq!(client.state().await.unwrap().tx_id, state.tx.get(), "nothing was written");
