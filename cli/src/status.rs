@@ -45,6 +45,9 @@ struct Node {
     ready: bool,
     /// What `/readyz` says, or why it could not be asked.
     readiness: String,
+    /// Whether `/readyz` was heard.
+    #[serde(skip)]
+    heard: bool,
     /// The cluster's uuid; none when the node gives no session.
     cluster: Option<String>,
     /// Why the node gives no session.
@@ -91,16 +94,29 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Output::Table => print_raw(status.table().render())?,
         Output::Raw => {
             for node in &status.nodes {
-                print_raw(format!("{} {}\n", node.endpoint, if node.ready { "ready" } else { "not ready" }))?;
+                let ready = match node.is_ready() {
+                    Some(true) => "ready",
+                    Some(false) => "not ready",
+                    None => "unknown",
+                };
+                print_raw(format!("{} {ready}\n", node.endpoint))?;
             }
         }
     }
-    let missing: Vec<&str> = status.nodes.iter().filter(|n| !n.is_well()).map(|n| n.endpoint.as_str()).collect();
+    let missing: Vec<&Node> = status.nodes.iter().filter(|n| !n.is_well()).collect();
     if missing.is_empty() {
         return Ok(());
     }
+    let names = missing.iter().map(|n| n.endpoint.as_str()).collect::<Vec<_>>().join(", ");
+    let how_many = format!("{} of {} nodes", missing.len(), status.nodes.len());
+    if missing.iter().all(|node| node.is_ready().is_none()) {
+        return Err(Failure::failed(
+            format!("{how_many} do not say whether they are ready: {names}"),
+            "name where their metrics and health pages are with --metrics-endpoint",
+        ));
+    }
     Err(Failure::failed(
-        format!("{} of {} nodes are not ready: {}", missing.len(), status.nodes.len(), missing.join(", ")),
+        format!("{how_many} are not ready: {names}"),
         "look into the logs of these nodes; where metrics are on other ports, name them with --metrics-endpoint",
     ))
 }
@@ -142,10 +158,11 @@ async fn ask(target: Target, endpoint: String, metrics_endpoint: String) -> Node
     let mut node = Node { endpoint, metrics_endpoint, ..Node::default() };
     match http::get(&node.metrics_endpoint, "/readyz", target.tls.as_ref(), ONE_QUESTION).await {
         Ok((status, body)) => {
+            node.heard = true;
             node.ready = status == 200;
             node.readiness = body.trim().to_owned();
         }
-        Err(error) => node.readiness = format!("{}: {error}", node.metrics_endpoint),
+        Err(error) => node.readiness = format!("no answer to /readyz at {}: {error}", node.metrics_endpoint),
     }
     let metrics = http::get(&node.metrics_endpoint, "/metrics", target.tls.as_ref(), ONE_QUESTION).await;
     let metrics = metrics.map_or(String::new(), |page| page.1);
@@ -209,6 +226,11 @@ fn value(metrics: &str, gauge: &str, database: &str) -> Option<f64> {
 }
 
 impl Node {
+    /// None when it answers clients and its page is somewhere else.
+    fn is_ready(&self) -> Option<bool> {
+        (self.heard || self.error.is_some()).then_some(self.ready)
+    }
+
     fn is_well(&self) -> bool {
         self.ready && self.error.is_none() && self.databases.iter().all(|database| database.error.is_none())
     }
@@ -228,7 +250,11 @@ impl Status {
     fn table(&self) -> Table {
         let mut table = Table::new(&["node", "ready", "cluster", "database", "role", "tx", "alh", "remark"]);
         for node in &self.nodes {
-            let ready = if node.ready { "yes" } else { "no" };
+            let ready = match node.is_ready() {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "unknown",
+            };
             let cluster = node.cluster.as_deref().unwrap_or("-");
             let remark = match &node.error {
                 Some(error) => error.as_str(),
@@ -285,6 +311,18 @@ mod tests {
         let lines: Vec<&str> = low.lines().collect();
         assert!(lines[1].ends_with("  user writes are refused: no room"), "{low}");
         assert!(lines[2].ends_with("  disk low: 9 bytes left, free space"), "{low}");
+    }
+
+    #[test]
+    fn a_page_that_is_elsewhere_is_not_a_node_that_is_not_ready() {
+        let ready = |heard: bool, error: Option<&str>| {
+            let node = Node { heard, error: error.map(str::to_owned), ..Node::default() };
+            let table = Status { nodes: vec![node] }.table().render();
+            table.lines().nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        assert_eq!(ready(false, None), "unknown");
+        assert_eq!(ready(true, None), "no");
+        assert_eq!(ready(false, Some("connection refused")), "no");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use alhambra_client::{Client, Entry, Error, Options, TxId};
 use alhambra_ledger::digest::sha256;
 use alhambra_ledger::kv;
-use alhambra_proto::code::text as wire;
+use alhambra_proto::code::{WireError, text as wire};
 use alhambra_proto::convert::Tx;
 use tokio::time::timeout;
 
@@ -17,6 +17,16 @@ use crate::output::text;
 
 /// How long a command waits for a node before it says that it does.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// What says that the user may not.
+const FORBIDDEN: [WireError; 6] = [
+    wire::PERMISSION_DENIED,
+    wire::NO_DATABASE_PERMISSION,
+    wire::NO_OPERATION_PERMISSION,
+    wire::NOT_ADMIN_OF_DATABASE,
+    wire::NOT_ADMIN_OF_DATABASE_DENIED,
+    wire::NOT_ADMIN_ANYWHERE,
+];
 
 /// A connected client.
 pub struct Trusted {
@@ -170,6 +180,14 @@ fn explain(error: &Error, target: &Target, key: Option<&[u8]>) -> Failure {
             what,
             "nothing is wrong with the call: wait, or make room as the message says, and repeat it",
         ),
+        Error::Refused { status, .. } if wire::ALREADY_CLOSED.is(status) => Failure::failed(
+            what,
+            "the database is unloaded: `alhambra database list` shows which are, `alhambra database load NAME` opens one",
+        ),
+        Error::Refused { status, .. } if FORBIDDEN.iter().any(|text| text.is(status)) => Failure::failed(
+            format!("user {:?}: {what}", target.username),
+            "name a user who may with --username, or have an administrator grant it: `alhambra user list` shows who may do what",
+        ),
         Error::Refused { .. } => Failure::failed(what, "change the call as the message says"),
         Error::Tampered { .. } => Failure::new(
             Kind::Tampered,
@@ -205,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_server_is_not_the_fault_of_the_call() {
+    fn refusals_say_what_to_do_about_them() {
         let target = Target {
             endpoints: vec!["a:1".into()],
             login: true,
@@ -223,5 +241,11 @@ mod tests {
         assert!(full.contains("16 MiB left") && full.contains("nothing is wrong with the call"), "{full}");
         let wrong = advice(tonic::Status::invalid_argument("max key length exceeded"));
         assert!(wrong.contains("change the call"), "{wrong}");
+        let unloaded = advice(wire::ALREADY_CLOSED.status());
+        assert!(unloaded.contains("alhambra database load"), "{unloaded}");
+        for text in FORBIDDEN {
+            let forbidden = advice(text.status());
+            assert!(forbidden.contains("user \"u\"") && forbidden.contains("administrator"), "{forbidden}");
+        }
     }
 }
