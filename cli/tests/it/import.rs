@@ -1,14 +1,23 @@
 //! `alhambra import`: from a server of ours that replays real exports, honest, interrupted and lying; and from one own cluster into
 //! another.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
 
-use alhambra_client::{Client, Options};
+use alhambra_client::{Client, Options, TxId};
+use alhambra_ledger::header::TxHeader;
 use serde_json::{Value, json};
 
-use crate::import_source::{Source, UUID};
-use crate::support::{Demo, Wire, alhambra, free_base_port, run, send_signal, stderr, stdout, wait_until};
+use crate::import_source::{Source, UUID, databases, header};
+use crate::support::{
+    DEADLINE, Demo, Serve, Wire, alhambra, free_base_port, run, send_signal, stderr, stdout, wait_until,
+};
+use crate::users::Terminal;
 
 struct Target {
     demo: Demo,
@@ -33,6 +42,12 @@ impl Target {
         run(&mut self.command(arguments))
     }
 
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.call(&[arguments, &["--output", "json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).unwrap()
+    }
+
     fn import(&self, source: &Source, more: &[&str]) -> Output {
         let from = ["import", "--from", &source.endpoint, "--database", "moved", "--output", "json"];
         self.call(&[&from[..], more].concat())
@@ -44,20 +59,20 @@ impl Target {
         serde_json::from_str(&stdout(&output)).unwrap()
     }
 
-    fn moved(&self) -> Option<Value> {
+    fn database(&self, name: &str) -> Option<Value> {
         let status: Value = serde_json::from_str(&stdout(&self.call(&["status", "--output", "json"]))).ok()?;
         let databases = status["nodes"][0]["databases"].as_array()?;
-        databases.iter().find(|database| database["name"] == "moved").cloned()
+        databases.iter().find(|database| database["name"] == name).cloned()
     }
 
     /// Newest transaction of the target, when there is one.
     fn found(&self) -> Option<u64> {
-        self.moved()?["tx"].as_u64()
+        self.database("moved")?["tx"].as_u64()
     }
 
     /// Newest transaction of the target, and its Alh.
     fn state(&self) -> (u64, String) {
-        let moved = self.moved().unwrap();
+        let moved = self.database("moved").unwrap();
         (moved["tx"].as_u64().unwrap(), moved["alh"].as_str().unwrap().to_owned())
     }
 }
@@ -134,6 +149,111 @@ fn a_source_in_use_is_followed_until_the_command_is_told_to_stop() {
     assert_eq!((&report["tx"], &report["imported"]), (&json!(31), &json!(31)));
     assert_eq!((&report["alh"], &report["cut_over"]), (&json!(source.served.txs[30].1), &json!(false)));
     assert_eq!(source.served.sessions.load(Ordering::SeqCst), 0, "sessions are closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_sample_there_is_moves_over_as_it_was_although_the_command_is_killed_in_the_middle() {
+    let target = Target::start();
+    let mut versions = BTreeSet::new();
+    for name in databases() {
+        let source = Source::start(&name);
+        let txs = &source.served.txs;
+        let headers: Vec<TxHeader> = txs.iter().map(|(stream, _)| header(stream)).collect();
+        versions.extend(headers.iter().map(|header| header.version));
+        let last = txs.len() as u64;
+        let import = ["import", "--from", &source.endpoint, "--database", &name];
+
+        // The source falls silent within a transaction. The one before that needs it to vouch for it, and does not go on either.
+        let silent = last / 2 + 1;
+        let kept = silent - 2;
+        source.served.silent.store(silent, Ordering::SeqCst);
+        let killed = Serve(target.command(&import).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        wait_until("what comes before the silence", || (target.database(&name)?["tx"] == kept).then_some(()));
+        drop(killed);
+        source.served.silent.store(0, Ordering::SeqCst);
+        let trusted = target.json(&["verify", "--database", &name]);
+        assert_eq!((&trusted["tx"], &trusted["alh"]), (&json!(kept), &json!(txs[kept as usize - 1].1)), "{name}");
+
+        let report = target.json(&import);
+        let expected = (&json!(last), &json!(txs[txs.len() - 1].1), &json!(last - kept));
+        assert_eq!((&report["tx"], &report["alh"], &report["imported"]), expected, "{name}");
+        let options = Options { database: name.clone(), ..Options::default() };
+        let client = Client::connect(target.demo.endpoints(), options).await.unwrap();
+        for (header, (_, alh)) in headers.iter().zip(txs) {
+            let found = client.tx_by_id(header.id).await.unwrap().header;
+            assert_eq!((&found, &found.alh().unwrap().to_string()), (header, alh), "{name}");
+        }
+
+        // Users go on in the form and within the limits of the source, and what was trusted in the middle leads there.
+        target.json(&[&import[..], &["--cut-over"]].concat());
+        let set = target.json(&["set", "--database", &name, "--no-verify", "after", "v"]);
+        assert_eq!(set["tx"], json!(last + 1), "{name}");
+        let own = client.tx_by_id(TxId(last + 1)).await.unwrap().header;
+        assert_eq!((own.version, own.ts == 0), (headers[0].version, headers[0].ts == 0), "{name}");
+        client.close().await;
+        let verified = target.json(&["verify", "--database", &name, "after"]);
+        let expected = (&json!(kept), &json!(last + 1), &json!("v"));
+        assert_eq!((&verified["trusted_before"], &verified["tx"], &verified["entry"]["value"]), expected, "{name}");
+        let long = "k".repeat(777);
+        let refused = target.call(&["set", "--database", &name, "--no-verify", &long, "v"]);
+        assert!(stderr(&refused).contains("max key length exceeded"), "{name}: {}", stderr(&refused));
+    }
+    assert_eq!(versions, BTreeSet::from([0, 1]), "old headers and new ones");
+}
+
+/// A line without its numbers, and these.
+fn parts(line: &str) -> (String, Vec<usize>) {
+    let words = line.chars().filter(|c| !c.is_ascii_digit()).collect();
+    (words, line.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect())
+}
+
+#[test]
+fn how_far_it_is_is_told_while_it_runs_and_how_far_it_came_at_the_end() {
+    let target = Target::start();
+    let source = Source::start("kvone");
+    let arguments = ["import", "--from", &source.endpoint, "--database", "moved", "--follow"];
+    source.served.newest.store(10, Ordering::SeqCst);
+    let child = target.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut import = Serve(child);
+    let (say, heard) = mpsc::channel();
+    let lines = BufReader::new(import.0.stderr.take().unwrap()).lines();
+    thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| say.send(line)));
+    // One more each time that it has caught up. It asks twice a second, and tells every five seconds how far it is.
+    let (mut newest, mut told) = (9, Vec::new());
+    while told.len() < 2 {
+        newest += 1;
+        source.served.newest.store(newest, Ordering::SeqCst);
+        let caught_up = format!("caught up after {newest} transactions, following");
+        loop {
+            let line = heard.recv_timeout(DEADLINE).unwrap();
+            if line == caught_up {
+                break;
+            }
+            let (words, numbers) = parts(&line);
+            assert_eq!(words, "transaction  of , /s,  behind", "{line}");
+            let [at, of, _, behind] = numbers[..] else { panic!("{line}") };
+            assert!(of == newest && at + behind == of, "{line}, of {newest}");
+            told.push(at);
+        }
+    }
+    assert_eq!(told[0], 1, "from the first on: {told:?}");
+    send_signal("TERM", import.0.id());
+    let status = wait_until("the end of the command", || import.0.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    let mut report = String::new();
+    import.0.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+    let cells: Vec<&str> =
+        report.lines().last().unwrap().split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+    let (count, alh) = (newest.to_string(), &source.served.txs[newest - 1].1);
+    assert_eq!(cells, ["moved", &count, &count, alh, "no: it is a replica"], "{report}");
+
+    // At a terminal it is a bar, and then the report.
+    let other = Source::start("notime");
+    other.served.newest.store(5, Ordering::SeqCst);
+    let arguments = ["import", "--from", &other.endpoint, "--database", "other"];
+    let (success, seen) = Terminal::start("xterm", &target.command(&arguments)).end();
+    assert!(success && seen.contains(" 1 of 5 transactions, ") && seen.contains("/s, 4 behind"), "{seen}");
+    assert!(seen.trim_end().ends_with("no: it is a replica"), "{seen}");
 }
 
 /// Writes as many transactions, many at once.
@@ -258,4 +378,54 @@ fn one_cluster_moves_into_another() {
     }
     assert!(new.call(&["set", "a", "4"]).status.success());
     assert!(new.call(&["verify"]).status.success());
+}
+
+#[test]
+fn what_a_client_trusts_of_the_old_server_is_proven_on_at_the_cluster_that_took_its_uuid() {
+    let (old, new) = (Target::start(), Target::start());
+    for (key, value) in [("a", "1"), ("b", "2")] {
+        old.json(&["set", key, value]);
+    }
+    for (key, value) in [("a", "3"), ("b", "4")] {
+        old.json(&["set", "--no-verify", key, value]);
+    }
+    let from = old.demo.endpoint_list();
+    let report = new.json(&["import", "--from", &from, "--from-password", "immudb", "--cut-over", "--take-uuid"]);
+    assert_eq!((&report["tx"], &report["target_uuid"]), (&json!(4), &report["source_uuid"]));
+    let Target { demo, home } = old;
+    assert_eq!(demo.stop(), Some(0));
+
+    // The folder stays; nothing in it is touched.
+    let uuid = report["source_uuid"].as_str().unwrap();
+    let states = home.path().join("states");
+    let file = states.join(format!("state-{uuid}-defaultdb.json"));
+    let kept = fs::read_to_string(&file).unwrap();
+    let trusted = || serde_json::from_str::<Value>(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(trusted()["tx"], json!(2));
+    let folder = ["--state-dir", states.to_str().unwrap()];
+    let call = |arguments: &[&str]| new.json(&[arguments, &folder].concat());
+    let verified = call(&["verify", "a"]);
+    let continued = json!("tx 4 continues the history trusted up to tx 2");
+    assert!(verified["proven"].as_array().unwrap().contains(&continued), "{verified}");
+    assert_eq!((&verified["cluster"], &verified["trusted_before"]), (&json!(uuid), &json!(2)));
+    assert_eq!((&verified["entry"]["value"], &verified["entry"]["tx"]), (&json!("3"), &json!(3)));
+    fs::write(&file, &kept).unwrap();
+    let got = call(&["get", "b"]);
+    assert_eq!((&got["value"], &got["tx"], &got["verified"]), (&json!("4"), &json!(4), &json!(true)));
+    assert_eq!((&trusted()["tx"], &trusted()["alh"]), (&json!(4), &report["alh"]), "it was proven from the old state");
+    assert_eq!(call(&["set", "a", "5"])["tx"], json!(5));
+    assert_eq!(trusted()["tx"], json!(5));
+    let files = fs::read_dir(&states).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(files.filter(|path| path.extension().is_some_and(|end| end == "json")).count(), 1, "no other was begun");
+
+    // Of another history no less is found out than at the old server.
+    let alh = trusted()["alh"].as_str().unwrap().to_owned();
+    let forged = fs::read_to_string(&file).unwrap().replace(&alh, &"ab".repeat(32));
+    new.json(&["set", "--no-verify", "a", "6"]);
+    for arguments in [&["verify"][..], &["get", "a"]] {
+        fs::write(&file, &forged).unwrap();
+        let output = new.call(&[arguments, &folder].concat());
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(fs::read_to_string(&file).unwrap(), forged, "{arguments:?}");
+    }
 }

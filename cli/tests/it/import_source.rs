@@ -1,27 +1,44 @@
 //! A server that has what the real exports hold, and everything that a source may do to whoever imports from it.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use alhambra_ledger::export;
+use alhambra_ledger::header::TxHeader;
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_server::{ImmuService, ImmuServiceServer};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
+use tonic::codegen::tokio_stream::StreamExt;
 use tonic::codegen::{BoxStream, tokio_stream};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, async_trait};
 
 pub const UUID: &str = "d7l3kq8s9pmc73fn1g20";
 
+fn all() -> impl Iterator<Item = Value> {
+    let lines = include_str!("../../../ledger/testdata/export-sample.jsonl").lines();
+    lines.map(|line| serde_json::from_str::<Value>(line).unwrap())
+}
+
+/// Every database of the sample.
+pub fn databases() -> BTreeSet<String> {
+    all().map(|line| line["database"].as_str().unwrap().to_owned()).collect()
+}
+
 /// A database of the sample: the stream of each transaction, and its Alh.
 pub fn sample(database: &str) -> Vec<(Vec<u8>, String)> {
-    let lines = include_str!("../../../ledger/testdata/export-sample.jsonl").lines();
-    let all = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
-    all.filter(|line| line["database"] == database)
+    all()
+        .filter(|line| line["database"] == database)
         .map(|line| (unhex(line["chunk_content_hex"].as_str().unwrap()), line["alh_hex"].as_str().unwrap().to_owned()))
         .collect()
+}
+
+/// The header in the stream of a transaction.
+pub fn header(stream: &[u8]) -> TxHeader {
+    export::decode(&stream[8..]).unwrap().header
 }
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -40,6 +57,8 @@ pub struct Served {
     /// Streams that are cut in the middle, and sessions that are forgotten, before the next answers are good.
     pub cuts: AtomicUsize,
     pub forgets: AtomicUsize,
+    /// Transaction whose stream does not end; 0 for none.
+    pub silent: AtomicU64,
     pub exports: AtomicUsize,
     /// Sessions that are open.
     pub sessions: AtomicIsize,
@@ -67,6 +86,7 @@ impl Source {
             wrong_state: Mutex::default(),
             cuts: AtomicUsize::new(0),
             forgets: AtomicUsize::new(0),
+            silent: AtomicU64::new(0),
             exports: AtomicUsize::new(0),
             sessions: AtomicIsize::new(0),
         });
@@ -117,8 +137,11 @@ impl ImmuService for Service {
         request: Request<schema::DatabaseSettingsRequest>,
     ) -> Result<Response<schema::DatabaseSettingsResponse>, Status> {
         self.admit(&request)?;
+        let first = header(&self.0.txs[0].0);
         let settings = schema::DatabaseNullableSettings {
             max_key_len: Some(schema::NullableUint32 { value: 777 }),
+            exclude_commit_time: Some(schema::NullableBool { value: first.ts == 0 }),
+            write_tx_header_version: Some(schema::NullableUint32 { value: first.version.into() }),
             ..Default::default()
         };
         Ok(Response::new(schema::DatabaseSettingsResponse { settings: Some(settings), ..Default::default() }))
@@ -172,7 +195,13 @@ impl ImmuService for Service {
                 chunks.push(Err(Status::unavailable("going down")));
             }
         }
-        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+        let chunks = tokio_stream::iter(chunks);
+        let stream: BoxStream<schema::Chunk> = if self.0.silent.load(Ordering::SeqCst) == tx {
+            Box::pin(chunks.take(1).chain(tokio_stream::pending()))
+        } else {
+            Box::pin(chunks)
+        };
+        Ok(Response::new(stream))
     }
 
     async fn close_session(&self, request: Request<()>) -> Result<Response<()>, Status> {

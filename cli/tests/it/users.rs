@@ -184,14 +184,14 @@ fn users_are_made_at_the_prompt_and_their_passwords_asked_for_at_a_terminal() {
 }
 
 /// A command at a terminal of its own, and a person who waits for each question.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     keyboard: ChildStdin,
     screen: Arc<Mutex<String>>,
 }
 
 impl Terminal {
-    fn start(term: &str, command: &Command) -> Terminal {
+    pub fn start(term: &str, command: &Command) -> Terminal {
         let words: Vec<&str> =
             std::iter::once(command.get_program()).chain(command.get_args()).map(|w| w.to_str().unwrap()).collect();
         let mut script = Command::new("script");
@@ -216,7 +216,7 @@ impl Terminal {
     }
 
     /// Whether the command succeeded, and all that was to be seen.
-    fn end(mut self) -> (bool, String) {
+    pub fn end(mut self) -> (bool, String) {
         let status = wait_until("the end of the command", || self.child.try_wait().unwrap());
         let screen = Arc::downgrade(&self.screen);
         drop(self.keyboard);
