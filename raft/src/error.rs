@@ -28,7 +28,7 @@ pub enum ProposeError {
     /// same request id.
     #[error("the outcome is unknown: the proposal may have been applied")]
     OutcomeUnknown,
-    /// The queue of proposals is full. Surely not applied.
+    /// There was no room in the queue of proposals until shortly before the deadline, or no memory for them. Surely not applied.
     #[error("too many proposals wait ({queued_bytes} bytes of at most {queued_bytes_max})")]
     Overloaded {
         /// Bytes that wait.

@@ -89,7 +89,7 @@ pub struct Tuning {
     pub election_min_ms: u64,
     /// See `election_min_ms`; a leader that has not heard of a quorum for this long takes no proposals.
     pub election_max_ms: u64,
-    /// Bytes of proposals that may wait before `Overloaded`.
+    /// Bytes of proposals that may be queued. More wait for room there, and are `Overloaded` shortly before their deadlines.
     pub queue_bytes_max: u64,
     /// Encoded bytes of one batch, after which it is closed; one proposal may be larger.
     pub batch_bytes: u64,

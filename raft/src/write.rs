@@ -32,7 +32,7 @@ use bytes::Bytes;
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::raft::ClientWriteResult;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::charges::Charges;
@@ -43,6 +43,8 @@ use crate::group::Replica;
 use crate::turns::Turn;
 use crate::types::{CommandBytes, Completion, TypeConfig};
 
+/// So long before its deadline a proposal for which there is no room is refused, so that its caller hears that it is surely not applied.
+const ROOM_REFUSED_BEFORE: Duration = Duration::from_millis(100);
 /// Pause before the next attempt when nothing tells that it would end otherwise.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -81,6 +83,8 @@ struct Waiting {
     len: u64,
     /// Its part of what all databases of the process may keep waiting.
     _memory: memory::Waiting,
+    /// Its part of the queue.
+    _room: OwnedSemaphorePermit,
     deadline: Instant,
     answer: oneshot::Sender<Answer>,
 }
@@ -113,7 +117,9 @@ pub(crate) struct Proposer {
     in_flight_max: usize,
     pipeline_bytes: u64,
     proposal_bytes_max: u64,
-    room: memory::Room,
+    memory: memory::Room,
+    /// Of the queue, in bytes.
+    room: Arc<Semaphore>,
     /// User writes that were refused, by [`WriteLimit::number`].
     refused: [AtomicU64; WriteLimit::REASONS.len()],
 }
@@ -232,7 +238,8 @@ impl Proposer {
             in_flight_max: tuning.batches_in_flight_max.max(1),
             pipeline_bytes: tuning.pipeline_bytes,
             proposal_bytes_max: PROPOSAL_BYTES_MAX.min(FRAME_PAYLOAD_BYTES_MAX - BATCH_HEAD_BYTES) as u64,
-            room: tuning.memory.room(),
+            memory: tuning.memory.room(),
+            room: Arc::new(Semaphore::new(tuning.queue_bytes_max.min(Semaphore::MAX_PERMITS as u64) as usize)),
             refused: Default::default(),
         }
     }
@@ -258,7 +265,9 @@ impl Proposer {
         RequestId { client: self.client, sequence, floor }
     }
 
-    fn enqueue(
+    /// Queues a proposal, behind those that wait for room there as well, and refuses it when there is none shortly before its deadline.
+    /// Going away while it waits takes it back.
+    async fn enqueue(
         &self,
         proposal: TxProposal,
         deadline: Instant,
@@ -268,13 +277,29 @@ impl Proposer {
         if len > self.proposal_bytes_max {
             return Err(ProposeError::TooLarge { len_bytes: len, len_bytes_max: self.proposal_bytes_max });
         }
-        let Some(_memory) = self.room.take(len) else {
-            let (queued_bytes, queued_bytes_max) = (self.room.bytes(), self.room.bytes_max());
+        let Some(memory) = self.memory.take(len) else {
+            let (queued_bytes, queued_bytes_max) = (self.memory.bytes(), self.memory.bytes_max());
             return Err(ProposeError::Overloaded { queued_bytes, queued_bytes_max });
+        };
+        // A larger one than all the room has it for itself.
+        let share = u32::try_from(len.min(self.bytes_max)).unwrap_or(u32::MAX);
+        let room = match self.room.clone().try_acquire_many_owned(share) {
+            Err(TryAcquireError::NoPermits) => {
+                let until = deadline.checked_sub(ROOM_REFUSED_BEFORE).unwrap_or(deadline);
+                match timeout_at(until, self.room.clone().acquire_many_owned(share)).await {
+                    Ok(room) => room.map_err(|_| ProposeError::Stopped)?,
+                    Err(_) => {
+                        let queued_bytes = self.queue.lock().bytes;
+                        return Err(ProposeError::Overloaded { queued_bytes, queued_bytes_max: self.bytes_max });
+                    }
+                }
+            }
+            room => room.map_err(|_| ProposeError::Stopped)?,
         };
         let (answer, receiver) = oneshot::channel();
         let request = proposal.request;
-        let slot = Arc::new(Slot(Mutex::new(Some(Waiting { proposal, len, _memory, deadline, answer }))));
+        let waiting = Waiting { proposal, len, _memory: memory, _room: room, deadline, answer };
+        let slot = Arc::new(Slot(Mutex::new(Some(waiting))));
         {
             let mut queue = self.queue.lock();
             if queue.closed {
@@ -282,9 +307,6 @@ impl Proposer {
             }
             while queue.slots.front().is_some_and(|slot| slot.0.lock().is_none()) {
                 queue.slots.pop_front();
-            }
-            if queue.bytes > 0 && queue.bytes + len > self.bytes_max {
-                return Err(ProposeError::Overloaded { queued_bytes: queue.bytes, queued_bytes_max: self.bytes_max });
             }
             if let Err(limit) = queue.admit(len, request.as_ref(), quotas, Instant::now()) {
                 self.refused[limit.number()].fetch_add(1, Ordering::Relaxed);
@@ -299,6 +321,7 @@ impl Proposer {
 
     /// Takes no more proposals; those that wait surely are not applied.
     pub(crate) fn close(&self) {
+        self.room.close();
         let waiting = {
             let mut queue = self.queue.lock();
             queue.closed = true;
@@ -572,7 +595,11 @@ impl Replica {
             None => None,
         };
         let quotas = self.quotas();
-        let (slot, receiver) = self.proposer.enqueue(proposal, deadline, quotas).map_err(Missed::Refused)?;
+        let (slot, receiver) = tokio::select! {
+            biased;
+            queued = self.proposer.enqueue(proposal, deadline, quotas) => queued.map_err(Missed::Refused)?,
+            () = self.leader_other_than(Some(self.node_id)) => return Err(Missed::NotLeader(self.leader())),
+        };
         if let Some(turn) = &mut turn {
             turn.hand_on();
         }

@@ -200,23 +200,42 @@ fn reads_that_come_together_share_a_round() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_what_it_refuses_is_not_written() {
+fn whoever_finds_a_full_queue_waits_for_room() {
     run(async {
         let small = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
         let cluster = Cluster::tuned(3, 64 << 20, true, small).await;
-        let leader = cluster.leader().await;
-        let group = cluster.group(leader);
+        let group = cluster.group(cluster.leader().await);
+        // One of them is larger than all the room.
+        let writes = (0..200).map(|n| {
+            let (group, len) = (group.clone(), if n == 50 { 5_000 } else { 1_000 });
+            async move { group.propose(set(&format!("k{n}"), &"x".repeat(len)), after(5_000)).await }
+        });
+        for result in join_all(writes).await {
+            assert!(matches!(result, Ok(Outcome::Committed { .. })), "{result:?}");
+        }
+    });
+}
+
+#[test]
+fn who_finds_no_room_in_time_is_refused_and_not_written() {
+    run(async {
+        let small = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
+        let cluster = Cluster::tuned(3, 64 << 20, true, small).await;
+        let group = cluster.group(cluster.leader().await);
+        (1..=3).for_each(|id| cluster.hold_disk(id, true));
         let writes = (0..20).map(|n| {
             let group = group.clone();
-            async move { group.propose(set(&format!("k{n}"), &"x".repeat(1_000)), after(5_000)).await }
+            async move { group.propose(set(&format!("k{n}"), &"x".repeat(1_000)), after(500)).await }
         });
         let results = join_all(writes).await;
-        let refused = results.iter().filter(|r| matches!(r, Err(ProposeError::Overloaded { .. }))).count();
-        let done = results.iter().filter(|r| matches!(r, Ok(Outcome::Committed { .. }))).count();
-        assert_eq!(refused + done, 20, "{results:?}");
-        assert!(refused > 0 && done > 0, "{refused} refused, {done} done");
-        let committed: usize = (0..20).filter(|n| peek(&group, &format!("k{n}")).is_some()).count();
-        assert_eq!(committed, done, "what was refused is not written");
+        (1..=3).for_each(|id| cluster.hold_disk(id, false));
+        let refused: Vec<usize> =
+            (0..20).filter(|n| matches!(results[*n], Err(ProposeError::Overloaded { .. }))).collect();
+        assert!(refused.len() >= 15, "room is for two, and one is on its way: {results:?}");
+        put(&group, "last", "v").await.unwrap();
+        for n in refused {
+            assert_eq!(peek(&group, &format!("k{n}")), None, "what was refused is not written");
+        }
     });
 }
 
