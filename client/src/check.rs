@@ -138,6 +138,11 @@ impl Wanted {
         Self { key: kv::set_key(&pair.key), value_hash, metadata: pair.metadata }
     }
 
+    /// A value without attributes, of whose stored form there is the hash.
+    pub(crate) fn hashed(key: &[u8], value_hash: Digest) -> Self {
+        Self { key: kv::set_key(key), value_hash, metadata: KvMetadata::default() }
+    }
+
     /// A reference; `at_tx` 0 for one that is not bound.
     pub(crate) fn reference(key: &[u8], target: &[u8], at_tx: TxId) -> Self {
         let value_hash = sha256(&kv::reference_value(at_tx, target));
@@ -245,12 +250,13 @@ pub(crate) fn written(
 }
 
 /// Checks the answer to a verified get and gives the header of the transaction that holds the entry and the state to
-/// trust.
+/// trust. Of a value that came apart from the entry there is the hash of its stored form.
 ///
 /// Of a reference only the reference itself is proven, as in the original.
 pub(crate) fn get(
     question: &GetQuestion<'_>,
     reply: &schema::VerifiableEntry,
+    value_hash: Option<Digest>,
     trusted: &TrustedState,
     key: Option<&VerifyingKey>,
 ) -> Result<(TxHeader, TrustedState), Check> {
@@ -261,9 +267,12 @@ pub(crate) fn get(
     let inclusion = reply.inclusion_proof.as_ref().ok_or(missing("VerifiableEntry.inclusionProof"))?;
     let inclusion = InclusionProof::try_from(inclusion)?;
 
-    let (found_key, found_tx, metadata, stored_value) = match &entry.referenced_by {
-        None => (&entry.key, entry.tx, &entry.metadata, kv::set_value(&entry.value)),
-        Some(by) => (&by.key, by.tx, &by.metadata, kv::reference_value(TxId(by.at_tx), &entry.key)),
+    let (found_key, found_tx, metadata, value_hash) = match &entry.referenced_by {
+        None => {
+            let hash = value_hash.unwrap_or_else(|| sha256(&kv::set_value(&entry.value)));
+            (&entry.key, entry.tx, &entry.metadata, hash)
+        }
+        Some(by) => (&by.key, by.tx, &by.metadata, sha256(&kv::reference_value(TxId(by.at_tx), &entry.key))),
     };
     require(found_key == question.key, Check::Key)?;
     let metadata = kv_metadata_from(metadata.as_ref());
@@ -275,7 +284,6 @@ pub(crate) fn get(
 
     let header = &tx.tx.header;
     let stored_key = kv::set_key(question.key);
-    let value_hash = sha256(&stored_value);
     let digest = entry_digest(header.version, &stored_key, &metadata.to_bytes(), &value_hash)?;
     verify_entry(&inclusion, &digest, header)?;
     // Of a large transaction only the entry that is proven is told; the proof ties it to all the others.

@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::check::{KeyValue, public_key};
 use crate::connect::{Connection, Credentials, endpoint};
 use crate::error::Error;
+use crate::precondition::{Precondition, requests};
 use crate::retry::Kind;
 use crate::state_store::{FileStateStore, MemoryStateStore, StateStore};
 use crate::tls::Tls;
@@ -261,12 +262,7 @@ impl Client {
 
     /// Writes all pairs as one transaction, in this order.
     pub async fn set_all(&self, pairs: Vec<KeyValue>) -> Result<TxHeader, Error> {
-        let connection = self.connection();
-        let request = set_request(&pairs);
-        let reply = connection
-            .call("set", Kind::Write, connection.deadline(), request, async |mut c, r| c.set(r).await)
-            .await?;
-        written("set", &reply)
+        self.set_all_if(pairs, &[]).await
     }
 
     /// Writes a reference to `target` under `key`, which leads to its newest value, or with an `at_tx` other than 0 to what that
@@ -277,14 +273,7 @@ impl Client {
         target: impl Into<Bytes>,
         at_tx: TxId,
     ) -> Result<TxHeader, Error> {
-        let connection = self.connection();
-        let request = reference_request(key.into(), target.into(), at_tx);
-        let reply = connection
-            .call("set_reference", Kind::Write, connection.deadline(), request, async |mut c, r| {
-                c.set_reference(r).await
-            })
-            .await?;
-        written("set_reference", &reply)
+        self.set_reference_if(key, target, at_tx, &[]).await
     }
 
     /// Adds `key` with a score to a sorted set; `at_tx` as for [`Self::set_reference`].
@@ -600,8 +589,9 @@ pub(crate) fn key_value(pair: &KeyValue) -> schema::KeyValue {
     schema::KeyValue { key: pair.key.clone(), value: pair.value.clone(), metadata: kv_metadata(&pair.metadata) }
 }
 
-pub(crate) fn set_request(pairs: &[KeyValue]) -> schema::SetRequest {
-    schema::SetRequest { k_vs: pairs.iter().map(key_value).collect(), no_wait: false, preconditions: Vec::new() }
+pub(crate) fn set_request(pairs: &[KeyValue], preconditions: &[Precondition]) -> schema::SetRequest {
+    let k_vs = pairs.iter().map(key_value).collect();
+    schema::SetRequest { k_vs, no_wait: false, preconditions: requests(preconditions) }
 }
 
 /// The header in the answer of a write, which is there when it has been done.

@@ -31,7 +31,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 /// The least time that an attempt of a read gets before the next endpoint is tried.
 const ATTEMPT_TIME_MIN: Duration = Duration::from_millis(500);
 /// Replies larger than this are refused: the largest value (32 MiB) with room for keys and proofs.
-const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(crate) const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The database that is served when authentication is off.
 const DEFAULT_DATABASE: &str = "defaultdb";

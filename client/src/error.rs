@@ -174,6 +174,12 @@ impl Error {
         matches!(self, Self::Refused { status, .. } if text::TX_NOT_FOUND.is(status))
     }
 
+    /// True when a [`Precondition`](crate::Precondition) of the write did not hold, so that nothing was written.
+    pub fn is_precondition_failed(&self) -> bool {
+        let failures = [text::KEY_MUST_EXIST, text::KEY_MUST_NOT_EXIST, text::KEY_MODIFIED];
+        matches!(self, Self::Refused { status, .. } if failures.iter().any(|failure| failure.is(status)))
+    }
+
     /// True when the database named does not exist.
     pub fn is_database_not_found(&self) -> bool {
         match self {

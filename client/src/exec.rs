@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::check::{KeyValue, Wanted};
 use crate::client::{Client, key_value, reference_request, written, z_add_request};
 use crate::error::Error;
+use crate::precondition::{Precondition, requests};
 use crate::retry::Kind;
 use crate::verified::Verified;
 
@@ -109,20 +110,30 @@ impl Version {
 impl Client {
     /// Carries all operations out as one transaction, in this order.
     pub async fn exec_all(&self, operations: &[Operation]) -> Result<TxHeader, Error> {
-        self.exec(CALL, operations, self.inner.connection.deadline()).await
+        self.exec_all_if(operations, &[]).await
+    }
+
+    /// Carries all operations out as one transaction, in this order, if all preconditions hold.
+    pub async fn exec_all_if(
+        &self,
+        operations: &[Operation],
+        preconditions: &[Precondition],
+    ) -> Result<TxHeader, Error> {
+        self.exec(CALL, operations, preconditions, self.inner.connection.deadline()).await
     }
 
     async fn exec(
         &self,
         call: &'static str,
         operations: &[Operation],
+        preconditions: &[Precondition],
         deadline: tokio::time::Instant,
     ) -> Result<TxHeader, Error> {
         if operations.iter().any(Operation::is_bound_to_nothing) {
             return Err(Error::NoSuchVersion { call });
         }
         let operations = operations.iter().map(Operation::request).collect();
-        let request = schema::ExecAllRequest { operations, ..Default::default() };
+        let request = schema::ExecAllRequest { operations, no_wait: false, preconditions: requests(preconditions) };
         let connection = &self.inner.connection;
         let reply = connection.call(call, Kind::Write, deadline, request, async |mut c, r| c.exec_all(r).await).await?;
         // It has been written, whatever else is wrong with the answer.
@@ -136,9 +147,18 @@ impl Client {
     /// VerifiableTxById against the trusted state. Both share one deadline. When the proof does not come, the error is
     /// [`Error::OutcomeUnknown`], although the server said that it has written: nobody has proven that.
     pub async fn verified_exec_all(&self, operations: &[Operation]) -> Result<Verified<()>, Error> {
+        self.verified_exec_all_if(operations, &[]).await
+    }
+
+    /// As [`Self::verified_exec_all`], if all preconditions hold. That they held is not proven.
+    pub async fn verified_exec_all_if(
+        &self,
+        operations: &[Operation],
+        preconditions: &[Precondition],
+    ) -> Result<Verified<()>, Error> {
         let _one_at_a_time = self.inner.verifying.lock().await;
         let round = self.begin(VERIFIED_CALL).await?;
-        let header = self.exec(VERIFIED_CALL, operations, round.deadline()).await?;
+        let header = self.exec(VERIFIED_CALL, operations, preconditions, round.deadline()).await?;
         let wanted: Vec<_> = operations.iter().map(|operation| operation.wanted(header.id)).collect();
         self.proven(round, header.id, &wanted).await.map_err(|error| error.after_writing(VERIFIED_CALL))
     }

@@ -9,6 +9,8 @@
 //! | `client` | options, plain calls |
 //! | `verified` | verified calls, the trusted state |
 //! | `exec` | several operations in one transaction, plain and verified |
+//! | `precondition` | conditions of writes |
+//! | `stream` | values in parts, plain and verified |
 //! | `users` | users and their permissions |
 //! | `check` | what is demanded of an answer, as pure functions |
 //! | `state_store` | where trusted states and evidence are kept (V2) |
@@ -21,8 +23,10 @@ mod client;
 mod connect;
 mod error;
 mod exec;
+mod precondition;
 mod retry;
 mod state_store;
+mod stream;
 mod tls;
 mod users;
 mod verified;
@@ -35,7 +39,9 @@ pub use client::{Client, Entry, Options, Reference, Scan, ZEntry, ZScan};
 pub use connect::endpoint;
 pub use error::Error;
 pub use exec::{Operation, Version};
+pub use precondition::Precondition;
 pub use state_store::{Advanced, Evidence, FileStateStore, MemoryStateStore, StateError, StateId, StateStore};
+pub use stream::{StreamError, ValueStream};
 pub use tls::Tls;
-pub use users::Permission;
+pub use users::{Permission, SqlPrivilege};
 pub use verified::{StateCheck, Verified};

@@ -36,6 +36,40 @@ impl Permission {
     }
 }
 
+/// A kind of SQL statement that a user may make in a database, beside having a permission there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SqlPrivilege {
+    /// Read rows.
+    Select,
+    /// Make tables and indexes.
+    Create,
+    /// Write new rows.
+    Insert,
+    /// Change rows.
+    Update,
+    /// Delete rows.
+    Delete,
+    /// Remove tables and indexes.
+    Drop,
+    /// Change tables.
+    Alter,
+}
+
+impl SqlPrivilege {
+    /// The name in the protocol.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Select => "SELECT",
+            Self::Create => "CREATE",
+            Self::Insert => "INSERT",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Drop => "DROP",
+            Self::Alter => "ALTER",
+        }
+    }
+}
+
 impl Client {
     /// The users that the caller may see, by name.
     pub async fn list_users(&self) -> Result<Vec<schema::User>, Error> {
@@ -108,6 +142,48 @@ impl Client {
         let call = connection
             .call("change_permission", Kind::Write, deadline, request, async |mut c, r| c.change_permission(r).await);
         call.await
+    }
+
+    /// Gives a user who has a permission on a database these SQL privileges there, too; ends all its sessions. A permission that is
+    /// granted or revoked later puts all of them back to what goes with it.
+    pub async fn grant_sql_privileges(
+        &self,
+        name: &str,
+        privileges: &[SqlPrivilege],
+        database: &str,
+    ) -> Result<(), Error> {
+        self.change_sql_privileges(PermissionAction::Grant, name, privileges, database).await
+    }
+
+    /// Takes these SQL privileges on a database from a user; ends all its sessions.
+    pub async fn revoke_sql_privileges(
+        &self,
+        name: &str,
+        privileges: &[SqlPrivilege],
+        database: &str,
+    ) -> Result<(), Error> {
+        self.change_sql_privileges(PermissionAction::Revoke, name, privileges, database).await
+    }
+
+    async fn change_sql_privileges(
+        &self,
+        action: PermissionAction,
+        name: &str,
+        privileges: &[SqlPrivilege],
+        database: &str,
+    ) -> Result<(), Error> {
+        let connection = &self.inner.connection;
+        let request = schema::ChangeSqlPrivilegesRequest {
+            action: action.into(),
+            username: name.to_owned(),
+            database: database.to_owned(),
+            privileges: privileges.iter().map(|privilege| privilege.name().to_owned()).collect(),
+        };
+        let deadline = connection.deadline();
+        let call = connection.call("change_sql_privileges", Kind::Write, deadline, request, async |mut c, r| {
+            c.change_sql_privileges(r).await
+        });
+        call.await.map(drop)
     }
 
     /// Lets a user log in again, or not any more; ends all its sessions.

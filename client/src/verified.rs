@@ -5,10 +5,11 @@
 //! the one before left. Several clients may share a store: whoever finds the state moved by another one proves the
 //! transaction against that state as well, so that no two branches are ever accepted.
 
+use alhambra_ledger::Digest;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::state::TrustedState;
-use alhambra_proto::convert::Tx;
+use alhambra_proto::convert::{ConvertError, Tx};
 use alhambra_proto::schema;
 use bytes::Bytes;
 use prost::Message;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use crate::check::{self, Check, GetQuestion, KeyValue, Wanted};
 use crate::client::{Client, Entry, reference_request, set_request, z_add_request};
 use crate::error::Error;
+use crate::precondition::{Precondition, requests};
 use crate::retry::Kind;
 use crate::state_store::{Advanced, Evidence, StateId};
 
@@ -58,6 +60,11 @@ impl Round {
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
+
+    /// The transaction that proofs start from.
+    pub(crate) fn trusted_tx(&self) -> TxId {
+        self.trusted.tx
+    }
 }
 
 impl Client {
@@ -68,10 +75,29 @@ impl Client {
 
     /// Writes all pairs as one transaction and verifies that exactly they are in the history.
     pub async fn verified_set_all(&self, pairs: Vec<KeyValue>) -> Result<Verified<()>, Error> {
+        self.verified_set_all_if(pairs, &[]).await
+    }
+
+    /// As [`Self::verified_set`], if all preconditions hold. That they held is not proven.
+    pub async fn verified_set_if(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        preconditions: &[Precondition],
+    ) -> Result<Verified<()>, Error> {
+        self.verified_set_all_if(vec![KeyValue::new(key, value)], preconditions).await
+    }
+
+    /// As [`Self::verified_set_all`], if all preconditions hold. That they held is not proven.
+    pub async fn verified_set_all_if(
+        &self,
+        pairs: Vec<KeyValue>,
+        preconditions: &[Precondition],
+    ) -> Result<Verified<()>, Error> {
         let _one_at_a_time = self.inner.verifying.lock().await;
         let round = self.begin("verified_set").await?;
         let request = schema::VerifiableSetRequest {
-            set_request: Some(set_request(&pairs)),
+            set_request: Some(set_request(&pairs, preconditions)),
             prove_since_tx: round.trusted.tx.get(),
         };
         let answer = self
@@ -90,7 +116,19 @@ impl Client {
         target: impl Into<Bytes>,
         at_tx: TxId,
     ) -> Result<Verified<()>, Error> {
-        let reference = reference_request(key.into(), target.into(), at_tx);
+        self.verified_set_reference_if(key, target, at_tx, &[]).await
+    }
+
+    /// As [`Self::verified_set_reference`], if all preconditions hold. That they held is not proven.
+    pub async fn verified_set_reference_if(
+        &self,
+        key: impl Into<Bytes>,
+        target: impl Into<Bytes>,
+        at_tx: TxId,
+        preconditions: &[Precondition],
+    ) -> Result<Verified<()>, Error> {
+        let mut reference = reference_request(key.into(), target.into(), at_tx);
+        reference.preconditions = requests(preconditions);
         let wanted = Wanted::reference(&reference.key, &reference.referenced_key, at_tx);
         let _one_at_a_time = self.inner.verifying.lock().await;
         let round = self.begin("verified_set_reference").await?;
@@ -184,9 +222,24 @@ impl Client {
             .call(round.call, Kind::Read, round.deadline, request.clone(), async |mut c, r| c.verifiable_get(r).await)
             .await;
         let reply = self.answered(&round, &request, answer).await?;
-        let question = GetQuestion { key: &key, at_tx: tx };
-        let checked = check::get(&question, &reply, &round.trusted, self.inner.server_key.as_ref());
-        let (header, next) = self.judged(&round, &request, &reply, checked)?;
+        self.got(round, &request, &GetQuestion { key: &key, at_tx: tx }, reply, Ok(None)).await
+    }
+
+    /// Judges the answer to a verified get, of whose value there is the hash where it came apart from the entry.
+    pub(crate) async fn got(
+        &self,
+        round: Round,
+        request: &schema::VerifiableGetRequest,
+        question: &GetQuestion<'_>,
+        reply: schema::VerifiableEntry,
+        value_hash: Result<Option<Digest>, ConvertError>,
+    ) -> Result<Verified<Entry>, Error> {
+        let key = self.inner.server_key.as_ref();
+        let checked = match value_hash {
+            Ok(hash) => check::get(question, &reply, hash, &round.trusted, key),
+            Err(malformed) => Err(malformed.into()),
+        };
+        let (header, next) = self.judged(&round, request, &reply, checked)?;
         let state = self.store(round, next).await?;
         let entry = reply.entry.expect("a reply without entry does not pass the check");
         Ok(Verified { value: entry.into(), header, state })
@@ -297,7 +350,7 @@ impl Client {
     }
 
     /// Looks behind the answer "illegal state": it says that the trusted transaction does not exist.
-    async fn answered<Req: Message, Res>(
+    pub(crate) async fn answered<Req: Message, Res>(
         &self,
         round: &Round,
         request: &Req,

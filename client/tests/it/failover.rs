@@ -14,7 +14,7 @@ use tonic::Status;
 use crate::chain::Chain;
 use crate::fake::{Cluster, Fake, Fate};
 
-async fn two() -> (Arc<Cluster>, Fake, Fake, Client) {
+pub async fn two() -> (Arc<Cluster>, Fake, Fake, Client) {
     let cluster = Cluster::new(Chain::new(1));
     let (one, two) = (Fake::start(&cluster), Fake::start(&cluster));
     let endpoints = vec![one.endpoint.clone(), two.endpoint.clone()];
@@ -22,7 +22,7 @@ async fn two() -> (Arc<Cluster>, Fake, Fake, Client) {
     (cluster, one, two, client)
 }
 
-fn txs(cluster: &Cluster) -> u64 {
+pub fn txs(cluster: &Cluster) -> u64 {
     cluster.state().tx.get()
 }
 

@@ -14,14 +14,18 @@ use alhambra_proto::convert::{immutable_state, kv_metadata, kv_metadata_from};
 use alhambra_proto::schema;
 use alhambra_proto::schema::immu_service_server::{ImmuService, ImmuServiceServer};
 use alhambra_proto::schema::op::Operation;
+use alhambra_proto::schema::precondition::Precondition;
+use bytes::Bytes;
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::EncodePublicKey;
+use prost::Message;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
+use tonic::codegen::{BoxStream, tokio_stream};
 use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::chain::{Chain, Stored};
 
@@ -43,6 +47,7 @@ pub struct Cluster {
     pub on_tx: Mutex<Hook<schema::VerifiableTx>>,
     pub on_entry: Mutex<Hook<schema::VerifiableEntry>>,
     pub on_state: Mutex<Hook<schema::ImmutableState>>,
+    pub on_chunks: Mutex<Hook<BoxStream<schema::Chunk>>>,
     /// Signs all states.
     pub key: Mutex<Option<SigningKey>>,
 }
@@ -55,6 +60,7 @@ impl Cluster {
             on_tx: Mutex::default(),
             on_entry: Mutex::default(),
             on_state: Mutex::default(),
+            on_chunks: Mutex::default(),
             key: Mutex::default(),
         })
     }
@@ -93,6 +99,8 @@ pub struct Node {
     pub sessions_max: AtomicU64,
     /// Answers to the next calls that carry a session, instead of doing them.
     pub refusals: Mutex<VecDeque<Status>>,
+    /// Answers to the next uploads, once so many bytes of them have come, instead of doing them.
+    pub upload_refusals: Mutex<VecDeque<(usize, Status)>>,
     pub fate: Mutex<Option<Fate>>,
     pub calls: Mutex<Vec<&'static str>>,
     /// Answers the next selection of a database, in whatever way, only when this does.
@@ -101,6 +109,7 @@ pub struct Node {
     selected: Mutex<HashMap<u64, String>>,
     /// The database in which each call was served, in order.
     pub served_in: Mutex<Vec<String>>,
+    pub privileges: Mutex<Vec<schema::ChangeSqlPrivilegesRequest>>,
 }
 
 /// A running endpoint, on threads of its own. Dropping it ends all of it at once, connections included, as when a
@@ -129,11 +138,13 @@ impl Fake {
             sessions_from: AtomicU64::new(0),
             sessions_max: AtomicU64::new(u64::MAX),
             refusals: Mutex::default(),
+            upload_refusals: Mutex::default(),
             fate: Mutex::default(),
             calls: Mutex::default(),
             held_selection: Mutex::default(),
             selected: Mutex::default(),
             served_in: Mutex::default(),
+            privileges: Mutex::default(),
         });
         let service = ImmuServiceServer::from_arc(Arc::clone(&node));
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -170,6 +181,30 @@ impl Fake {
         let options = Options { state_store: Some(state_store), ..options };
         (Client::connect(vec![self.endpoint.clone()], options).await.unwrap(), store)
     }
+}
+
+/// The messages of an upload; one without its end is refused, as by the node.
+fn messages(mut rest: &[u8]) -> Result<Vec<Bytes>, Status> {
+    let mut found = Vec::new();
+    while let Some((len, behind)) = rest.split_first_chunk::<8>() {
+        let (message, next) =
+            behind.split_at_checked(u64::from_be_bytes(*len) as usize).ok_or(text::STREAM_EOF.status())?;
+        found.push(Bytes::copy_from_slice(message));
+        rest = next;
+    }
+    Ok(found)
+}
+
+/// Messages in chunks that have nothing to do with them.
+fn chunks(messages: &[&[u8]]) -> BoxStream<schema::Chunk> {
+    let mut bytes = Vec::new();
+    for message in messages {
+        bytes.extend((message.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(message);
+    }
+    let chunk = |content: &[u8]| schema::Chunk { content: Bytes::copy_from_slice(content), ..Default::default() };
+    let chunks: Vec<Result<_, Status>> = bytes.chunks(1000).map(|content| Ok(chunk(content))).collect();
+    Box::pin(tokio_stream::iter(chunks))
 }
 
 fn number_of<T>(request: &Request<T>, key: &str) -> Option<u64> {
@@ -209,12 +244,37 @@ impl Node {
         session
     }
 
-    fn commit(&self, request: &schema::SetRequest) -> TxId {
+    fn must_hold(&self, preconditions: &[schema::Precondition]) -> Result<(), Status> {
+        let chain = self.cluster.chain.lock().unwrap();
+        let written = |key: &[u8]| chain.find(key, TxId(0)).map(|(tx, ..)| tx);
+        for precondition in preconditions {
+            let (holds, refusal) = match precondition.precondition.as_ref().unwrap() {
+                Precondition::KeyMustExist(of) => (written(&of.key).is_some(), text::KEY_MUST_EXIST),
+                Precondition::KeyMustNotExist(of) => (written(&of.key).is_none(), text::KEY_MUST_NOT_EXIST),
+                Precondition::KeyNotModifiedAfterTx(of) => {
+                    (written(&of.key).is_none_or(|tx| tx.get() <= of.tx_id), text::KEY_MODIFIED)
+                }
+            };
+            if !holds {
+                return Err(refusal.status());
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&self, request: &schema::SetRequest) -> Result<TxId, Status> {
+        self.must_hold(&request.preconditions)?;
         let entry = |kv: &schema::KeyValue| {
             let metadata = kv_metadata_from(kv.metadata.as_ref());
             Stored { metadata, ..Stored::pair(&kv.key, &kv.value) }
         };
-        self.cluster.chain.lock().unwrap().commit(request.k_vs.iter().map(entry).collect())
+        Ok(self.cluster.chain.lock().unwrap().commit(request.k_vs.iter().map(entry).collect()))
+    }
+
+    fn commit_reference(&self, request: &schema::ReferenceRequest) -> Result<TxId, Status> {
+        self.must_hold(&request.preconditions)?;
+        let entry = Stored::bound_reference(&request.key, &request.referenced_key, TxId(request.at_tx));
+        Ok(self.cluster.chain.lock().unwrap().commit(vec![entry]))
     }
 
     fn exec(&self, request: &schema::ExecAllRequest) -> schema::TxHeader {
@@ -298,6 +358,32 @@ impl Node {
         };
         Ok((entry, tx, place))
     }
+
+    fn verifiable_entry(&self, request: schema::VerifiableGetRequest) -> Result<schema::VerifiableEntry, Status> {
+        if self.beyond(request.prove_since_tx) {
+            return Err(text::ILLEGAL_STATE.status());
+        }
+        let key = request.key_request.unwrap();
+        let (entry, tx, place) = self.entry(&key.key, key.at_tx)?;
+        let inclusion = self.cluster.chain.lock().unwrap().inclusion(tx, place);
+        let mut reply = schema::VerifiableEntry {
+            entry: Some(entry),
+            verifiable_tx: Some(self.verifiable_tx(tx, request.prove_since_tx)),
+            inclusion_proof: Some(inclusion),
+        };
+        if let Some(hook) = &mut *self.cluster.on_entry.lock().unwrap() {
+            hook(&mut reply);
+        }
+        Ok(reply)
+    }
+
+    fn streamed(&self, messages: &[&[u8]]) -> Response<BoxStream<schema::Chunk>> {
+        let mut chunks = chunks(messages);
+        if let Some(hook) = &mut *self.cluster.on_chunks.lock().unwrap() {
+            hook(&mut chunks);
+        }
+        Response::new(chunks)
+    }
 }
 
 #[async_trait]
@@ -344,7 +430,7 @@ impl ImmuService for Node {
 
     async fn set(&self, request: Request<schema::SetRequest>) -> Result<Response<schema::TxHeader>, Status> {
         let request = self.admit("set", request)?;
-        let tx = self.commit(&request);
+        let tx = self.commit(&request)?;
         self.meet_fate().await?;
         Ok(Response::new(self.cluster.chain.lock().unwrap().header_of(tx).into()))
     }
@@ -357,9 +443,18 @@ impl ImmuService for Node {
         if self.beyond(request.prove_since_tx) {
             return Err(text::ILLEGAL_STATE.status());
         }
-        let tx = self.commit(request.set_request.as_ref().unwrap());
+        let tx = self.commit(request.set_request.as_ref().unwrap())?;
         self.meet_fate().await?;
         Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
+    }
+
+    async fn set_reference(
+        &self,
+        request: Request<schema::ReferenceRequest>,
+    ) -> Result<Response<schema::TxHeader>, Status> {
+        let request = self.admit("set_reference", request)?;
+        let tx = self.commit_reference(&request)?;
+        Ok(Response::new(self.cluster.chain.lock().unwrap().header_of(tx).into()))
     }
 
     async fn verifiable_set_reference(
@@ -370,9 +465,7 @@ impl ImmuService for Node {
         if self.beyond(request.prove_since_tx) {
             return Err(text::ILLEGAL_ARGUMENTS.status());
         }
-        let wanted = request.reference_request.unwrap();
-        let entry = Stored::bound_reference(&wanted.key, &wanted.referenced_key, TxId(wanted.at_tx));
-        let tx = self.cluster.chain.lock().unwrap().commit(vec![entry]);
+        let tx = self.commit_reference(request.reference_request.as_ref().unwrap())?;
         Ok(Response::new(self.verifiable_tx(tx, request.prove_since_tx)))
     }
 
@@ -393,9 +486,54 @@ impl ImmuService for Node {
 
     async fn exec_all(&self, request: Request<schema::ExecAllRequest>) -> Result<Response<schema::TxHeader>, Status> {
         let request = self.admit("exec_all", request)?;
+        self.must_hold(&request.preconditions)?;
         let header = self.exec(&request);
         self.meet_fate().await?;
         Ok(Response::new(header))
+    }
+
+    async fn stream_exec_all(
+        &self,
+        request: Request<Streaming<schema::Chunk>>,
+    ) -> Result<Response<schema::TxHeader>, Status> {
+        let mut chunks = self.admit("stream_exec_all", request)?;
+        let refusal = self.upload_refusals.lock().unwrap().pop_front();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.message().await? {
+            bytes.extend_from_slice(&chunk.content);
+            if let Some((_, status)) = refusal.as_ref().filter(|(at, _)| bytes.len() >= *at) {
+                return Err(status.clone());
+            }
+        }
+        let messages = messages(&bytes)?;
+        let [kind, key, value] = &messages[..] else { return Err(text::STREAM_EOF.status()) };
+        assert_eq!(kind[..], [1_u8], "a value");
+        let pair = schema::KeyValue { key: key.clone(), value: value.clone(), metadata: None };
+        let operations = vec![schema::Op { operation: Some(Operation::Kv(pair)) }];
+        let header = self.exec(&schema::ExecAllRequest { operations, ..Default::default() });
+        self.meet_fate().await?;
+        Ok(Response::new(header))
+    }
+
+    async fn stream_get(
+        &self,
+        request: Request<schema::KeyRequest>,
+    ) -> Result<Response<BoxStream<schema::Chunk>>, Status> {
+        let request = self.admit("stream_get", request)?;
+        let (entry, ..) = self.entry(&request.key, request.at_tx)?;
+        Ok(self.streamed(&[&entry.key, &entry.value]))
+    }
+
+    async fn stream_verifiable_get(
+        &self,
+        request: Request<schema::VerifiableGetRequest>,
+    ) -> Result<Response<BoxStream<schema::Chunk>>, Status> {
+        let reply = self.verifiable_entry(self.admit("stream_verifiable_get", request)?)?;
+        let mut entry = reply.entry.unwrap();
+        let value = std::mem::take(&mut entry.value);
+        let tx = reply.verifiable_tx.unwrap().encode_to_vec();
+        let inclusion = reply.inclusion_proof.unwrap().encode_to_vec();
+        Ok(self.streamed(&[&entry.encode_to_vec(), &tx, &inclusion, &value]))
     }
 
     async fn get(&self, request: Request<schema::KeyRequest>) -> Result<Response<schema::Entry>, Status> {
@@ -407,22 +545,7 @@ impl ImmuService for Node {
         &self,
         request: Request<schema::VerifiableGetRequest>,
     ) -> Result<Response<schema::VerifiableEntry>, Status> {
-        let request = self.admit("verifiable_get", request)?;
-        if self.beyond(request.prove_since_tx) {
-            return Err(text::ILLEGAL_STATE.status());
-        }
-        let key = request.key_request.unwrap();
-        let (entry, tx, place) = self.entry(&key.key, key.at_tx)?;
-        let inclusion = self.cluster.chain.lock().unwrap().inclusion(tx, place);
-        let mut reply = schema::VerifiableEntry {
-            entry: Some(entry),
-            verifiable_tx: Some(self.verifiable_tx(tx, request.prove_since_tx)),
-            inclusion_proof: Some(inclusion),
-        };
-        if let Some(hook) = &mut *self.cluster.on_entry.lock().unwrap() {
-            hook(&mut reply);
-        }
-        Ok(Response::new(reply))
+        Ok(Response::new(self.verifiable_entry(self.admit("verifiable_get", request)?)?))
     }
 
     async fn verifiable_tx_by_id(
@@ -455,6 +578,15 @@ impl ImmuService for Node {
         // Who has a session goes on with it.
         session.into_iter().for_each(|session| drop(self.selected.lock().unwrap().insert(session, name.clone())));
         Ok(Response::new(schema::UseDatabaseReply { token }))
+    }
+
+    async fn change_sql_privileges(
+        &self,
+        request: Request<schema::ChangeSqlPrivilegesRequest>,
+    ) -> Result<Response<schema::ChangeSqlPrivilegesResponse>, Status> {
+        let request = self.admit("change_sql_privileges", request)?;
+        self.privileges.lock().unwrap().push(request);
+        Ok(Response::new(schema::ChangeSqlPrivilegesResponse {}))
     }
 
     async fn health(&self, _: Request<()>) -> Result<Response<schema::HealthResponse>, Status> {
