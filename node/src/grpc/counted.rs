@@ -1,4 +1,4 @@
-//! A request's body, counted as it comes.
+//! A request's body, counted as it comes, and whole or in error.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 use crate::uploads::Share;
 
@@ -36,6 +36,10 @@ impl HttpBody for Counted {
                 Ok(()) => Some(Ok(frame)),
                 Err(status) => Some(Err(status)),
             },
+            // tonic takes this one for the end of what the client sends, and a call that was cancelled for one that is whole.
+            Some(Err(status)) if status.code() == Code::Cancelled => {
+                Some(Err(Status::aborted("the client cancelled the call before its end")))
+            }
             other => other,
         })
     }

@@ -426,3 +426,37 @@ async fn large_requests_of_all_clients_have_one_bound_and_small_ones_go_on() {
     client.set_all(vec![third]).await.unwrap();
     node.shutdown().await;
 }
+
+/// A stream that its client cancels has not come to its end, whatever came of it before: what is complete in it is not written, and what
+/// is not complete is no empty value.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_cancelled_is_no_stream_that_has_ended() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    for n in 0..200 {
+        let key = format!("cancelled-{n}");
+        let mut begun = framed(&[key.as_bytes(), b"a value that is not all there"]);
+        begun.truncate(begun.len() - 4 * (n % 2));
+        let (sent, came) = tokio::sync::oneshot::channel();
+        let begun = stream::iter([chunk(begun)]);
+        let rest = stream::once(async move {
+            let _ = sent.send(());
+            std::future::pending().await
+        });
+        let call = tokio::spawn({
+            let client = client.clone();
+            async move { client.stream_set_of(begun.chain(rest)).await }
+        });
+        came.await.unwrap();
+        // Whatever the server has seen of it by now.
+        for _ in 0..n % 5 {
+            tokio::task::yield_now().await;
+        }
+        call.abort();
+    }
+    client.set("k", "v").await.unwrap();
+    let scan = schema::ScanRequest { prefix: bytes("cancelled-"), ..Default::default() };
+    let found: Vec<_> = client.scan(scan).await.unwrap().into_iter().map(|entry| (entry.key, entry.value)).collect();
+    assert_eq!(found, [], "calls that were cancelled have written");
+    assert_eq!(client.state().await.unwrap().tx_id, 1);
+}
