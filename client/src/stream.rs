@@ -182,6 +182,11 @@ impl Incoming {
     fn poll_part(&mut self, cx: &mut Context<'_>, max: u64) -> Poll<Result<Option<Bytes>, Status>> {
         while self.rest.is_empty() {
             match ready!(Pin::new(&mut self.chunks).poll_next(cx)) {
+                // Others get their turn, and the deadline: an endless row of these would never wait.
+                Some(Ok(chunk)) if chunk.content.is_empty() => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Some(Ok(chunk)) => self.rest = chunk.content,
                 Some(Err(status)) => return Poll::Ready(Err(status)),
                 None => return Poll::Ready(Ok(None)),
@@ -251,6 +256,10 @@ impl Incoming {
             verifiable_tx: Some(self.decoded("VerifiableEntry.verifiableTx").await?),
             inclusion_proof: Some(self.decoded("VerifiableEntry.inclusionProof").await?),
         };
+        if reply.entry.as_ref().is_some_and(|entry: &schema::Entry| !entry.value.is_empty()) {
+            // Nothing would prove it beside the one that follows.
+            return Err(ConvertError::OutOfRange { field: "value within VerifiableEntry.entry", value: 1 }.into());
+        }
         Ok((reply, self.length("value").await?))
     }
 }
@@ -292,6 +301,8 @@ async fn pass_on(
             Ok(Some(part)) => {
                 hasher.update(&part);
                 into.write_all(&part).await.map_err(sink)?;
+                // Neither need ever wait: the deadline gets its turn.
+                tokio::task::coop::consume_budget().await;
             }
             Ok(None) => break,
             Err(Broken::Malformed(error)) => return Ok(Err(error)),
@@ -408,7 +419,7 @@ async fn attempt<R: AsyncRead + Unpin>(
     let mut sending = pin!(service.stream_exec_all(request));
     let answer = tokio::select! {
         biased;
-        // Before all was sent, so it is a refusal.
+        // Before all was sent, so it is a refusal, or wrong.
         answer = &mut sending => answer,
         fed = source.feed(head, chunks) => match fed {
             Ok(()) => sending.await,
@@ -485,6 +496,8 @@ impl Client {
         let source = source.into_inner();
         match (source.failure, answer) {
             (Some(failure), _) => Err(failure),
+            // An answer that did not wait for the value is about something else than it.
+            (None, Ok(_)) if source.left > 0 => Err(Error::OutcomeUnknown { call, source: None }.into()),
             (None, Ok(reply)) => Ok((written(call, &reply)?, source.hasher.finish())),
             (None, Err(Error::OutcomeUnknown { source: status, .. })) if source.left > 0 => {
                 Err(StreamError::Interrupted { call, source: status })
@@ -511,7 +524,8 @@ impl Client {
     }
 
     /// Writes the newest value of a key into `into` as it comes, and then verifies that it is in the history; that it is the newest is
-    /// not proven. What was written must not be used before this has succeeded. The entry that is answered has no value.
+    /// not proven, nor is the value when the entry is found through a reference (`referenced_by`): of that the reference is proven alone.
+    /// What was written must not be used before this has succeeded. The entry that is answered has no value.
     ///
     /// Ends within the time of a call, writing included; other verified calls of this client wait meanwhile.
     pub async fn verified_get_stream(

@@ -277,21 +277,18 @@ impl NodeHandle {
     /// its caller goes away.
     pub async fn shutdown(&self) {
         self.stopping.send_replace(true);
-        if let Some(mut clients) = self.clients.lock().take() {
-            let (groups, others, stopped) = (self.groups.clone(), self.others.clone(), self.stopped.clone());
-            let end = tokio::spawn(async move {
+        let clients = self.clients.lock().take();
+        if let Some(mut clients) = clients {
+            let (groups, others, stopped) = (self.groups.clone(), self.others.clone(), Stopped(self.stopped.clone()));
+            tokio::spawn(async move {
+                let _stopped = stopped;
                 if tokio::time::timeout(CALLS_END, &mut clients).await.is_err() {
                     tracing::warn!("some calls did not end in time; their connections end with the process");
                     clients.abort();
                 }
                 groups.shutdown(Instant::now() + GROUPS_END).await;
                 others.iter().for_each(AbortHandle::abort);
-                stopped.send_replace(true);
             });
-            if let Err(error) = end.await {
-                tracing::error!(%error, "the node did not stop in order");
-                self.stopped.send_replace(true);
-            }
         }
         // The sender lives as long as this borrow.
         let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
@@ -305,6 +302,15 @@ impl Drop for NodeHandle {
             clients.abort();
             self.groups.abandon();
         }
+    }
+}
+
+/// Tells that a node has stopped, also when stopping it ends in a panic.
+struct Stopped(watch::Sender<bool>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
     }
 }
 

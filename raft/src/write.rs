@@ -266,12 +266,12 @@ impl Proposer {
     }
 
     /// Queues a proposal, behind those that wait for room there as well, and refuses it when there is none shortly before its deadline.
-    /// Going away while it waits takes it back.
+    /// A caller on this node that goes away while it waits takes it back.
     async fn enqueue(
         &self,
         proposal: TxProposal,
         deadline: Instant,
-        quotas: Quotas,
+        quotas: impl FnOnce() -> Quotas,
     ) -> Result<(Arc<Slot>, oneshot::Receiver<Answer>), ProposeError> {
         let len = proposal.encoded_len_max() as u64;
         if len > self.proposal_bytes_max {
@@ -296,6 +296,8 @@ impl Proposer {
             }
             room => room.map_err(|_| ProposeError::Stopped)?,
         };
+        // What others have written while this one waited counts.
+        let quotas = quotas();
         let (answer, receiver) = oneshot::channel();
         let request = proposal.request;
         let waiting = Waiting { proposal, len, _memory: memory, _room: room, deadline, answer };
@@ -594,10 +596,9 @@ impl Replica {
             Some(tx) => Some(self.turn_in_queue(tx, deadline).await?),
             None => None,
         };
-        let quotas = self.quotas();
         let (slot, receiver) = tokio::select! {
             biased;
-            queued = self.proposer.enqueue(proposal, deadline, quotas) => queued.map_err(Missed::Refused)?,
+            queued = self.proposer.enqueue(proposal, deadline, || self.quotas()) => queued.map_err(Missed::Refused)?,
             () = self.leader_other_than(Some(self.node_id)) => return Err(Missed::NotLeader(self.leader())),
         };
         if let Some(turn) = &mut turn {

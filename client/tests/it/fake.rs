@@ -101,6 +101,8 @@ pub struct Node {
     pub refusals: Mutex<VecDeque<Status>>,
     /// Answers to the next uploads, once so many bytes of them have come, instead of doing them.
     pub upload_refusals: Mutex<VecDeque<(usize, Status)>>,
+    /// Stands in the entry of a streamed answer, beside the value that is proven.
+    pub value_beside: Mutex<Bytes>,
     pub fate: Mutex<Option<Fate>>,
     pub calls: Mutex<Vec<&'static str>>,
     /// Answers the next selection of a database, in whatever way, only when this does.
@@ -139,6 +141,7 @@ impl Fake {
             sessions_max: AtomicU64::new(u64::MAX),
             refusals: Mutex::default(),
             upload_refusals: Mutex::default(),
+            value_beside: Mutex::default(),
             fate: Mutex::default(),
             calls: Mutex::default(),
             held_selection: Mutex::default(),
@@ -502,7 +505,16 @@ impl ImmuService for Node {
         while let Some(chunk) = chunks.message().await? {
             bytes.extend_from_slice(&chunk.content);
             if let Some((_, status)) = refusal.as_ref().filter(|(at, _)| bytes.len() >= *at) {
-                return Err(status.clone());
+                if status.code() != tonic::Code::Ok {
+                    return Err(status.clone());
+                }
+                // What a liar does: what has come so far is all that there is.
+                let key_len = usize::from_be_bytes(bytes[9..17].try_into().unwrap());
+                let (key, value) = bytes[17..].split_at(key_len);
+                let (key, value) = (key.to_vec().into(), value[8..].to_vec().into());
+                let operation = Operation::Kv(schema::KeyValue { key, value, metadata: None });
+                let operations = vec![schema::Op { operation: Some(operation) }];
+                return Ok(Response::new(self.exec(&schema::ExecAllRequest { operations, ..Default::default() })));
             }
         }
         let messages = messages(&bytes)?;
@@ -530,7 +542,8 @@ impl ImmuService for Node {
     ) -> Result<Response<BoxStream<schema::Chunk>>, Status> {
         let reply = self.verifiable_entry(self.admit("stream_verifiable_get", request)?)?;
         let mut entry = reply.entry.unwrap();
-        let value = std::mem::take(&mut entry.value);
+        let beside = self.value_beside.lock().unwrap().clone();
+        let value = std::mem::replace(&mut entry.value, beside);
         let tx = reply.verifiable_tx.unwrap().encode_to_vec();
         let inclusion = reply.inclusion_proof.unwrap().encode_to_vec();
         Ok(self.streamed(&[&entry.encode_to_vec(), &tx, &inclusion, &value]))

@@ -57,7 +57,7 @@ async fn every_write_is_done_only_if_all_conditions_hold() {
     for name in WRITES {
         let before = (cluster.state(), client.trusted_state().await.unwrap());
         for (condition, told) in &failing {
-            let conditions = [&holding[..], &[condition.clone()]].concat();
+            let conditions = [&holding[..], std::slice::from_ref(condition)].concat();
             let refused = write(&client, name, "new", &conditions).await.unwrap_err();
             assert!(refused.is_precondition_failed(), "{name}: {refused:?}");
             assert_eq!(refused.status().unwrap().message(), *told, "{name}");

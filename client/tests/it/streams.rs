@@ -295,7 +295,8 @@ async fn lies_about_streamed_values_are_found_out() {
         other => panic!("not found out: {other:?}"),
     };
     let read = async || client.verified_get_stream("k", tokio::io::sink()).await.map(drop);
-    let lies: Vec<(fn(&mut schema::Entry), Check)> = vec![
+    type Lie = fn(&mut schema::Entry);
+    let lies: Vec<(Lie, Check)> = vec![
         (|entry| entry.value = value(199_999).into(), Check::Proof(Step::EntryInclusion)),
         (|entry| entry.value = [&value(199_999)[..], b"x"].concat().into(), Check::Proof(Step::EntryInclusion)),
         (|entry| entry.value = Bytes::new(), Check::Proof(Step::EntryInclusion)),
@@ -311,7 +312,12 @@ async fn lies_about_streamed_values_are_found_out() {
         change_chunks(&cluster, move |sent| Box::pin(sent.take(chunks)));
         assert_eq!(step(read().await.unwrap_err()), Check::Malformed(ConvertError::Missing { field }));
     }
+    // A second value, within what is proven about the first.
     *cluster.on_chunks.lock().unwrap() = None;
+    *fake.node.value_beside.lock().unwrap() = Bytes::from_static(b"forged");
+    let field = "value within VerifiableEntry.entry";
+    assert_eq!(step(read().await.unwrap_err()), Check::Malformed(ConvertError::OutOfRange { field, value: 1 }));
+    fake.node.value_beside.lock().unwrap().clear();
     assert_eq!(client.trusted_state().await.unwrap(), before, "the state has not moved");
     read().await.unwrap();
 
@@ -322,4 +328,33 @@ async fn lies_about_streamed_values_are_found_out() {
     let error = client.verified_set_stream("k", 200_000, &sent[..]).await.unwrap_err();
     assert_eq!(step(error), Check::Value);
     assert_eq!(client.trusted_state().await.unwrap(), before);
+}
+
+/// A source that gives nothing more, and does not end.
+struct Stalled;
+
+impl AsyncRead for Stalled {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+/// Who writes the beginning of a value and says that it is done can prove that the beginning is there.
+#[tokio::test]
+async fn an_answer_that_did_not_wait_for_the_value_proves_nothing() {
+    let cluster = Cluster::new(Chain::with_txs(1, 4));
+    let fake = Fake::start(&cluster);
+    let (client, _) = fake.client().await;
+    let before = client.trusted_state().await.unwrap();
+    let sent = value(128 << 10);
+    for verified in [false, true] {
+        fake.node.upload_refusals.lock().unwrap().push_back((sent.len(), tonic::Status::ok("")));
+        let source = AsyncReadExt::chain(&sent[..], Stalled);
+        let answer = match verified {
+            true => client.verified_set_stream("k", 1 << 20, source).await.map(drop),
+            false => client.set_stream("k", 1 << 20, source).await.map(drop),
+        };
+        assert!(matches!(answer, Err(StreamError::Call(Error::OutcomeUnknown { .. }))), "{answer:?}");
+    }
+    assert_eq!(client.trusted_state().await.unwrap(), before, "the state has not moved");
 }

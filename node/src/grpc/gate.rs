@@ -147,7 +147,11 @@ where
         let due = if call.chosen { Due::At(call.deadline) } else { Due::Behind(share.clone()) };
         request.extensions_mut().insert(call);
         request.extensions_mut().insert(due.clone());
-        let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
+        let request = request.map(|body| {
+            let counted = Counted::new(body, share.clone());
+            // Calls in streams come over connections only.
+            Body::new(if method.kind == Kind::Stream { counted.to_its_end() } else { counted })
+        });
         Running { inner: self.inner.call(request), due, _share: share }
     }
 }

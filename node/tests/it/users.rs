@@ -160,7 +160,7 @@ async fn passwords_are_nowhere_in_clear() {
     let file = disk.open(Path::new("/data/session.key"), OpenMode::Read).unwrap();
     let text = file.read_at(0, usize::try_from(file.len().unwrap()).unwrap()).unwrap();
     let secret = std::str::from_utf8(&text).unwrap().lines().nth(1).unwrap();
-    let bytes: Vec<u8> = secret.as_bytes().chunks(2).map(|digits| unhex(digits)).collect();
+    let bytes: Vec<u8> = secret.as_bytes().chunks(2).map(unhex).collect();
     assert_eq!(bytes.len(), 32);
     let times = |what: &[u8]| stored.windows(what.len()).filter(|window| *window == what).count();
     assert_eq!((times(secret.as_bytes()), times(&bytes)), (1, 0), "once, in its own file");
