@@ -61,7 +61,7 @@ struct Node {
 #[derive(Debug, Serialize)]
 struct DatabaseState {
     name: String,
-    /// `leader`, `follower`, or `unknown` when the metrics page does not tell.
+    /// `leader`, `follower`, `unloaded`, or `unknown` when the metrics page does not tell.
     role: &'static str,
     /// Last transaction.
     tx: Option<u64>,
@@ -185,9 +185,13 @@ async fn databases(session: &mut Session, metrics: &str) -> Result<Vec<DatabaseS
     let request = session.request(DatabaseListRequestV2::default());
     let list = session.stub().database_list_v2(request).await.map_err(|status| say(&status))?.into_inner();
     let mut found = Vec::new();
-    for name in list.databases.into_iter().map(|database| database.name) {
-        let role = role(metrics, &name);
-        let mut database = DatabaseState { name, role, tx: None, alh: None, error: None };
+    for listed in list.databases {
+        let role = if listed.loaded { role(metrics, &listed.name) } else { "unloaded" };
+        let mut database = DatabaseState { name: listed.name, role, tx: None, alh: None, error: None };
+        if !listed.loaded {
+            found.push(database);
+            continue;
+        }
         let request = session.request(Database { database_name: database.name.clone() });
         let state = match session.stub().use_database(request).await {
             Ok(_) => {

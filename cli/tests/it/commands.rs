@@ -384,6 +384,10 @@ fn databases_are_made_unloaded_loaded_and_deleted() {
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[1][..2], ["defaultdb", "yes"], "{table}");
     assert_eq!(lines[2][..2], ["orders", "no"], "{table}");
+    // That is how somebody wants it: nothing is wrong with the nodes.
+    let status = client.json(&["status"]);
+    let orders = &status["nodes"][0]["databases"][1];
+    assert_eq!((&orders["name"], &orders["role"]), (&json!("orders"), &json!("unloaded")), "{status}");
     client.json(&["database", "load", "orders"]);
     assert_eq!(client.answer(&["get", "k", "--database", "orders", "--output", "raw"]), "v");
     client.json(&["database", "unload", "orders"]);
