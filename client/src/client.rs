@@ -571,13 +571,19 @@ impl Client {
     }
 }
 
-pub(crate) fn reference_request(key: Bytes, target: Bytes, at_tx: TxId) -> schema::ReferenceRequest {
+pub(crate) fn reference_request(
+    key: Bytes,
+    target: Bytes,
+    at_tx: TxId,
+    preconditions: &[Precondition],
+) -> schema::ReferenceRequest {
     schema::ReferenceRequest {
         key,
         referenced_key: target,
         at_tx: at_tx.get(),
         bound_ref: at_tx.get() > 0,
-        ..Default::default()
+        no_wait: false,
+        preconditions: requests(preconditions),
     }
 }
 

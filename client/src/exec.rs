@@ -65,7 +65,7 @@ impl Operation {
         let operation = match self {
             Self::Set(pair) => op::Operation::Kv(key_value(pair)),
             Self::Reference { key, target, version } => {
-                let mut request = reference_request(key.clone(), target.clone(), version.number(TxId(0)));
+                let mut request = reference_request(key.clone(), target.clone(), version.number(TxId(0)), &[]);
                 request.bound_ref = *version != Version::Newest;
                 op::Operation::Ref(request)
             }

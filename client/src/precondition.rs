@@ -95,8 +95,7 @@ impl Client {
         preconditions: &[Precondition],
     ) -> Result<TxHeader, Error> {
         let connection = &self.inner.connection;
-        let mut request = reference_request(key.into(), target.into(), at_tx);
-        request.preconditions = requests(preconditions);
+        let request = reference_request(key.into(), target.into(), at_tx, preconditions);
         let reply = connection
             .call("set_reference", Kind::Write, connection.deadline(), request, async |mut c, r| {
                 c.set_reference(r).await

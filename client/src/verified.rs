@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::check::{self, Check, GetQuestion, KeyValue, Wanted};
 use crate::client::{Client, Entry, reference_request, set_request, z_add_request};
 use crate::error::Error;
-use crate::precondition::{Precondition, requests};
+use crate::precondition::Precondition;
 use crate::retry::Kind;
 use crate::state_store::{Advanced, Evidence, StateId};
 
@@ -127,8 +127,7 @@ impl Client {
         at_tx: TxId,
         preconditions: &[Precondition],
     ) -> Result<Verified<()>, Error> {
-        let mut reference = reference_request(key.into(), target.into(), at_tx);
-        reference.preconditions = requests(preconditions);
+        let reference = reference_request(key.into(), target.into(), at_tx, preconditions);
         let wanted = Wanted::reference(&reference.key, &reference.referenced_key, at_tx);
         let _one_at_a_time = self.inner.verifying.lock().await;
         let round = self.begin("verified_set_reference").await?;

@@ -199,11 +199,16 @@ fn reads_that_come_together_share_a_round() {
     });
 }
 
+/// Three nodes whose queues have room for two writes of a thousand bytes; one more may be on its way.
+async fn with_a_small_queue() -> Cluster {
+    let small = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
+    Cluster::tuned(3, 64 << 20, true, small).await
+}
+
 #[test]
 fn whoever_finds_a_full_queue_waits_for_room() {
     run(async {
-        let small = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
-        let cluster = Cluster::tuned(3, 64 << 20, true, small).await;
+        let cluster = with_a_small_queue().await;
         let group = cluster.group(cluster.leader().await);
         // One of them is larger than all the room.
         let writes = (0..200).map(|n| {
@@ -219,8 +224,7 @@ fn whoever_finds_a_full_queue_waits_for_room() {
 #[test]
 fn who_finds_no_room_in_time_is_refused_and_not_written() {
     run(async {
-        let small = Tuning { queue_bytes_max: 3_000, batches_in_flight_max: 1, ..Tuning::default() };
-        let cluster = Cluster::tuned(3, 64 << 20, true, small).await;
+        let cluster = with_a_small_queue().await;
         let group = cluster.group(cluster.leader().await);
         (1..=3).for_each(|id| cluster.hold_disk(id, true));
         let writes = (0..20).map(|n| {
