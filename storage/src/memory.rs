@@ -74,6 +74,20 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
+/// Bytes that something else than a database holds of the databases' share, until it is dropped. See [`MemoryBudget::take`].
+#[derive(Debug)]
+#[must_use = "what is dropped is given back"]
+pub struct Taken {
+    budget: Arc<MemoryBudget>,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.budget.held.fetch_sub(signed(self.bytes), Ordering::Relaxed);
+    }
+}
+
 /// How much a database gives back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
@@ -146,6 +160,12 @@ impl MemoryBudget {
     /// What the databases may hold together, bytes.
     pub fn held_bytes_max(&self) -> u64 {
         self.bytes / 2
+    }
+
+    /// Counts these bytes as if a database held them, which makes others give theirs back.
+    pub fn take(self: &Arc<Self>, bytes: u64) -> Taken {
+        self.held.fetch_add(signed(bytes), Ordering::Relaxed);
+        Taken { budget: Arc::clone(self), bytes }
     }
 
     /// Bytes of proposals that wait.
@@ -234,5 +254,23 @@ impl MemoryBudget {
         // Outcomes of requests come back with the next write: of a database that is in use they go only when they must.
         let release = if is_cold || self.is_exceeded() { Release::All } else { Release::Caches };
         Some((known.upgrade()?, release))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_take_counts_as_held_until_it_is_dropped() {
+        let budget = Arc::new(MemoryBudget::exactly(800));
+        let most = budget.take(300);
+        assert!(!budget.is_tight());
+        let rest = budget.take(101);
+        assert!(budget.is_tight() && budget.is_exceeded());
+        drop(most);
+        assert_eq!((budget.held_bytes(), budget.is_tight()), (101, false));
+        drop(rest);
+        assert_eq!(budget.held_bytes(), 0);
     }
 }

@@ -9,6 +9,7 @@ mod emptied;
 mod hold;
 mod latency;
 mod lost_sync;
+mod memory_pressure;
 mod misdirected;
 mod oneway;
 mod partition;
@@ -87,4 +88,5 @@ pub const ALL: &[&dyn Fault] = &[
     &rot::Rot,
     &emptied::Emptied,
     &rot_unnoticed::RotUnnoticed,
+    &memory_pressure::MemoryPressure,
 ];
