@@ -244,9 +244,10 @@ fn looked_at(id: &str, history: &History, all: &Final, seen: &Sightings) -> Opti
     Some(match id {
         "R4" => some(acknowledged, "acknowledged writes").map(|said| format!("{said}, {} sent", history.writes.len())),
         "R5" => some(history.reads.len(), "reads"),
-        "R2" => Ok(format!("equal Alhs; equal bytes in closed segments ({})", closed.join(", "))),
+        "R2" => some(all.replicas.iter().map(|replica| replica.alhs.len()).min().unwrap_or(0), "equal Alhs")
+            .map(|said| format!("{said}; equal bytes in closed segments ({})", closed.join(", "))),
         "R9" => some(all.index.keys().len(), "keys, each on every node, with their whole past"),
-        "V2" => some(history.trusted.len(), "states that our clients came to trust"),
+        "V2" => some(history.trusted.len(), "states that clients came to trust"),
         "M2" => some(seen.clusters.len(), "cluster"),
         "M3" => some(seen.leaders.len(), "terms with a leader that was seen"),
         _ => return None,

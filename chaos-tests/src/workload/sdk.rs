@@ -85,6 +85,16 @@ pub struct Sdk {
     endpoints: Vec<String>,
     at: usize,
     open: bool,
+    /// What the SDK said last that it trusts.
+    trusted: Option<(u64, Vec<u8>)>,
+}
+
+/// What an answer says that the SDK trusts.
+fn trusted(answer: &Value) -> Option<(u64, Vec<u8>)> {
+    let trusted = &answer["trusted"];
+    let hex = trusted["alh"].as_str()?.as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    Some((trusted["tx"].as_u64()?, hex.chunks(2).map(byte).collect::<Option<_>>()?))
 }
 
 impl Sdk {
@@ -107,7 +117,7 @@ impl Sdk {
             return Err(format!("{}: no pipes", program.kind));
         };
         let at = first % endpoints.len().max(1);
-        Ok(Self { child, input, output: BufReader::new(output).lines(), endpoints, at, open: false })
+        Ok(Self { child, input, output: BufReader::new(output).lines(), endpoints, at, open: false, trusted: None })
     }
 
     async fn ask(&mut self, request: Value) -> Result<Value, String> {
@@ -139,7 +149,16 @@ impl Sdk {
         }
         let answer = self.ask(request).await?;
         match answer["result"].as_str() {
-            Some("ok" | "found") => Ok(Some(answer)),
+            Some("ok" | "found") => {
+                if let Some(now) = trusted(&answer) {
+                    let before = self.trusted.as_ref().map_or(0, |(tx, _)| *tx);
+                    if now.0 < before {
+                        return Err(format!("V2: the trusted state moved from {before} back to {}", now.0));
+                    }
+                    self.trusted = Some(now);
+                }
+                Ok(Some(answer))
+            }
             Some("refused" | "unknown") => {
                 self.open = false;
                 self.at = (self.at + 1) % self.endpoints.len();
@@ -185,6 +204,10 @@ impl Client for Sdk {
         u32::try_from(self.at + 1).unwrap_or(0)
     }
 
+    fn trusted(&self) -> Option<(u64, Vec<u8>)> {
+        self.trusted.clone()
+    }
+
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         async move {
             drop(self.input);
@@ -194,5 +217,17 @@ impl Client for Sdk {
             }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_sdk_trusts_is_read_from_its_answer() {
+        let said = |alh: &str| trusted(&json!({ "result": "ok", "trusted": { "tx": 7, "alh": alh } }));
+        assert_eq!(said("0aff"), Some((7, vec![0x0a, 0xff])));
+        assert_eq!([said("0x"), trusted(&json!({ "result": "ok" }))], [None, None]);
     }
 }

@@ -2,21 +2,25 @@
 // line what to do.
 //
 // The chaos program writes a line of JSON per call and judges; this program only makes the call and says what came of it:
-// {"result": "ok", "tx"}, {"result": "found", "value"}, {"result": "refused" | "unknown" | "wrong", "text"}.
+// {"result": "ok", "tx"}, {"result": "found", "value"}, {"result": "refused" | "unknown" | "wrong", "text"}; after a verified call
+// also what the SDK trusts from then on: {"trusted": {"tx", "alh"}}.
 package main
 
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/codenotary/immudb/pkg/api/schema"
 	"github.com/codenotary/immudb/pkg/client"
+	"github.com/codenotary/immudb/pkg/client/cache"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -39,10 +43,16 @@ type asked struct {
 }
 
 type answer struct {
-	Result string  `json:"result"`
-	Tx     uint64  `json:"tx,omitempty"`
-	Value  *string `json:"value,omitempty"`
-	Text   string  `json:"text,omitempty"`
+	Result  string   `json:"result"`
+	Tx      uint64   `json:"tx,omitempty"`
+	Value   *string  `json:"value,omitempty"`
+	Text    string   `json:"text,omitempty"`
+	Trusted *trusted `json:"trusted,omitempty"`
+}
+
+type trusted struct {
+	Tx  uint64 `json:"tx"`
+	Alh string `json:"alh"`
 }
 
 // heard is the status of the last call that failed, before the SDK made something else of it.
@@ -75,7 +85,31 @@ var surelyNot = map[codes.Code]bool{
 	codes.ResourceExhausted: true, codes.PermissionDenied: true, codes.InvalidArgument: true, codes.FailedPrecondition: true,
 }
 
-type worker struct{ db client.ImmuClient }
+type worker struct {
+	db       client.ImmuClient
+	database string
+}
+
+// trusted is the state that the SDK keeps in its folder, which is the worker's own. All nodes are one server to it.
+func (w *worker) trusted() (*trusted, error) {
+	const prefix = ".state-"
+	kept, err := filepath.Glob(prefix + "*")
+	if err != nil || len(kept) != 1 {
+		return nil, fmt.Errorf("the SDK keeps the states of %v: %w", kept, err)
+	}
+	states, server := cache.NewFileCache("."), strings.TrimPrefix(kept[0], prefix)
+	if err := states.Lock(server); err != nil {
+		return nil, err
+	}
+	state, err := states.Get(server, w.database)
+	if unlocked := states.Unlock(); err == nil {
+		err = unlocked
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &trusted{Tx: state.TxId, Alh: hex.EncodeToString(state.TxHash)}, nil
+}
 
 func (w *worker) open(ctx context.Context, request asked) (answer, error) {
 	w.close()
@@ -84,7 +118,7 @@ func (w *worker) open(ctx context.Context, request asked) (answer, error) {
 	if err := db.OpenSession(ctx, []byte(request.User), []byte(request.Password), request.Database); err != nil {
 		return answer{}, err
 	}
-	w.db = db
+	w.db, w.database = db, request.Database
 	return answer{Result: "ok"}, nil
 }
 
@@ -148,6 +182,11 @@ func (w *worker) answer(request asked) answer {
 		return answer{Result: "wrong", Text: "no such call: " + request.Op}
 	}
 	found, err := call(ctx, request)
+	if err == nil && request.Verified {
+		if found.Trusted, err = w.trusted(); err != nil {
+			return answer{Result: "wrong", Text: err.Error()}
+		}
+	}
 	if err == nil {
 		return found
 	}

@@ -2,7 +2,8 @@
 """One client of the official Python SDK (package immudb-py, nothing of it is changed), told line by line what to do.
 
 The chaos program writes a line of JSON per call and judges; this program only makes the call and says what came of it:
-{"result": "ok", "tx"}, {"result": "found", "value"}, {"result": "refused" | "unknown" | "wrong", "text"}.
+{"result": "ok", "tx"}, {"result": "found", "value"}, {"result": "refused" | "unknown" | "wrong", "text"}; after a verified call
+also what the SDK trusts from then on: {"trusted": {"tx", "alh"}}.
 """
 
 import json
@@ -89,7 +90,11 @@ class Worker:
 
     def answer(self, asked):
         try:
-            return {"open": self.open, "set": self.set, "get": self.get}[asked["op"]](asked)
+            answer = {"open": self.open, "set": self.set, "get": self.get}[asked["op"]](asked)
+            if asked.get("verified"):
+                state = self.state.get()
+                answer["trusted"] = {"tx": state.txId, "alh": bytes(state.txHash).hex()}
+            return answer
         except grpc.RpcError as error:
             text = f"{error.code().name}: {error.details()}"
             if asked["op"] == "get" and (error.details() or "").endswith("key not found"):
