@@ -7,6 +7,9 @@ Each system is started on an empty folder, loaded alone, and stopped before the 
 
     scripts/compare.py --alhambra target/release/alhambra --kvbench KVBENCH_DIR --output docs/benchmarks-latest.md
 
+With --targets N it measures two rows alone, each N times in turn with what it is compared with, because one pair says
+little on a shared machine: one-entry sets of 100 clients beside etcd, and verified gets beside plain ones.
+
 Needs: go, and etcd (Debian: apt-get install etcd-server).
 """
 
@@ -41,6 +44,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=6, help="per row")
     parser.add_argument("--base-port", type=int, default=3322)
     parser.add_argument("--failovers", type=int, default=3, help="leaders killed under load; 0 leaves this out")
+    parser.add_argument("--targets", type=int, metavar="N", help="only the rows that have a target, N times in turn")
     parser.add_argument("--output", metavar="FILE", help="write the Markdown here too")
     arguments = parser.parse_args()
 
@@ -49,6 +53,9 @@ def main():
         load = scratch / "kvbench"
         subprocess.run(["go", "build", "-o", load, "."], cwd=arguments.kvbench, check=True)
         bench = Bench(load, arguments.seconds)
+        if arguments.targets:
+            write(arguments, targets(arguments, bench, scratch) + "\n")
+            return
         report = Report(arguments, scratch)
 
         with Etcd(arguments.etcd, scratch) as etcd:
@@ -59,7 +66,10 @@ def main():
         with Demo(arguments.alhambra, scratch, 1, arguments.base_port) as demo:
             report.add("Alhambra, 1 node", bench, "immudb", demo.endpoints, OURS)
 
-    text = report.markdown()
+        write(arguments, report.markdown())
+
+
+def write(arguments, text):
     print(text)
     if arguments.output:
         pathlib.Path(arguments.output).write_text(text)
@@ -69,16 +79,55 @@ OURS = [("set", 1), ("set", 100), ("set", 1000), ("vset", 1), ("get", 1), ("vget
 CLIENTS = [1, 10, 100]
 
 
+def targets(arguments, bench, scratch):
+    """Text with the two ratios that are demanded."""
+    out = [f"Machine: {machine(scratch)}", ""]
+    sets, theirs = [], []
+
+    def rate(*row, **more):
+        row = bench.row(*row, **more)
+        if row["errors"]:
+            sys.exit(f"error: {row['errors']:.0f} calls failed, so the rate says nothing: {row['texts']}")
+        return row["ops"]
+
+    for number in range(arguments.targets):
+        folder = scratch / f"round-{number}"
+        folder.mkdir()
+        with Etcd(arguments.etcd, folder) as etcd:
+            theirs.append(rate("etcd", etcd.endpoints, "set", 100, 1))
+        with Demo(arguments.alhambra, folder, 3, arguments.base_port) as demo:
+            sets.append(rate("immudb", demo.endpoints, "set", 100, 1))
+    out.append(pairs("100 clients, one-entry sets per second, three nodes beside three-node etcd", sets, theirs, 1.5))
+    # The Go SDK writes its trusted state to a file after every verified read.
+    for where, folder in [("in memory", "/dev/shm"), ("on the disk", str(scratch))]:
+        verified, plain = [], []
+        with (Demo(arguments.alhambra, scratch / where.replace(" ", "-"), 3, arguments.base_port) as demo,
+              tempfile.TemporaryDirectory(prefix="compare-", dir=folder) as states):
+            for _ in range(arguments.targets):
+                for mode, rates in [("get", plain), ("vget", verified)]:
+                    rates.append(rate("immudb", demo.endpoints, mode, 100, 1, "-keys", "20000", folder=states))
+        out.append(pairs(f"100 clients, verified gets per second beside plain ones, folder of the SDK {where}", verified,
+                         plain, 0.5))
+    return "\n".join(out)
+
+
+def pairs(what, ours, others, wanted):
+    """What was measured, in the order of the rounds, and the ratio of the sums."""
+    each = ", ".join(f"{mine:,.0f} / {other:,.0f}" for mine, other in zip(ours, others))
+    return f"{what}: {each}: {sum(ours) / sum(others):.2f} together (wanted: {wanted})"
+
+
 class Bench:
     """The load generator."""
 
     def __init__(self, binary, seconds):
         self.binary, self.seconds = binary, seconds
 
-    def row(self, target, endpoints, mode, clients, batch, *more, seconds=None):
+    def row(self, target, endpoints, mode, clients, batch, *more, seconds=None, folder=None):
         command = [self.binary, "-target", target, "-addrs", ",".join(endpoints), "-mode", mode, "-clients",
                    str(clients), "-batch", str(batch), "-seconds", str(seconds or self.seconds), *more]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = os.environ | ({"TMPDIR": folder} if folder else {})
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         found = ROW.search(done.stdout)
         if done.returncode != 0 or found is None:
             sys.exit(f"error: the load generator failed: {done.stdout}{done.stderr}\n  what to do: run {command}")
@@ -193,6 +242,7 @@ class Demo:
     """`alhambra demo` with some number of nodes."""
 
     def __init__(self, binary, scratch, nodes, base_port):
+        scratch.mkdir(exist_ok=True)
         self.folder = scratch / f"demo-{nodes}"
         self.command = [binary, "demo", "--dir", str(self.folder), "--nodes", str(nodes), "--base-port",
                         str(base_port), "--json"]
