@@ -21,7 +21,7 @@ pub mod sorted_sets;
 pub mod trusted;
 pub mod versions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use self::acked_durable::Ledger;
@@ -43,6 +43,8 @@ pub struct Sightings {
     pub deposed: Vec<String>,
     /// What the wall clock of each node has shown, by its number.
     pub clocks: BTreeMap<u32, Wall>,
+    /// Databases that the cluster listed at the end, loaded or not.
+    pub listed: BTreeSet<String>,
     /// When nobody looked any more.
     pub until: Duration,
     /// What each node's memory was seen to be.

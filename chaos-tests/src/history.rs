@@ -343,4 +343,6 @@ pub struct Database {
     pub created: bool,
     /// How its deletion ended, if anybody asked for that.
     pub deleted: Option<Ending>,
+    /// Acknowledged writes: transaction, key and value.
+    pub wrote: Vec<(u64, Vec<u8>, Vec<u8>)>,
 }

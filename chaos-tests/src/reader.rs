@@ -171,9 +171,14 @@ impl Reader {
     /// Names of the databases that are loaded, but for `systemdb`: of all that there are, not only of those that this node knows (seed
     /// 7008210).
     pub async fn databases(&mut self) -> Result<Vec<String>, Status> {
+        Ok(self.listed().await?.into_iter().filter(|(_, loaded)| *loaded).map(|(name, _)| name).collect())
+    }
+
+    /// The same with those that are not loaded: name, and whether it is loaded.
+    pub async fn listed(&mut self) -> Result<Vec<(String, bool)>, Status> {
         let request = self.request(schema::DatabaseListRequestV2::default())?;
         let list = bounded(self.deadline, self.api.database_list_v2(request)).await?;
-        Ok(list.databases.into_iter().filter(|database| database.loaded).map(|database| database.name).collect())
+        Ok(list.databases.into_iter().map(|database| (database.name, database.loaded)).collect())
     }
 
     /// Transactions from `first` on, oldest first, with keys and values; none behind the newest one.

@@ -81,7 +81,7 @@ fn planted_bugs_are_found() {
 #[cfg(debug_assertions)]
 fn bugs_in_the_server_are_found() {
     // Each with the first seed, the seconds of load and faults, and what it breaks.
-    let plants: [(&str, &str, &str, &[&str]); 24] = [
+    let plants: [(&str, &str, &str, &[&str]); 28] = [
         ("server-skip-read-barrier", "1", "12", &["R5", "R6"]),
         ("server-stale-snapshot-read", "1", "12", &["R5", "R6"]),
         ("server-index-lags", "1", "12", &["R5", "R6", "R9"]),
@@ -94,11 +94,15 @@ fn bugs_in_the_server_are_found() {
         ("server-local-setting-in-apply", "1", "12", &["R2", "liveness"]),
         ("server-ack-before-sync", "1", "12", &["liveness", "R4"]),
         ("server-forget-requests", "1", "12", &["R4", "S6"]),
+        ("server-forget-requests-on-install", "1", "40", &["R2", "R4", "liveness"]),
+        ("server-forget-parked-requests", "1", "12", &["R2", "R4", "liveness"]),
         ("server-forget-vote", "1", "12", &["W2"]),
         ("server-ignore-seal-mismatch", "1", "12", &["R2"]),
         ("server-overwrite-on-dispute", "1", "30", &["R2", "liveness"]),
         ("server-drop-pre-vote", "3", "12", &["M3"]),
-        ("server-serve-before-caught-up", "9", "20", &["R5", "R6"]),
+        ("server-unconfirmed-read-index", "9", "20", &["R5", "R6"]),
+        ("server-serve-before-caught-up", "1", "12", &["R5", "R6", "R8"]),
+        ("library-accept-any-consistency", "1", "12", &["P1", "P2"]),
         ("server-ignore-read-floor", "20", "14", &["R7", "S5"]),
         ("server-stale-frame-after-cut", "14", "14", &["liveness"]),
         ("server-forget-too-much", "2", "12", &["S6"]),

@@ -53,6 +53,7 @@ pub mod header;
 pub mod htree;
 pub mod ids;
 pub mod kv;
+pub mod plant;
 pub mod proof;
 pub mod state;
 

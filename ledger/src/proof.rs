@@ -27,6 +27,7 @@ use crate::{
     header::{TxHeader, chain},
     htree::{self, InclusionProof},
     ids::TxId,
+    plant,
 };
 
 pub mod build;
@@ -157,7 +158,9 @@ pub fn verify_dual(proof: &DualProof, s: TxId, t: TxId, alh_s: &Digest, alh_t: &
         require(proof.inclusion.is_empty(), Step::Inclusion)?;
     }
 
-    if source_tree.get() > 0 {
+    if plant::is_any_consistency_accepted() {
+        // A bug, for tests.
+    } else if source_tree.get() > 0 {
         let (i, j) = (source_tree.get(), target_tree.get());
         aht::verify_consistency(&proof.consistency, i, j, &source.bl_root, &target.bl_root)?;
     } else {

@@ -13,6 +13,8 @@ pub enum Plant {
     /// `raft`, barrier: a linearizable read begins at once, from whatever is applied.
     SkipReadBarrier,
     /// `raft`, read index: a leader names what it has applied, and asks no quorum whether it still leads.
+    UnconfirmedReadIndex,
+    /// `raft`, barrier: a node that knows how far it has to be for a read answers with whatever it has applied.
     ServeBeforeCaughtUp,
     /// `node`, views: a read with a floor begins below it.
     IgnoreReadFloor,
@@ -26,6 +28,10 @@ pub enum Plant {
     ApplyTwiceAfterRestart,
     /// `storage`, apply: a request that comes again is carried out again.
     ForgetRequests,
+    /// `storage`, install: the outcomes of requests do not come with the files of another node.
+    ForgetRequestsOnInstall,
+    /// `storage`, apply: nor do they come back where memory was short and they were left to the checkpoint.
+    ForgetParkedRequests,
     /// `storage`, apply: a limit depends on something that is this replica's own, as it would if apply read a setting from
     /// `systemdb`, of which another replica may have applied more.
     LocalSettingInApply,
@@ -65,6 +71,7 @@ impl Plant {
     /// All of them.
     pub const ALL: &[Self] = &[
         Self::SkipReadBarrier,
+        Self::UnconfirmedReadIndex,
         Self::ServeBeforeCaughtUp,
         Self::IgnoreReadFloor,
         Self::DropPreVote,
@@ -72,6 +79,8 @@ impl Plant {
         Self::ForgetVote,
         Self::ApplyTwiceAfterRestart,
         Self::ForgetRequests,
+        Self::ForgetRequestsOnInstall,
+        Self::ForgetParkedRequests,
         Self::LocalSettingInApply,
         Self::IgnorePreconditions,
         Self::IgnoreReadSets,

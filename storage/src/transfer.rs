@@ -27,10 +27,12 @@ use crate::database::{Database, DatabaseSpec};
 use crate::error::{Damage, Error, FileOp, Result};
 use crate::format::SEGMENT_HEADER_BYTES;
 use crate::format::derived::{CHUNK_HEADER_BYTES, open_small, seal_small};
-use crate::limits::COPY_BYTES;
+use crate::limits::{COPY_BYTES, REQUEST_OUTCOMES_KEPT};
 use crate::marks::Marks;
+use crate::plant::{Plant, is_planted};
 use crate::prune;
 use crate::recover;
+use crate::requests::Requests;
 use crate::smallfile;
 use crate::vfs::{OpenMode, Vfs};
 use crate::wire::{Malformed, Put, Reader};
@@ -428,12 +430,23 @@ pub(crate) fn finish_install(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec)
         vfs.remove_file(&pruned).map_err(|e| Error::io(FileOp::Remove, &pruned, e))?;
     }
     Marks::open(&**vfs, dir, spec.id)?.installed(manifest.log_id)?;
-    smallfile::write_atomic(&**vfs, &dir.join(CHECKPOINT_NAME), CHECKPOINT_MAGIC, &manifest.checkpoint)?;
+    let checkpoint = match is_planted(Plant::ForgetRequestsOnInstall) {
+        true => without_requests(&manifest.checkpoint).map_err(|Malformed| malformed(0))?,
+        false => manifest.checkpoint.clone(),
+    };
+    smallfile::write_atomic(&**vfs, &dir.join(CHECKPOINT_NAME), CHECKPOINT_MAGIC, &checkpoint)?;
     if vfs.exists(&staging).map_err(|e| Error::io(FileOp::Open, &staging, e))? {
         vfs.remove_dir_all(&staging).map_err(|e| Error::io(FileOp::Remove, &staging, e))?;
     }
     vfs.remove_file(&mark).map_err(|e| Error::io(FileOp::Remove, &mark, e))?;
     vfs.sync_dir(dir).map_err(|e| Error::io(FileOp::SyncDir, dir, e))
+}
+
+/// What [`Plant::ForgetRequestsOnInstall`] makes of a checkpoint.
+fn without_requests(checkpoint: &[u8]) -> std::result::Result<Bytes, Malformed> {
+    let Checkpoint { database, mut state, sizes } = Checkpoint::decode(checkpoint)?;
+    state.requests = Requests::new(REQUEST_OUTCOMES_KEPT);
+    Ok(Checkpoint::encode(database, &state, &sizes).into())
 }
 
 pub(crate) fn read_install<'a>(

@@ -1,7 +1,7 @@
 //! Runs simulated lives of a cluster. One seed per process: with several, this program starts itself once per seed.
 
 use std::collections::VecDeque;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -31,7 +31,7 @@ struct Args {
     /// First of the seeds; without it, one that nobody knows before.
     #[arg(long)]
     from: Option<u64>,
-    /// Run the seeds of this file too, one number at the beginning of each line.
+    /// Run the seeds of this file too: a number at the beginning of each line, with its own seconds of load behind an @ where it has them.
     #[arg(long)]
     kept: Option<std::path::PathBuf>,
     /// Begin no seed after so many seconds.
@@ -55,6 +55,9 @@ struct Args {
     /// Plant this bug: the simulation is expected to fail. Of several seeds none begins after the first that finds it.
     #[arg(long, value_parser = Plant::all().map(Plant::name).collect::<Vec<_>>())]
     plant: Option<String>,
+    /// The life that the bug of --plant would have, without the bug.
+    #[arg(long, requires = "plant")]
+    control: bool,
     /// Print a line of JSON per life instead of words, and nothing else on standard output.
     #[arg(long)]
     json: bool,
@@ -68,16 +71,54 @@ struct Args {
 
 impl Args {
     /// What has to be said besides the seed to run the same again.
-    fn rest(&self) -> Vec<String> {
-        let mut rest = vec!["--load-seconds".into(), self.load_seconds.to_string()];
+    fn rest(&self, life: Life) -> Vec<String> {
+        let mut rest = vec!["--load-seconds".into(), life.load.unwrap_or(self.load_seconds).to_string()];
         if !self.faults.is_empty() {
             rest.extend(["--faults".into(), self.faults.join(",")]);
         }
         if let Some(plant) = &self.plant {
             rest.extend(["--plant".into(), plant.clone()]);
         }
+        if self.control {
+            rest.push("--control".into());
+        }
         rest
     }
+}
+
+/// One life to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    seed: u64,
+    /// Its own seconds of load, where it needs them to show what it shows.
+    load: Option<u64>,
+}
+
+impl Life {
+    const fn of(seed: u64) -> Self {
+        Self { seed, load: None }
+    }
+
+    /// From a line of the file of kept seeds.
+    fn parse(line: &str) -> Option<Self> {
+        let first = line.split_whitespace().next()?;
+        let (seed, load) = first.split_once('@').map_or((first, None), |(seed, load)| (seed, Some(load)));
+        Some(Self { seed: seed.parse().ok()?, load: load.map(str::parse).transpose().ok()? })
+    }
+}
+
+/// Failures of fresh seeds of a checkout go here, so that none is lost; from here to `kept`, with what they found.
+const FAILED: &str = "chaos-tests/seeds/failed";
+
+/// Adds a line to [`FAILED`], when this runs in a checkout.
+fn write_down(args: &Args, life: Life, what: &str) -> std::io::Result<()> {
+    let path = std::path::Path::new(FAILED);
+    if !path.parent().is_some_and(std::path::Path::is_dir) {
+        return Ok(());
+    }
+    let what: String = what.chars().take(200).map(|c| if c == '\n' { ' ' } else { c }).collect();
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    writeln!(file, "{}@{} {what}", life.seed, life.load.unwrap_or(args.load_seconds))
 }
 
 /// Virtual time for the log.
@@ -117,7 +158,8 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     }));
     let plant = args.plant.as_ref().and_then(|name| Plant::all().find(|plant| plant.name() == name));
     let load = Duration::from_secs(args.load_seconds);
-    let options = Options { seed, load, story: !args.quiet && !args.json, plant, faults: args.faults.clone() };
+    let (story, faults) = (!args.quiet && !args.json, args.faults.clone());
+    let options = Options { seed, load, story, plant, control: args.control, faults };
     match run::run(&options) {
         Ok(report) => {
             println!("{}", if args.json { report.json() } else { report.to_string() });
@@ -132,15 +174,16 @@ fn one(args: &Args, seed: u64) -> ExitCode {
 
 /// A failure of this process's own life, with how long that was.
 fn tell_end(args: &Args, seed: u64, what: &str) {
-    tell_failure(args, seed, &format!("{what} ({AFTER}{:.1} simulated s)", run::simulated().as_secs_f64()));
+    tell_failure(args, Life::of(seed), &format!("{what} ({AFTER}{:.1} simulated s)", run::simulated().as_secs_f64()));
 }
 
-fn tell_failure(args: &Args, seed: u64, what: &str) {
+fn tell_failure(args: &Args, life: Life, what: &str) {
+    let seed = life.seed;
     if args.json {
         println!("{}", json!({ "seed": seed, "failed": what }));
     } else {
         println!("seed {seed}: FAILED: {what}");
-        println!("replay: cargo run --bin sim -- --seed {seed} {}", args.rest().join(" "));
+        println!("replay: cargo run --bin sim -- --seed {seed} {}", args.rest(life).join(" "));
     }
 }
 
@@ -160,10 +203,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Runs one seed in a process of its own, within the limit; its report, or what it found.
 // This is not part of any simulation, so time here is real.
 #[allow(clippy::disallowed_methods)]
-fn child(args: &Args, seed: u64) -> Result<Report, String> {
+fn child(args: &Args, life: Life) -> Result<Report, String> {
     let own = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = Command::new(own);
-    command.args(["--json", "--seed", &seed.to_string()]).args(args.rest());
+    command.args(["--json", "--seed", &life.seed.to_string()]).args(args.rest(life));
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
     let mut out = child.stdout.take().ok_or("no standard output")?;
     // Read while it runs: a long text would fill the pipe, and the process would wait.
@@ -188,10 +231,10 @@ fn child(args: &Args, seed: u64) -> Result<Report, String> {
     Err(said.unwrap_or_else(|| format!("the process ended without a verdict: {text}")))
 }
 
-fn kept(args: &Args) -> std::io::Result<Vec<u64>> {
+fn kept(args: &Args) -> std::io::Result<Vec<Life>> {
     let Some(path) = &args.kept else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(path)?;
-    Ok(text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect())
+    Ok(text.lines().filter_map(Life::parse).collect())
 }
 
 /// Many lives. This is not part of any simulation, so time here is real.
@@ -203,15 +246,15 @@ fn many(args: &Args) -> ExitCode {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         since.map_or(1, |since| u64::try_from(since.as_millis()).unwrap_or(1)) * 1000
     });
-    let mut seeds: VecDeque<u64> = match kept(args) {
+    let mut seeds: VecDeque<Life> = match kept(args) {
         Ok(kept) => kept.into(),
         Err(e) => {
             eprintln!("the file of kept seeds cannot be read: {e}");
             return ExitCode::FAILURE;
         }
     };
-    let first = seeds.front().copied().unwrap_or(from);
-    seeds.extend(from..from + args.seeds);
+    let first = seeds.front().copied().unwrap_or(Life::of(from));
+    seeds.extend((from..from + args.seeds).map(Life::of));
     let say = |text: &str| if args.json { eprintln!("{text}") } else { println!("{text}") };
     say(&format!("{} seeds, the fresh ones from {from} on", seeds.len()));
     let found = AtomicBool::new(false);
@@ -223,15 +266,31 @@ fn many(args: &Args) -> ExitCode {
         args.jobs,
         seeds,
         in_time,
-        |seed| (seed, child(args, seed)),
-        |(seed, verdict)| {
+        |life| (life, child(args, life)),
+        |(life, verdict)| {
+            let seed = life.seed;
             match &verdict {
                 Ok(report) => {
                     println!("{}", if args.json { report.json() } else { report.to_string() });
                     totals.add(report);
                 }
                 Err(what) => {
-                    tell_failure(args, seed, what);
+                    tell_failure(args, life, what);
+                    if args.plant.is_none()
+                        && args.faults.is_empty()
+                        && let Err(e) = write_down(args, life, what)
+                    {
+                        eprintln!("{FAILED} cannot be written: {e}");
+                    }
+                    // Whatever fails without the bug as well is not found by it.
+                    let control = Args { control: true, ..args.clone() };
+                    if args.plant.is_some()
+                        && !args.control
+                        && let Err(what) = child(&control, life)
+                    {
+                        say(&format!("seed {seed} fails without the bug as well: {what}"));
+                        return;
+                    }
                     failed.push(seed);
                     if let Some(plant) = args.plant.as_ref().filter(|_| !found.swap(true, Ordering::Relaxed)) {
                         let (property, after) = found_by(what);
@@ -245,16 +304,16 @@ fn many(args: &Args) -> ExitCode {
                 }
             }
             // The first one that is fixed, and the first that is new.
-            if args.replay_check && (seed == first || seed == from) {
-                again.push((seed, verdict));
+            if args.replay_check && (life == first || life == Life::of(from)) {
+                again.push((life, verdict));
             }
         },
     );
-    for (seed, verdict) in &again {
-        let other = child(args, *seed);
+    for (life, verdict) in &again {
+        let (seed, other) = (life.seed, child(args, *life));
         if *verdict != other {
             say(&format!("seed {seed}: FAILED: the same seed told another story: {other:?}"));
-            failed.push(*seed);
+            failed.push(seed);
         } else {
             say(&format!("seed {seed}: the same trace twice"));
         }
@@ -312,6 +371,13 @@ fn side_by_side<T: Send, R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kept_seed_may_have_its_own_load() {
+        assert_eq!(Life::parse("21 a closed segment rots"), Some(Life::of(21)));
+        assert_eq!(Life::parse("21@15 the same"), Some(Life { seed: 21, load: Some(15) }));
+        assert_eq!([Life::parse(""), Life::parse("# 21"), Life::parse("21@x")], [None; 3]);
+    }
 
     #[test]
     fn as_many_as_wanted_run_at_once_and_each_runs_once() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::versions::name;
 use crate::history::{Ending, History};
 
 /// What one replica's ledger holds, read at the end: for each value its transaction and key.
@@ -15,7 +16,7 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
     }
     for write in &history.writes {
         let places = found.remove(write.value.as_slice()).unwrap_or_default();
-        let name = || format!("write {:?} of client {}", String::from_utf8_lossy(&write.value), write.client);
+        let name = || format!("write {:?} of client {}", name(&write.value), write.client);
         if places.len() > 1 {
             return Err(format!("{} stands {} times: {places:?}", name(), places.len()));
         }
@@ -34,7 +35,7 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
         }
     }
     match found.keys().next() {
-        Some(value) => Err(format!("nobody wrote {:?}", String::from_utf8_lossy(value))),
+        Some(value) => Err(format!("nobody wrote {:?}", name(value))),
         None => Ok(()),
     }
 }

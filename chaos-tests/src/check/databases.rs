@@ -1,5 +1,5 @@
 //! D2: a database whose creation was acknowledged is there at the end, unless somebody asked for its deletion; one whose deletion was
-//! acknowledged is not. I2: what was acknowledged as copied stands in the copy, and a copy is the beginning of what it is a copy of.
+//! acknowledged is not listed, loaded or not; and what was acknowledged in one that is there stands in it. I2: what was acknowledged as copied stands in the copy, and a copy is the beginning of what it is a copy of.
 
 use super::Evidence;
 use super::index::Indexed;
@@ -12,11 +12,15 @@ fn find<'a>(evidence: &Evidence<'a>, name: &str) -> Option<&'a Indexed> {
 /// Looks for every database that somebody made.
 pub fn check(evidence: &Evidence<'_>) -> Result<(), String> {
     for (name, made) in &evidence.history.databases {
-        let there = find(evidence, name).is_some();
+        let there = find(evidence, name);
+        let is_listed = there.is_some() || evidence.sightings.listed.contains(name);
         match (made.created, made.deleted) {
-            (true, None) if !there => return Err(format!("{name} was created and is not there")),
-            (_, Some(Ending::Acknowledged(_))) if there => return Err(format!("{name} was deleted and is there")),
+            (true, None) if there.is_none() => return Err(format!("{name} was created and is not there")),
+            (_, Some(Ending::Acknowledged(_))) if is_listed => return Err(format!("{name} was deleted and is there")),
             _ => {}
+        }
+        if let Some(lost) = there.and_then(|there| made.wrote.iter().find(|wrote| !there.ledger.contains(wrote))) {
+            return Err(format!("{name} lacks what was acknowledged in it at {}", lost.0));
         }
     }
     match evidence.indexes.iter().skip(1).find(|indexed| !evidence.history.databases.contains_key(&indexed.database)) {
@@ -70,7 +74,7 @@ mod tests {
     }
 
     fn made(created: bool, deleted: Option<Ending>) -> History {
-        let databases = [("own".to_owned(), Database { created, deleted })].into();
+        let databases = [("own".to_owned(), Database { created, deleted, wrote: Vec::new() })].into();
         History { databases, ..History::default() }
     }
 

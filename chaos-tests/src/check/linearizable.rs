@@ -12,7 +12,9 @@ use crate::history::{Ending, History};
 
 /// Compares every read with the version order of the final ledger.
 pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
-    let order: BTreeMap<&[u8], u64> = ledger.iter().map(|(tx, _, value)| (value.as_slice(), *tx)).collect();
+    let places: BTreeMap<&[u8], (u64, &[u8])> =
+        ledger.iter().map(|(tx, key, value)| (value.as_slice(), (*tx, key.as_slice()))).collect();
+    let place = |value: &[u8]| places.get(value).map(|(tx, _)| *tx);
     let invoked: BTreeMap<&[u8], Duration> =
         history.writes.iter().map(|write| (write.value.as_slice(), write.invoked)).collect();
     // Times at which a version of a key was known to exist: acknowledged, or seen by a read.
@@ -23,8 +25,8 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
         }
     }
     for read in &history.reads {
-        if let Some(tx) = read.value.as_ref().and_then(|value| order.get(value.as_slice())) {
-            known.entry(&read.key).or_default().push((read.ended, *tx));
+        if let Some(tx) = read.value.as_ref().and_then(|value| place(value)) {
+            known.entry(&read.key).or_default().push((read.ended, tx));
         }
     }
     // A write that begins when a transaction is known stands behind it, whatever key either of them has.
@@ -39,8 +41,8 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
         .collect();
     for write in &history.writes {
         let before = newest[..newest.partition_point(|(when, _)| *when < write.invoked)].last();
-        if let (Some(tx), Some((_, before))) = (order.get(write.value.as_slice()), before)
-            && tx <= before
+        if let (Some(tx), Some((_, before))) = (place(&write.value), before)
+            && tx <= *before
         {
             let value: String = String::from_utf8_lossy(&write.value).chars().take(32).collect();
             return Err(format!(
@@ -56,8 +58,9 @@ pub fn check(history: &History, ledger: &Ledger) -> Result<(), String> {
         };
         let seen = match &read.value {
             None => 0,
-            Some(value) => match order.get(value.as_slice()) {
-                Some(tx) => *tx,
+            Some(value) => match places.get(value.as_slice()) {
+                Some((tx, key)) if *key == read.key => *tx,
+                Some((tx, _)) => return Err(format!("{} returned what {tx} wrote to another key", who())),
                 None => return Err(format!("{} returned a value that is not in the ledger", who())),
             },
         };
@@ -114,5 +117,7 @@ mod tests {
         assert!(judge(vec![read(None, 3, 4)]).is_err(), "a was acknowledged before");
         assert!(judge(vec![read(Some(b"b"), 4, 5), read(Some(b"a"), 6, 7)]).is_err(), "somebody had seen b");
         assert!(judge(vec![read(Some(b"b"), 1, 2)]).is_err(), "b from the future");
+        let other = Read { key: b"another".into(), ..read(Some(b"b"), 7, 8) };
+        assert!(judge(vec![other]).is_err(), "a value of another key");
     }
 }

@@ -45,11 +45,11 @@ impl Versions {
         let until = |i: usize| all.get(i).map_or(u64::MAX, |(tx, _)| tx - 1);
         match value {
             None => Ok((0, until(0))),
-            Some(value) => {
-                all.iter().position(|(_, there)| there == value).map(|i| (all[i].0, until(i + 1))).ok_or_else(|| {
-                    format!("{:?} never had {:?}", String::from_utf8_lossy(key), String::from_utf8_lossy(value))
-                })
-            }
+            Some(value) => all
+                .iter()
+                .position(|(_, there)| there == value)
+                .map(|i| (all[i].0, until(i + 1)))
+                .ok_or_else(|| format!("{:?} never had {:?}", name(key), name(value))),
         }
     }
 }

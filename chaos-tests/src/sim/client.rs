@@ -1,5 +1,5 @@
 //! Clients of the simulated cluster: plain gRPC over turmoil's TCP, one session at a time. Deadlines are the server's: a call
-//! that a living node leaves waiting is found, not cut off by the client.
+//! that a living node leaves waiting is found, not cut off by the client; but for clients that have a deadline of their own.
 
 use std::io;
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub struct Session {
     /// The calls.
     pub api: ImmuServiceClient<Channel>,
     id: String,
+    /// The deadline of each of its calls; nothing for the node's own.
+    patience: Option<Duration>,
 }
 
 /// Connects to hosts of the simulation.
@@ -78,13 +80,21 @@ impl Session {
             database_name: database.into(),
         };
         let reply = bounded(api.open_session(Request::new(request))).await?;
-        Ok(Self { api, id: reply.session_id })
+        Ok(Self { api, id: reply.session_id, patience: None })
+    }
+
+    /// Gives every call from here on this deadline, at which it is cancelled.
+    pub fn with_patience(self, patience: Option<Duration>) -> Self {
+        Self { patience, ..self }
     }
 
     /// A request of this session.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("sessionid", self.id.parse().expect("session ids are ASCII"));
+        if let Some(patience) = self.patience {
+            request.set_timeout(patience);
+        }
         request
     }
 

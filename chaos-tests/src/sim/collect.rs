@@ -1,8 +1,8 @@
-//! After healing: demands that every node takes a write, waits until all have the same newest transaction and the same bytes in
-//! closed segments, then reads every ledger whole, recomputes its chain, and reads it once more through the index: of every
-//! database that there is.
+//! After healing: demands that every node takes a write, and what was sent before, once more; waits until all have the same newest
+//! transaction and the same bytes in closed segments, then reads every ledger whole, recomputes its chain, and reads it once more
+//! through the index: of every database that there is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use alhambra_raft::group::Health;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::client::{self, DATABASE, DEADLINE, PASSWORD, Session};
+use super::ops::again::all_again;
 use super::plant::Plant;
 use super::setup::NAMES;
 use super::shared::Shared;
@@ -76,13 +77,19 @@ impl Collector<'_> {
         let outside = self.shared.borrow().outside.clone();
         let inside: Vec<usize> = (0..self.nodes).filter(|i| !outside.contains(i)).collect();
         self.all_write(&inside, until).await?;
+        // Once everybody is what it will be, by files of another node or without.
+        self.alike(DATABASE, &inside, until).await?;
+        let again = Instant::now();
+        all_again(self.shared, &inside, again + patience).await?;
+        let again = again.elapsed();
+        let until = Instant::now() + patience;
         let mut open = match self.alike(DATABASE, &inside, until).await? {
             Some(open) => open,
             None => return Err(format!("liveness: {DATABASE} is gone")),
         };
         // What has rotted is found and mended by itself, whatever database it is of.
         let (names, _) = self.sealed_alike(&inside, until, &sealed).await?;
-        let healed_in = begin.elapsed();
+        let healed_in = begin.elapsed() - again;
         // Its segments are too large to close in a life, so its history is compared as the hash over all of it.
         self.alike(SYSTEM, &inside, until).await?;
         for node in &outside {
@@ -104,8 +111,21 @@ impl Collector<'_> {
         ledger.retain(|(_, key, _)| key != HEALED_KEY);
         // An order of which nobody waited for the end may have been carried out meanwhile, on one node before the others.
         let (_, segments) = self.sealed_alike(&inside, Instant::now() + patience, &sealed).await?;
+        self.shared.borrow_mut().sightings.listed = self.listed(inside[0], Instant::now() + patience).await?;
         let lost = names.iter().map(|name| (inside.len() - self.holders(&inside, name).len()) as u64).sum();
         Ok(Final { ledger, alhs, indexes, segments, healed_in, lost })
+    }
+
+    /// Names of all databases, loaded or not.
+    async fn listed(&self, node: usize, until: Instant) -> Result<BTreeSet<String>, String> {
+        loop {
+            let listed = async { reader(node, DATABASE).await?.listed().await };
+            match listed.await {
+                Ok(listed) => return Ok(listed.into_iter().map(|(name, _)| name).collect()),
+                Err(e) if Instant::now() > until => return Err(format!("liveness: the databases are not listed: {e}")),
+                Err(_) => pause().await,
+            }
+        }
     }
 
     /// Those that are to have a database. A replica that is for its operator is not among them: what it has still to apply has rotted, and

@@ -1,6 +1,6 @@
 //! What clients do, one file each. A new operation is a file and a row of [`ALL`].
 
-mod again;
+pub mod again;
 mod batch;
 mod conditional;
 mod database;
@@ -73,8 +73,8 @@ pub struct Memory {
     pub copy_made: bool,
     /// Its database in which values are forgotten.
     pub forgetful: Option<forget::Own>,
-    /// What it has asked for and may ask for again.
-    pub asked: Option<again::Asked>,
+    /// What it has asked for and may ask for again, by its place among all of those.
+    pub asked: Option<usize>,
 }
 
 impl Ctx<'_> {

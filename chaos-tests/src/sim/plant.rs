@@ -27,6 +27,8 @@ pub enum Plant {
     IgnoreFloor,
     /// The verifier accepts a consistency proof without looking at it.
     AcceptAnyConsistency,
+    /// In the ledger library, which clients and nodes verify with: the same.
+    LibraryAcceptsAnyConsistency,
     /// A rotted segment is not mended: no file is ever read again.
     NoScrub,
     /// The trusted state of a client goes back when it changes nodes.
@@ -42,6 +44,7 @@ pub enum Plant {
 /// Plants a bug of the server into this thread, which runs the whole life; `false` when this build has none.
 #[cfg(debug_assertions)]
 pub fn plant_inside(plant: Option<Plant>) -> bool {
+    alhambra_ledger::plant::accept_any_consistency(plant == Some(Plant::LibraryAcceptsAnyConsistency));
     inside::plant(match plant {
         Some(Plant::Inside(bug)) => Some(bug),
         _ => None,
@@ -52,7 +55,7 @@ pub fn plant_inside(plant: Option<Plant>) -> bool {
 /// A release build has no bugs.
 #[cfg(not(debug_assertions))]
 pub fn plant_inside(plant: Option<Plant>) -> bool {
-    !matches!(plant, Some(Plant::Inside(_)))
+    !matches!(plant, Some(Plant::Inside(_) | Plant::LibraryAcceptsAnyConsistency))
 }
 
 impl Plant {
@@ -68,6 +71,8 @@ impl Plant {
         Self::ManyStates,
         Self::IgnoreFloor,
         Self::AcceptAnyConsistency,
+        #[cfg(debug_assertions)]
+        Self::LibraryAcceptsAnyConsistency,
         Self::NoScrub,
         Self::ForgetTrust,
         Self::NoDeadline,
@@ -93,12 +98,14 @@ impl Plant {
             Self::ManyStates => "many-states",
             Self::IgnoreFloor => "ignore-floor",
             Self::AcceptAnyConsistency => "accept-any-consistency",
+            Self::LibraryAcceptsAnyConsistency => "library-accept-any-consistency",
             Self::NoScrub => "no-scrub",
             Self::ForgetTrust => "forget-trust",
             Self::NoDeadline => "no-deadline",
             Self::IndexLags => "index-lags",
             Self::Inside(bug) => match bug {
                 inside::Plant::SkipReadBarrier => "server-skip-read-barrier",
+                inside::Plant::UnconfirmedReadIndex => "server-unconfirmed-read-index",
                 inside::Plant::ServeBeforeCaughtUp => "server-serve-before-caught-up",
                 inside::Plant::IgnoreReadFloor => "server-ignore-read-floor",
                 inside::Plant::DropPreVote => "server-drop-pre-vote",
@@ -106,6 +113,8 @@ impl Plant {
                 inside::Plant::ForgetVote => "server-forget-vote",
                 inside::Plant::ApplyTwiceAfterRestart => "server-apply-twice-after-restart",
                 inside::Plant::ForgetRequests => "server-forget-requests",
+                inside::Plant::ForgetRequestsOnInstall => "server-forget-requests-on-install",
+                inside::Plant::ForgetParkedRequests => "server-forget-parked-requests",
                 inside::Plant::LocalSettingInApply => "server-local-setting-in-apply",
                 inside::Plant::IgnorePreconditions => "server-ignore-preconditions",
                 inside::Plant::IgnoreReadSets => "server-ignore-read-sets",
@@ -136,10 +145,13 @@ impl Plant {
             Self::Inside(inside::Plant::ApplyTwiceAfterRestart | inside::Plant::LocalSettingInApply) => {
                 &["restart", "crash", "power-loss"]
             }
+            Self::Inside(inside::Plant::ServeBeforeCaughtUp) => &["restart", "latency", "long-absence"],
+            Self::Inside(inside::Plant::ForgetRequestsOnInstall) => &["long-absence"],
+            Self::Inside(inside::Plant::ForgetParkedRequests) => &["memory-pressure"],
             Self::Inside(inside::Plant::DropPreVote) => &["partition"],
             Self::Inside(inside::Plant::StaleFrameAfterCut) => &["halves", "partition"],
             Self::Inside(
-                inside::Plant::SkipReadBarrier | inside::Plant::ServeBeforeCaughtUp | inside::Plant::IgnoreReadFloor,
+                inside::Plant::SkipReadBarrier | inside::Plant::UnconfirmedReadIndex | inside::Plant::IgnoreReadFloor,
             ) => &["partition", "one-way", "hold", "latency"],
             Self::Inside(inside::Plant::ForgetVote) | Self::ForgetVote => {
                 &["power-loss", "restart", "crash-leader", "partition"]

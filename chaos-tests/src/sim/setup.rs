@@ -20,6 +20,8 @@ pub struct Setup {
     pub nodes: usize,
     /// How many clients.
     pub clients: u32,
+    /// The deadline that each client gives the calls of its session; nothing for those that leave it to the node.
+    pub patience: Vec<Option<Duration>>,
     /// Keys that clients write; few, so that reads meet writes.
     pub keys: u64,
     /// Most milliseconds that a client rests between two calls.
@@ -91,9 +93,17 @@ impl Setup {
         };
         let ops = ops::ALL.iter().copied().filter(has).collect();
         let pause = pick(&[500, 2_000, 2_000, 5_000]);
+        let clients = pick(&[2, 3, 3, 4]);
+        // One of four gives its calls a deadline of its own, often one that is too short.
+        let waits = SimRng::of(seed, "how long clients wait");
+        let patience = (0..clients).map(|_| {
+            let patience = ms([15, 50, 200, 1_000][waits.below(4) as usize]);
+            (waits.below(4) == 0).then_some(patience)
+        });
         Self {
             nodes,
-            clients: pick(&[2, 3, 3, 4]) as u32,
+            clients: clients as u32,
+            patience: patience.collect(),
             keys: pick(&[2, 4, 8, 16]),
             rest_ms: pick(&[10, 20, 50, 200]),
             latency: ms(2 + rng.below(10)),
@@ -108,6 +118,11 @@ impl Setup {
             faults,
             ops,
         }
+    }
+
+    /// Whether anything changes what disks have.
+    pub fn rots(&self) -> bool {
+        self.faults.iter().any(|fault| ["rot", "rot-unnoticed", "misdirected", "lost-sync"].contains(&fault.name()))
     }
 
     /// What a node is started with.
@@ -141,13 +156,17 @@ impl std::fmt::Display for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let faults: Vec<_> = self.faults.iter().map(|fault| fault.name()).collect();
         let ops: Vec<_> = self.ops.iter().map(|op| op.name()).collect();
+        let until =
+            |patience: &Option<Duration>| patience.map_or("as told".to_string(), |patience| format!("{patience:?}"));
+        let patience: Vec<_> = self.patience.iter().map(until).collect();
         let [heartbeat, min, max] = self.raft;
         writeln!(
             f,
-            "{} nodes, {} clients, {} keys, rest {} ms, latency {:?}, segments {} KiB, memory {} MiB, \
+            "{} nodes, {} clients that wait {}, {} keys, rest {} ms, latency {:?}, segments {} KiB, memory {} MiB, \
              raft {heartbeat:?}/{min:?}/{max:?}",
             self.nodes,
             self.clients,
+            patience.join(", "),
             self.keys,
             self.rest_ms,
             self.latency,

@@ -11,6 +11,7 @@ use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::collect::Final;
+use super::ops::again::Asked;
 use super::report::Tally;
 use super::watch::Snapshots;
 use crate::check::Sightings;
@@ -44,10 +45,14 @@ pub struct State {
     pub load_over: bool,
     /// How many have.
     pub clients_done: u32,
+    /// When the last one had.
+    pub clients_ended: Duration,
     /// Nodes whose disk was emptied: they wait outside until an operator adds them.
     pub outside: Vec<usize>,
     /// What was collected after healing.
     pub verdict: Option<Result<Final, String>>,
+    /// Requests with an id that may have been carried out.
+    pub asked: Vec<Asked>,
     /// How the calls of each operation ended.
     pub done: BTreeMap<&'static str, Tally>,
     /// Everything that happened.

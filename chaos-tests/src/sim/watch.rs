@@ -34,9 +34,12 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    fn see(&mut self, node: usize, count: u64) {
+    /// How many have come since the last look.
+    fn see(&mut self, node: usize, count: u64) -> u64 {
         let before = self.seen.insert(node, count).unwrap_or(0);
-        self.total += if count < before { count } else { count - before };
+        let new = if count < before { count } else { count - before };
+        self.total += new;
+        new
     }
 }
 
@@ -63,8 +66,9 @@ fn replica(world: &World<'_>, node: usize) -> Option<Weak<Group>> {
     groups.group_by_name(super::client::DATABASE).map(|group| Arc::downgrade(&group))
 }
 
-/// Notes who leads in which term.
-fn look_for_leaders(world: &World<'_>) {
+/// Notes who leads in which term; answers what is new.
+fn look_for_leaders(world: &World<'_>) -> Vec<String> {
+    let mut news = Vec::new();
     let mut shared = world.shared.borrow_mut();
     let super::shared::State { running, sightings, .. } = &mut *shared;
     for (i, node) in running.iter() {
@@ -73,21 +77,24 @@ fn look_for_leaders(world: &World<'_>) {
             if let Some(group) = groups.group_by_name(database)
                 && group.is_leader()
             {
-                let nodes = sightings.leaders.entry((database.to_string(), group.status().term)).or_default();
+                let term = group.status().term;
+                let nodes = sightings.leaders.entry((database.to_string(), term)).or_default();
                 if !nodes.iter().any(|there| there == name) {
                     nodes.push(name.to_string());
+                    news.push(format!("{name} leads {database} in term {term}"));
                 }
             }
         }
     }
+    news
 }
 
 impl Watch {
-    /// One step of the world has passed.
-    pub fn look(&mut self, world: &World<'_>, now: Duration) {
-        look_for_leaders(world);
+    /// One step of the world has passed. Answers what is worth telling.
+    pub fn look(&mut self, world: &World<'_>, now: Duration) -> Vec<String> {
+        let mut news = look_for_leaders(world);
         if now < self.last + LOOK {
-            return;
+            return news;
         }
         self.last = now;
         self.judge_steady(world, now);
@@ -96,11 +103,15 @@ impl Watch {
         let super::shared::State { running, sightings, snapshots, .. } = &mut *shared;
         for (i, node) in running.iter() {
             let (name, groups) = (NAMES[*i], node.handle.groups());
-            snapshots.see(*i, groups.traffic().map_or(0, |traffic| traffic.snapshots_received));
+            let files = snapshots.see(*i, groups.traffic().map_or(0, |traffic| traffic.snapshots_received));
+            if files > 0 {
+                news.push(format!("{name} got the files of {files} databases that it was too far behind in"));
+            }
             if let Some(identity) = groups.identity() {
                 let nodes = sightings.clusters.entry(identity.cluster).or_default();
                 if !nodes.iter().any(|there| there == name) {
                     nodes.push(name.to_string());
+                    news.push(format!("{name} belongs to a cluster"));
                 }
             }
             let memory = groups.memory();
@@ -115,6 +126,7 @@ impl Watch {
                 seen.left = Some(seen.left.map_or(waiting, |left| left.min(waiting)));
             }
         }
+        news
     }
 
     /// Whether the leader that had to stay in office has, when the time is over. Also before something else happens, which may be

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use alhambra_proto::code::CODE_KEY;
+
 use super::client::{DATABASE, Session, ending_of, is_overdue};
 use super::env::SimRng;
 use super::ops::{Ctx, Done, Memory, Op};
@@ -17,6 +19,10 @@ pub struct Client {
     pub number: u32,
     /// Decides.
     pub rng: SimRng,
+    /// The deadline of the calls of its session; nothing for the node's own.
+    pub patience: Option<Duration>,
+    /// Whether disks of this life rot, so that a node may say of what it reads that it is damaged.
+    pub rots: bool,
     /// The bug that this life has.
     pub plant: Option<Plant>,
     /// Nodes that there are.
@@ -51,7 +57,7 @@ impl Client {
                 let life = life(shared, node);
                 let invoked = now();
                 match Session::open(NAMES[node], DATABASE).await {
-                    Ok(open) => session = Some((node, open)),
+                    Ok(open) => session = Some((node, open.with_patience(self.patience))),
                     Err(status) => {
                         note_overdue(shared, &status, "OpenSession", node, life, invoked);
                         tokio::time::sleep(Duration::from_millis(100 + self.rng.below(200))).await;
@@ -83,15 +89,27 @@ impl Client {
                 }
             }
             if let Err(status) = done {
-                if let Code::Unimplemented | Code::InvalidArgument | Code::Unauthenticated = status.code()
-                    && !status.message().contains("session")
-                {
+                let never = match status.code() {
+                    Code::Unimplemented | Code::InvalidArgument | Code::Unauthenticated => {
+                        !status.message().contains("session")
+                    }
+                    // The transport says these too, of a connection that broke.
+                    Code::Internal | Code::Unknown => status.metadata().contains_key(CODE_KEY),
+                    Code::DataLoss => !self.rots,
+                    _ => false,
+                };
+                if never {
                     // No fault is a reason for these.
                     let what = format!("{} on node {node} at {invoked:?}: {status:?}", op.name());
                     shared.borrow_mut().sightings.wrong.push(what);
                 }
                 note_overdue(shared, &status, op.name(), node, life, invoked);
-                session = None;
+                // Who gives up early does not open a new session for each call: a node has only so many.
+                let gave_up =
+                    self.patience.is_some() && matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
+                if !gave_up || self.rng.below(8) == 0 {
+                    session = None;
+                }
                 tokio::time::sleep(Duration::from_millis(20 + self.rng.below(80))).await;
             } else {
                 tokio::time::sleep(Duration::from_millis(self.rng.below(self.rest_ms))).await;

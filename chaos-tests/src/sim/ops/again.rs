@@ -1,5 +1,6 @@
 //! Sends a write again with the request id that it had, on any node and however much later: after another leader, a restart, files
-//! that came from another node. It is carried out once, and whoever answers answers the same.
+//! that came from another node. It is carried out once, and whoever answers answers the same. When all is healed, each is sent once more
+//! through each node.
 
 use std::time::Duration;
 
@@ -13,15 +14,22 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::super::client::DATABASE;
-use super::super::shared::now;
+use super::super::setup::NAMES;
+use super::super::shared::{Shared, State, now};
 use super::{Ctx, Done, Op, elsewhere, stored, within};
 use crate::history::Ending;
 
 /// See the module.
 pub struct Again;
 
+/// So long are the values, bytes, that segments close and a node that was away gets files: what it then remembers of requests has come
+/// with them.
+const PADDING_BYTES: usize = 12 << 10;
+
+/// A long life has more requests than this; so many of them are sent again at its end.
+const ASKED_AGAIN_MAX: usize = 100;
+
 /// A request that may be sent again.
-#[derive(Clone)]
 pub struct Asked {
     proposal: TxProposal,
     value: Vec<u8>,
@@ -76,13 +84,13 @@ async fn ask(node: &NodeHandle, proposal: TxProposal) -> Option<Answer> {
 
 /// Has any node do something. Nothing when it is down, or goes down meanwhile.
 async fn on<T: 'static>(
-    ctx: &Ctx<'_>,
+    shared: &Shared,
     node: usize,
     work: impl AsyncFnOnce(&NodeHandle) -> T + 'static,
 ) -> Result<Option<T>, Status> {
-    let jobs = ctx.shared.borrow().running.get(&node).map(|node| node.jobs.clone());
+    let jobs = shared.borrow().running.get(&node).map(|node| node.jobs.clone());
     let Some(jobs) = jobs else { return Ok(None) };
-    elsewhere(ctx.shared, "again", node, within(jobs, work)).await
+    elsewhere(shared, "again", node, within(jobs, work)).await
 }
 
 impl Op for Again {
@@ -101,9 +109,15 @@ impl Op for Again {
     fn run<'a>(&'a self, ctx: &'a mut Ctx<'_>) -> LocalBoxFuture<'a, Result<Done, Status>> {
         Box::pin(async move {
             let node = ctx.rng.below(ctx.nodes as u64) as usize;
-            match ctx.memory.asked.clone() {
+            match ctx.memory.asked {
                 // Now and then another one; until then the same, so that it grows old.
-                Some(asked) if ctx.rng.below(4) > 0 => once_more(ctx, node, asked).await,
+                Some(asked) if ctx.rng.below(4) > 0 => {
+                    let answer = once_more(ctx.shared, node, asked).await?;
+                    if let Answer::Done(tx) = answer {
+                        ctx.saw(tx);
+                    }
+                    Ok(if let Answer::Done(_) = answer { Done::Well } else { Done::Refused })
+                }
                 _ => for_the_first_time(ctx, node).await,
             }
         })
@@ -111,13 +125,14 @@ impl Op for Again {
 }
 
 async fn for_the_first_time(ctx: &mut Ctx<'_>, node: usize) -> Result<Done, Status> {
-    let (key, value, invoked) = (ctx.key(), ctx.value(), now());
+    let (key, mut value, invoked) = (ctx.key(), ctx.value(), now());
+    value.resize(value.len() + PADDING_BYTES, b'y');
     let by = (ctx.client, ctx.memory.sequence);
     let (own_key, own_value) = (key.clone(), value.clone());
-    let made = on(ctx, node, async move |node| proposal(node, by, &own_key, &own_value)).await?;
+    let made = on(ctx.shared, node, async move |node| proposal(node, by, &own_key, &own_value)).await?;
     let Some(proposal) = made.flatten() else { return Err(Status::unavailable("the node is down")) };
     let sent = proposal.clone();
-    let answer = match on(ctx, node, async move |node| ask(node, sent).await).await {
+    let answer = match on(ctx.shared, node, async move |node| ask(node, sent).await).await {
         // Nothing was sent.
         Ok(Some(None)) => Ok(Answer::Refused),
         Ok(Some(Some(answer))) => Ok(answer),
@@ -132,36 +147,61 @@ async fn for_the_first_time(ctx: &mut Ctx<'_>, node: usize) -> Result<Done, Stat
     ctx.wrote(key, value.clone(), invoked, ending);
     let tx = if let Ending::Acknowledged(tx) = ending { Some(tx) } else { None };
     // What was surely not carried out stays so: its value must not stand anywhere in the end.
-    ctx.memory.asked = (ending != Ending::Refused).then_some(Asked { proposal, value, tx });
+    ctx.memory.asked = (ending != Ending::Refused).then(|| {
+        let asked = &mut ctx.shared.borrow_mut().asked;
+        asked.push(Asked { proposal, value, tx });
+        asked.len() - 1
+    });
     answer.map(|_| if ending == Ending::Refused { Done::Refused } else { Done::Well })
 }
 
-async fn once_more(ctx: &mut Ctx<'_>, node: usize, asked: Asked) -> Result<Done, Status> {
-    let sent = asked.proposal.clone();
-    let answer = on(ctx, node, async move |node| ask(node, sent).await).await?;
+/// Sends a request again that was asked before, by its place. What is wrong with the answer is written down.
+async fn once_more(shared: &Shared, node: usize, place: usize) -> Result<Answer, Status> {
+    let sent = shared.borrow().asked[place].proposal.clone();
+    let answer = on(shared, node, async move |node| ask(node, sent).await).await?;
     let Some(Some(answer)) = answer else { return Err(Status::unavailable("the node is down")) };
+    let State { asked, history, sightings, .. } = &mut *shared.borrow_mut();
+    let asked = &mut asked[place];
+    let request = asked.proposal.request;
     match (answer, asked.tx) {
-        (Answer::Done(tx), Some(first)) if tx != first => {
-            let id = asked.proposal.request;
-            ctx.wrong(format!(
-                "R4: request {id:?} was carried out at {first}, and sent again it is said to be at {tx}"
-            ));
-        }
-        (Answer::Done(_), Some(_)) => {}
+        (Answer::Done(tx), Some(first)) if tx != first => sightings.wrong.push(format!(
+            "R4: request {request:?} was carried out at {first}, and sent again it is said to be at {tx}"
+        )),
         (Answer::Done(tx), None) => {
-            ctx.saw(tx);
             // Nobody had told until now.
-            let mut shared = ctx.shared.borrow_mut();
-            if let Some(write) = shared.history.writes.iter_mut().rev().find(|write| write.value == asked.value) {
+            if let Some(write) = history.writes.iter_mut().rev().find(|write| write.value == asked.value) {
                 (write.ending, write.ended) = (Ending::Acknowledged(tx), now());
             }
-            ctx.memory.asked = Some(Asked { tx: Some(tx), ..asked });
+            asked.tx = Some(tx);
         }
-        (Answer::Rejected, Some(first)) => {
-            let id = asked.proposal.request;
-            ctx.wrong(format!("R4: request {id:?} was carried out at {first}, and sent again it is refused"));
+        // It has no condition that could fail, and no life has as many requests as are remembered.
+        (Answer::Rejected | Answer::TooOld, first) => {
+            sightings.wrong.push(format!("R4: request {request:?}, first at {first:?}, is refused: {answer:?}"));
         }
-        (Answer::TooOld | Answer::Rejected | Answer::Refused | Answer::Unknown, _) => return Ok(Done::Refused),
+        (Answer::Done(_) | Answer::Refused | Answer::Unknown, _) => {}
     }
-    Ok(Done::Well)
+    Ok(answer)
+}
+
+/// Sends requests once more through each of these nodes, which are healed. The answer, which is the leader's, must be the one of the
+/// first time; a replica that has forgotten a request carries it out again, and then is another one.
+pub async fn all_again(shared: &Shared, nodes: &[usize], until: Instant) -> Result<(), String> {
+    let places = shared.borrow().asked.len();
+    let some = (0..places).step_by(1 + places / ASKED_AGAIN_MAX);
+    for (node, place) in nodes.iter().flat_map(|node| some.clone().map(move |place| (*node, place))) {
+        loop {
+            let answer = once_more(shared, node, place).await;
+            if let Ok(Answer::Done(_) | Answer::Rejected | Answer::TooOld) = answer {
+                break;
+            }
+            if Instant::now() > until {
+                return Err(format!(
+                    "liveness: {} does not take a request that was sent before: {answer:?}",
+                    NAMES[node]
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+    Ok(())
 }

@@ -34,6 +34,7 @@ impl Op for MakeAndDrop {
             for i in 0..1 + ctx.rng.below(4) {
                 let value = format!("{name}-{i}").into_bytes();
                 txs = elsewhere(shared, self.name(), node, own.set(b"own", &value)).await?;
+                ctx.note_database(&name, |database| database.wrote.push((txs, b"own".to_vec(), value.clone())));
                 wrote = Some(value);
             }
             let read = elsewhere(shared, self.name(), node, own.get(b"own")).await?;
