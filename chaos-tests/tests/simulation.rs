@@ -72,7 +72,7 @@ fn planted_bugs_are_found() {
         ("index-lags", "1", &["R9"]),
     ];
     for (plant, from, properties) in plants {
-        is_found(plant, from, "40", properties);
+        is_found(plant, from, "15", properties);
     }
 }
 
