@@ -20,6 +20,7 @@ use crate::format::derived::LogKind;
 use crate::index::Index;
 use crate::indexing;
 use crate::limits::RECENT_HEADERS;
+use crate::prove::ProofCache;
 use crate::prune::{PruneLog, Pruner};
 use crate::seal::SealLog;
 use crate::segment::{Ledger, LedgerSpec};
@@ -38,6 +39,9 @@ pub(crate) struct Core {
     pub prunes: PruneLog,
     pub pruner: Mutex<Pruner>,
     pub index: Index,
+    /// Of the process; what is of this core has its number.
+    pub proofs: Arc<ProofCache>,
+    pub number: u64,
     /// Headers of the newest transactions, in order, without gap; what a verified write asks for next.
     recent: RwLock<VecDeque<TxHeader>>,
     published: RwLock<Published>,
@@ -74,6 +78,8 @@ impl Core {
             prunes: PruneLog::open(log("prune", LogKind::Prune, sizes.prune)?)?,
             pruner: Mutex::default(),
             index: indexing::open(vfs, &dir.join("index"), spec.id, &options.index)?,
+            number: options.memory.proofs().name_core(),
+            proofs: Arc::clone(options.memory.proofs()),
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
             checkpointed: RwLock::new(state.applied),
@@ -101,6 +107,8 @@ impl Core {
             prunes: PruneLog::open(log("prune", LogKind::Prune, sizes.prune))?,
             pruner: Mutex::default(),
             index: indexing::in_memory(spec.id)?,
+            proofs: Arc::new(ProofCache::new()),
+            number: 0,
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),
             checkpointed: RwLock::new(state.applied),

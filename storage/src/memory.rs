@@ -4,7 +4,7 @@
 //! budget    1/4 blocks of index runs      the cache throws out by itself
 //!           1/2 what databases hold       in-memory parts of indexes, newest frames, unwritten logs, outcomes of requests
 //!           1/8 proposals that wait       refused beyond; half of it in equal shares, so that nobody is kept out
-//!           1/8 everything else           what a database is made of, messages under way; not counted
+//!           1/8 everything else           what a database is made of, messages under way, the newest proofs; not counted
 //! ```
 //!
 //! Every database says after each applied log entry what it holds. From three quarters of their share on, the ones that hold
@@ -24,6 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::database::Database;
 use crate::index::BlockCache;
 use crate::limits::{MEMORY_BUDGET_BYTES_DEFAULT, MEMORY_BUDGET_BYTES_MIN, MEMORY_RELEASE_BYTES_MIN};
+use crate::prove::ProofCache;
 use crate::release;
 
 mod rooms;
@@ -101,6 +102,7 @@ pub(crate) enum Release {
 pub struct MemoryBudget {
     bytes: u64,
     cache: Arc<BlockCache>,
+    proofs: Arc<ProofCache>,
     /// The sum of what the accounts say; for a moment it may be below 0.
     held: AtomicI64,
     rooms: Arc<Rooms>,
@@ -135,6 +137,7 @@ impl MemoryBudget {
         Self {
             bytes,
             cache: Arc::new(BlockCache::new(bytes / 4)),
+            proofs: Arc::new(ProofCache::new()),
             held: AtomicI64::new(0),
             rooms: Rooms::new(bytes / 8),
             databases: Mutex::default(),
@@ -150,6 +153,11 @@ impl MemoryBudget {
     /// Blocks of the index runs of all databases.
     pub fn cache(&self) -> &Arc<BlockCache> {
         &self.cache
+    }
+
+    /// Proofs of all databases that were made last.
+    pub(crate) fn proofs(&self) -> &Arc<ProofCache> {
+        &self.proofs
     }
 
     /// What the databases hold together, bytes.

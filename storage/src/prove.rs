@@ -1,6 +1,10 @@
 //! Gathers stored hashes into proofs. Every proof is verified by our own verifier before it is handed out `V1`: it costs a
 //! fraction of gathering, and a damaged derived log must never become a proof that a client takes for tampering.
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use alhambra_ledger::error::ProveError;
 use alhambra_ledger::header::TxHeader;
 use alhambra_ledger::htree::{self, InclusionProof};
@@ -9,11 +13,55 @@ use alhambra_ledger::proof::{
     DualProof, DualProofV2, HistoryReader, build_dual, build_dual_v2, verify_dual, verify_dual_v2,
 };
 use alhambra_ledger::{Digest, VerifyError};
+use quick_cache::UnitWeighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
+use crate::limits::{PROOF_DIGESTS_KEPT_MAX, PROOFS_KEPT};
 use crate::plant::{Plant, is_planted};
 use crate::txlog::TxRecord;
+
+/// A core, counted in the process, and the two transactions that a proof ties.
+type ProofKey = (u64, TxId, TxId);
+
+/// Keys are numbers that nobody outside chooses, and what is thrown out must not differ from run to run.
+type Hasher = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
+
+/// Dual proofs that were verified a moment ago, of all databases of a process: clients that trust the same state ask for the same ones
+/// again and again. A proof of what is in the history never changes.
+pub(crate) struct ProofCache {
+    proofs: Cache<ProofKey, Arc<DualProof>, UnitWeighter, Hasher>,
+    next_core: AtomicU64,
+}
+
+impl ProofCache {
+    pub(crate) fn new() -> Self {
+        let (hasher, lifecycle) = (Hasher::default(), DefaultLifecycle::default());
+        let proofs = Cache::with(PROOFS_KEPT, PROOFS_KEPT as u64, UnitWeighter, hasher, lifecycle);
+        Self { proofs, next_core: AtomicU64::new(0) }
+    }
+
+    /// A number for a core that no other core of this process has: files that come from another node, or are derived again, begin
+    /// without anything that was proven from those before.
+    pub(crate) fn name_core(&self) -> u64 {
+        self.next_core.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn keep(&self, key: ProofKey, proof: &DualProof) {
+        let linear = proof.linear.terms.len() + proof.linear_advance.as_ref().map_or(0, |_| PROOF_DIGESTS_KEPT_MAX);
+        let digests = proof.inclusion.len() + proof.consistency.len() + proof.last_inclusion.len() + linear;
+        if digests <= PROOF_DIGESTS_KEPT_MAX {
+            self.proofs.insert(key, Arc::new(proof.clone()));
+        }
+    }
+}
+
+impl fmt::Debug for ProofCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProofCache").field("len", &self.proofs.len()).finish_non_exhaustive()
+    }
+}
 
 struct History<'a>(&'a Core);
 
@@ -37,6 +85,10 @@ impl Core {
 
     /// Proof that `source` is history of `target`; the two may be the same.
     pub(crate) fn dual_proof(&self, source: TxId, target: TxId) -> Result<DualProof> {
+        let key = (self.number, source, target);
+        if let Some(known) = self.proofs.proofs.get(&key) {
+            return Ok(DualProof::clone(&known));
+        }
         let (from, to) = (self.header(source)?, self.header(target)?);
         let mut proof =
             build_dual(&from, &to, &History(self), &self.nodes()).map_err(|e| self.cannot_prove(target, e))?;
@@ -47,7 +99,9 @@ impl Core {
             return Ok(proof);
         }
         let (alh_s, alh_t) = (self.alh(source)?, self.alh(target)?);
-        self.verified(target, verify_dual(&proof, source, target, &alh_s, &alh_t)).map(|()| proof)
+        self.verified(target, verify_dual(&proof, source, target, &alh_s, &alh_t))?;
+        self.proofs.keep(key, &proof);
+        Ok(proof)
     }
 
     /// The compact form of [`Core::dual_proof`].
@@ -80,4 +134,68 @@ impl Core {
 /// whoever has the record at hand asks here.
 pub fn prove_entry(record: &TxRecord, entry: u32) -> Result<InclusionProof> {
     htree::prove(&record.entry_digests(), entry).ok_or(Error::NoSuchTxEntry { tx: record.header.id, entry })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use alhambra_ledger::ids::DatabaseId;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::command::{ProposalEntry, Settings, TxProposal};
+    use crate::database::{Database, DatabaseSpec, Options};
+    use crate::memory::MemoryBudget;
+    use crate::vfs::Vfs;
+    use crate::vfs::mem::MemVfs;
+
+    const WRITES: u64 = 30;
+
+    fn write(database: &Database, n: u64) {
+        let entry = ProposalEntry::plain(Bytes::from(format!("k{n}")), Bytes::new(), Bytes::from_static(b"v"));
+        let proposal = TxProposal { entries: vec![entry], ..TxProposal::default() };
+        database.commit(1, vec![proposal]).unwrap();
+    }
+
+    /// Every proof between two transactions verifies with this database's own Alh.
+    fn all_hold(database: &Database) {
+        for target in 1..=database.applied().tx.0 {
+            for source in 1..=target {
+                let (s, t) = (TxId(source), TxId(target));
+                let proof = database.dual_proof(s, t).unwrap();
+                verify_dual(&proof, s, t, &database.alh(s).unwrap(), &database.alh(t).unwrap()).unwrap();
+            }
+        }
+    }
+
+    /// More proofs than are remembered, of databases whose transactions have the same numbers, with one budget, asked for again and
+    /// again, also of a database that was opened anew: each gets its own.
+    #[test]
+    fn what_is_remembered_is_of_this_database() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let options = Options::new(Arc::new(MemoryBudget::default()));
+        let open = |number: u8| {
+            let spec = DatabaseSpec { id: DatabaseId([number; 16]), segment_bytes: 1 << 20 };
+            let dir = Path::new("/data").join(format!("db{number}"));
+            Database::open_embedded(Arc::clone(&vfs), &dir, spec, options.clone(), Settings::DEFAULT).unwrap()
+        };
+        let (one, other) = (open(1), open(2));
+        for n in 0..WRITES {
+            write(&one, n);
+            write(&other, n + 1);
+        }
+        const { assert!(WRITES * WRITES / 2 > PROOFS_KEPT as u64) };
+        for _ in 0..2 {
+            all_hold(&one);
+            all_hold(&other);
+        }
+        drop(other);
+        let other = open(2);
+        write(&other, 0);
+        all_hold(&other);
+        assert_ne!(one.core().number, other.core().number);
+        let kept = options.memory.proofs().proofs.len();
+        assert!((1..=PROOFS_KEPT).contains(&kept), "{kept}");
+    }
 }

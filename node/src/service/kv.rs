@@ -169,6 +169,8 @@ pub(crate) fn is_absence(error: &Error) -> bool {
 /// A value as stored, before references are followed.
 pub(crate) struct Found {
     pub tx: TxId,
+    /// Number of the entry in that transaction.
+    pub entry: u32,
     pub revision: Revision,
     pub metadata: KvMetadata,
     pub stored: Bytes,
@@ -185,7 +187,8 @@ impl Reader<'_> {
     /// What this version of a stored key holds.
     pub(super) fn version(&self, key: &[u8], version: &Version) -> Result<Found> {
         let stored = self.view.value(key, version)?;
-        Ok(Found { tx: version.tx, revision: version.revision, metadata: version.metadata, stored })
+        let Version { tx, entry, revision, metadata, .. } = *version;
+        Ok(Found { tx, entry, revision, metadata, stored })
     }
 
     /// The newest version of a stored key.
@@ -211,12 +214,13 @@ impl Reader<'_> {
         };
         let metadata = entry.kv_metadata();
         must_be_live(&metadata, self.now)?;
-        Ok(Found { tx, revision: Revision(0), metadata, stored: database.value(&entry)? })
+        let stored = database.value(&entry)?;
+        Ok(Found { tx, entry: entry.number, revision: Revision(0), metadata, stored })
     }
 
     /// The value of a user's key, followed when it is a reference.
     pub(crate) fn resolve(&self, key: Bytes, found: Found) -> Result<Entry> {
-        let Found { tx, revision, metadata, stored } = found;
+        let Found { tx, revision, metadata, stored, .. } = found;
         match kv::parse_value(&stored)? {
             StoredValue::Deletion => Err(text::KEY_NOT_FOUND.into()),
             StoredValue::Plain(_) => {
@@ -253,18 +257,22 @@ impl Reader<'_> {
 
     /// What Get answers.
     pub(crate) fn get(&self, get: &Get) -> Result<Entry> {
+        self.resolve(get.key.clone(), self.find(get)?)
+    }
+
+    /// What Get finds under its key.
+    fn find(&self, get: &Get) -> Result<Found> {
         let key = stored_key(&get.key);
-        let found = if get.at_tx.get() > 0 {
-            self.written_in(&key, get.at_tx)?
+        if get.at_tx.get() > 0 {
+            self.written_in(&key, get.at_tx)
         } else if get.at_revision != 0 {
             let revision = self.absolute_revision(&key, get.at_revision)?;
             let version = self.view.revision(&key, revision)?.ok_or(text::INVALID_REVISION)?;
             must_be_live(&version.metadata, self.now)?;
-            self.version(&key, &version)?
+            self.version(&key, &version)
         } else {
-            self.newest(&key)?
-        };
-        self.resolve(get.key.clone(), found)
+            self.newest(&key)
+        }
     }
 
     fn absolute_revision(&self, key: &[u8], revision: i64) -> Result<Revision> {
@@ -399,13 +407,21 @@ async fn missing(app: &App, cx: &Context, entries: &[ProposalEntry]) -> Result<E
 
 /// Reads one key.
 pub async fn get(app: &App, cx: &Context, get: Get) -> Result<Entry> {
+    place(app, cx, get).await.map(|(entry, _)| entry)
+}
+
+/// As [`get`], with the number that the entry under the key has in its transaction: of the reference, when one led to the value.
+pub(super) async fn place(app: &App, cx: &Context, get: Get) -> Result<(Entry, u32)> {
     get.check()?;
     let view = if get.at_tx.get() > 0 {
         cx.view_of(get.at_tx).await?
     } else {
         cx.view(get.since_tx).await.map_err(|error| error.beyond_is(text::SINCE_TX_TOO_HIGH))?
     };
-    Reader { context: cx, view: &view, now: app.now() }.get(&get)
+    let reader = Reader { context: cx, view: &view, now: app.now() };
+    let found = reader.find(&get)?;
+    let number = found.entry;
+    Ok((reader.resolve(get.key, found)?, number))
 }
 
 /// Reads many keys; those without a value are left out.

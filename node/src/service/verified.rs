@@ -126,26 +126,15 @@ const ENTRIES_TOLD_MAX: u32 = 16;
 pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result<VerifiableEntry> {
     must_exist(cx, trusted, text::ILLEGAL_STATE).await?;
     let key = request.key.clone();
-    let entry = kv::get(app, cx, request).await?;
-    let wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
+    let (entry, mut number) = kv::place(app, cx, request).await?;
+    let mut wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
     let database = cx.replica.database();
-    let stored_key = stored_key(&key);
-    let wrote = if is_planted(Plant::ProofOfAnotherRevision) {
-        let before = database.snapshot().history(&stored_key, 1, 1, true)?;
-        before.first().map_or(wrote, |version| version.tx)
-    } else {
-        wrote
-    };
-    let place = match database.snapshot().get_at(&stored_key, wrote)? {
-        Some(version) => version.entry,
-        // It is not indexed.
-        None => {
-            let place = database.tx(wrote)?.entries.iter().position(|entry| entry.key == stored_key);
-            let place = place.ok_or(Error::Internal("the transaction of a version does not have its key"))?;
-            u32::try_from(place).expect("a transaction has fewer entries than 2^32")
-        }
-    };
-    let proven = database.prove_entry(wrote, place)?;
+    if is_planted(Plant::ProofOfAnotherRevision)
+        && let Some(before) = database.snapshot().history(&stored_key(&key), 1, 1, true)?.first()
+    {
+        (wrote, number) = (before.tx, before.entry);
+    }
+    let proven = database.prove_entry(wrote, number)?;
     let tx = if proven.header.nentries <= ENTRIES_TOLD_MAX {
         transaction::raw(database.tx(wrote)?)
     } else {
