@@ -189,7 +189,7 @@ pub const MEMORY_BUDGET_BYTES_MIN: u64 = 64 << 20;
 /// A database that holds less is not asked to give it back, bytes.
 pub const MEMORY_RELEASE_BYTES_MIN: u64 = 4 << 10;
 
-/// Dual proofs that a process remembers, of all its databases. With the bound of the next they take 1 MiB at most.
+/// Dual proofs that a process remembers, of all its databases. With the bound of the next they take about 1 MiB at most.
 pub const PROOFS_KEPT: usize = 256;
 
 /// One of more digests than this, as imported ledgers whose trees lag behind have them, is not remembered.

@@ -4,7 +4,7 @@
 //! budget    1/4 blocks of index runs      the cache throws out by itself
 //!           1/2 what databases hold       in-memory parts of indexes, newest frames, unwritten logs, outcomes of requests
 //!           1/8 proposals that wait       refused beyond; half of it in equal shares, so that nobody is kept out
-//!           1/8 everything else           what a database is made of, messages under way, the newest proofs; not counted
+//!           1/8 everything else           what a database is made of, messages under way, proofs that are remembered; not counted
 //! ```
 //!
 //! Every database says after each applied log entry what it holds. From three quarters of their share on, the ones that hold
@@ -155,7 +155,7 @@ impl MemoryBudget {
         &self.cache
     }
 
-    /// Proofs of all databases that were made last.
+    /// Proofs of all databases that are remembered.
     pub(crate) fn proofs(&self) -> &Arc<ProofCache> {
         &self.proofs
     }

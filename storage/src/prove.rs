@@ -13,8 +13,8 @@ use alhambra_ledger::proof::{
     DualProof, DualProofV2, HistoryReader, build_dual, build_dual_v2, verify_dual, verify_dual_v2,
 };
 use alhambra_ledger::{Digest, VerifyError};
-use quick_cache::UnitWeighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
@@ -24,6 +24,9 @@ use crate::txlog::TxRecord;
 
 /// A core, counted in the process, and the two transactions that a proof ties.
 type ProofKey = (u64, TxId, TxId);
+
+/// Parts of the cache with a lock each.
+const SHARDS: usize = 8;
 
 /// Keys are numbers that nobody outside chooses, and what is thrown out must not differ from run to run.
 type Hasher = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
@@ -37,8 +40,15 @@ pub(crate) struct ProofCache {
 
 impl ProofCache {
     pub(crate) fn new() -> Self {
-        let (hasher, lifecycle) = (Hasher::default(), DefaultLifecycle::default());
-        let proofs = Cache::with(PROOFS_KEPT, PROOFS_KEPT as u64, UnitWeighter, hasher, lifecycle);
+        // What is asked for once, as after a write, must not fill it for good; and as many parts on every machine.
+        let options = OptionsBuilder::new()
+            .shards(SHARDS)
+            .estimated_items_capacity(PROOFS_KEPT)
+            .weight_capacity(PROOFS_KEPT as u64)
+            .hot_allocation(0.5)
+            .build()
+            .expect("all is set, and within its range");
+        let proofs = Cache::with_options(options, UnitWeighter, Hasher::default(), DefaultLifecycle::default());
         Self { proofs, next_core: AtomicU64::new(0) }
     }
 
@@ -190,11 +200,18 @@ mod tests {
             all_hold(&one);
             all_hold(&other);
         }
+        let (s, t, before) = (TxId(1), TxId(WRITES), other.core().number);
         drop(other);
         let other = open(2);
         write(&other, 0);
         all_hold(&other);
-        assert_ne!(one.core().number, other.core().number);
+        let numbers = [before, one.core().number, other.core().number];
+        assert!(numbers[0] != numbers[1] && numbers[1] != numbers[2] && numbers[0] != numbers[2], "{numbers:?}");
+        // What is remembered is what is answered: here, of another pair.
+        let (known, wrong) = (options.memory.proofs(), one.dual_proof(s, TxId(2)).unwrap());
+        known.keep((one.core().number, s, t), &wrong);
+        assert_eq!(one.dual_proof(s, t).unwrap(), wrong);
+        assert_ne!(other.dual_proof(s, t).unwrap(), wrong);
         let kept = options.memory.proofs().proofs.len();
         assert!((1..=PROOFS_KEPT).contains(&kept), "{kept}");
     }

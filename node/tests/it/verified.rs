@@ -7,7 +7,7 @@ use alhambra_ledger::proof::{verify_dual, verify_entries, verify_entry};
 use alhambra_ledger::state::TrustedState;
 use alhambra_ledger::{htree, kv as stored};
 use alhambra_proto::convert::{self, kv_metadata_from};
-use alhambra_proto::schema;
+use alhambra_proto::schema::{self, op};
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::{DerSignature, VerifyingKey};
 use tonic::{Code, Response};
@@ -228,4 +228,51 @@ async fn headers_of_the_first_version_are_written_and_proven_where_a_database_wa
     assert!(status.message().contains("metadata is unsupported"), "{status:?}");
     assert_eq!(client.state().await.unwrap().tx_id, 5, "nothing was written");
     node.shutdown().await;
+}
+
+/// Which entry of its transaction is proven: of a value, however it is asked for, its own; of a reference that of the reference.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_entry_that_was_found_is_the_one_that_is_proven() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    let mut inner = client.inner.clone();
+    let mut state = TrustedState::empty("defaultdb".into());
+    let hidden = schema::KeyValue {
+        metadata: Some(schema::KvMetadata { non_indexable: true, ..Default::default() }),
+        ..kv("hidden", "unseen")
+    };
+    let request = set_request(vec![kv("a", "1"), hidden, kv("b", "2"), kv("c", "3")], 0);
+    check(&mut state, &inner.verifiable_set(client.request(request)).await.unwrap().into_inner());
+    let request = set_request(vec![kv("x", "0"), kv("c", "4")], state.tx.get());
+    check(&mut state, &inner.verifiable_set(client.request(request)).await.unwrap().into_inner());
+    let reference = schema::ReferenceRequest { key: bytes("r"), referenced_key: bytes("b"), ..Default::default() };
+    let operations = [op::Operation::Kv(kv("y", "0")), op::Operation::Kv(kv("z", "0")), op::Operation::Ref(reference)];
+    let operations = operations.map(|operation| schema::Op { operation: Some(operation) }).to_vec();
+    let exec = schema::ExecAllRequest { operations, ..Default::default() };
+    inner.exec_all(client.request(exec)).await.unwrap();
+
+    // Key, atTx, atRevision; value, transaction and number of the entry that is proven.
+    let cases = [
+        (("c", 0, 0), ("4", 2, 1)),
+        (("c", 1, 0), ("3", 1, 3)),
+        (("c", 0, 1), ("3", 1, 3)),
+        (("c", 0, -1), ("3", 1, 3)),
+        (("hidden", 1, 0), ("unseen", 1, 1)),
+        (("b", 0, 0), ("2", 1, 2)),
+        (("r", 0, 0), ("2", 3, 2)),
+    ];
+    for ((key, at_tx, at_revision), (value, tx, number)) in cases {
+        let asked = format!("{key} at {at_tx}, {at_revision}");
+        let key_request = Some(schema::KeyRequest { key: bytes(key), at_tx, at_revision, ..Default::default() });
+        let request = schema::VerifiableGetRequest { key_request, prove_since_tx: state.tx.get() };
+        let found = inner.verifiable_get(client.request(request)).await.unwrap().into_inner();
+        assert_eq!(&found.entry.unwrap().value[..], value.as_bytes(), "{asked}");
+        let verifiable = check(&mut state, &found.verifiable_tx.unwrap());
+        assert_eq!(verifiable.tx.header.id, TxId(tx), "{asked}");
+        let proof = htree::InclusionProof::try_from(&found.inclusion_proof.unwrap()).unwrap();
+        assert_eq!(proof.leaf, number, "{asked}");
+        let proven = &verifiable.tx.entries[number as usize];
+        assert_eq!(&proven.key[..], stored::set_key(key.as_bytes()), "{asked}");
+        verify_entry(&proof, &proven.digest(1).unwrap(), &verifiable.tx.header).unwrap();
+    }
 }
