@@ -407,11 +407,12 @@ async fn missing(app: &App, cx: &Context, entries: &[ProposalEntry]) -> Result<E
 
 /// Reads one key.
 pub async fn get(app: &App, cx: &Context, get: Get) -> Result<Entry> {
-    place(app, cx, get).await.map(|(entry, _)| entry)
+    place(app, cx, get).await.map(|(entry, ..)| entry)
 }
 
-/// As [`get`], with the number that the entry under the key has in its transaction: of the reference, when one led to the value.
-pub(super) async fn place(app: &App, cx: &Context, get: Get) -> Result<(Entry, u32)> {
+/// As [`get`], with the place of what stands under the key, of the reference when one led to the value: transaction, and number of the
+/// entry in it.
+pub(super) async fn place(app: &App, cx: &Context, get: Get) -> Result<(Entry, TxId, u32)> {
     get.check()?;
     let view = if get.at_tx.get() > 0 {
         cx.view_of(get.at_tx).await?
@@ -420,8 +421,8 @@ pub(super) async fn place(app: &App, cx: &Context, get: Get) -> Result<(Entry, u
     };
     let reader = Reader { context: cx, view: &view, now: app.now() };
     let found = reader.find(&get)?;
-    let number = found.entry;
-    Ok((reader.resolve(get.key, found)?, number))
+    let (tx, number) = (found.tx, found.entry);
+    Ok((reader.resolve(get.key, found)?, tx, number))
 }
 
 /// Reads many keys; those without a value are left out.

@@ -126,8 +126,7 @@ const ENTRIES_TOLD_MAX: u32 = 16;
 pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result<VerifiableEntry> {
     must_exist(cx, trusted, text::ILLEGAL_STATE).await?;
     let key = request.key.clone();
-    let (entry, mut number) = kv::place(app, cx, request).await?;
-    let mut wrote = entry.referenced_by.as_ref().map_or(entry.tx, |reference| reference.tx);
+    let (entry, mut wrote, mut number) = kv::place(app, cx, request).await?;
     let database = cx.replica.database();
     if is_planted(Plant::ProofOfAnotherRevision)
         && let Some(before) = database.snapshot().history(&stored_key(&key), 1, 1, true)?.first()
