@@ -107,7 +107,7 @@ impl Life {
     }
 }
 
-/// Failures of fresh seeds of a checkout go here, so that none is lost; from here to `kept`, with what they found.
+/// Seeds that fail in a checkout go here, so that none is lost; from here to `kept`, with what they found.
 const FAILED: &str = "chaos-tests/seeds/failed";
 
 /// Adds a line to [`FAILED`], when this runs in a checkout.

@@ -1,5 +1,6 @@
 //! D2: a database whose creation was acknowledged is there at the end, unless somebody asked for its deletion; one whose deletion was
-//! acknowledged is not listed, loaded or not; and what was acknowledged in one that is there stands in it. I2: what was acknowledged as copied stands in the copy, and a copy is the beginning of what it is a copy of.
+//! acknowledged is not listed, loaded or not; and what was acknowledged in one that is there stands in it. I2: what was acknowledged as
+//! copied stands in the copy, and a copy is the beginning of what it is a copy of.
 
 use super::Evidence;
 use super::index::Indexed;
@@ -95,6 +96,33 @@ mod tests {
             assert_eq!(judge(&history, without)[0].is_ok(), absent, "{created} {deleted:?}: not there");
         }
         assert_eq!(judge(&History::default(), with)[0], Err("nobody made own".into()));
+    }
+
+    #[test]
+    fn a_deletion_that_is_undone_and_a_write_that_is_lost_are_found() {
+        let wrote = |tx| (tx, b"own".to_vec(), b"v".to_vec());
+        let judge = |history: &History, listed: &[&str], ledger: Vec<_>| {
+            let database = |name: &str| Indexed { database: name.into(), ..Indexed::default() };
+            let indexes = [database("first"), Indexed { ledger, ..database("kept") }];
+            let listed = listed.iter().map(|name| name.to_string()).collect();
+            check(&Evidence {
+                history,
+                ledger: &Vec::new(),
+                versions: &Versions::default(),
+                replicas: &[],
+                indexes: &indexes,
+                sightings: &Sightings { listed, ..Sightings::default() },
+            })
+        };
+        let mut history = made(true, Some(Ending::Acknowledged(0)));
+        let kept = Database { created: true, wrote: vec![wrote(3)], ..Database::default() };
+        history.databases.insert("kept".to_owned(), kept);
+        assert_eq!(judge(&history, &["first", "kept"], vec![wrote(3)]), Ok(()));
+        // It is not loaded, so nobody reads it.
+        assert!(judge(&history, &["first", "kept", "own"], vec![wrote(3)]).unwrap_err().contains("was deleted"));
+        for ledger in [vec![], vec![wrote(4)]] {
+            assert!(judge(&history, &["first", "kept"], ledger).unwrap_err().contains("lacks"));
+        }
     }
 
     #[test]

@@ -57,6 +57,10 @@ pub trait Fault: Sync {
     fn comes_within(&self) -> u64 {
         8
     }
+    /// Whether it changes what disks have, so that a node may say of what it reads that it is damaged.
+    fn rots(&self) -> bool {
+        false
+    }
     /// As that of an operation: what came later is drawn by itself.
     fn own_draw(&self) -> Option<(&'static str, u64)> {
         None

@@ -122,7 +122,7 @@ impl Setup {
 
     /// Whether anything changes what disks have.
     pub fn rots(&self) -> bool {
-        self.faults.iter().any(|fault| ["rot", "rot-unnoticed", "misdirected", "lost-sync"].contains(&fault.name()))
+        self.faults.iter().any(|fault| fault.rots())
     }
 
     /// What a node is started with.

@@ -14,6 +14,10 @@ impl Fault for LostSync {
         "lost-sync"
     }
 
+    fn rots(&self) -> bool {
+        true
+    }
+
     fn fits(&self, nodes: usize) -> bool {
         nodes > 1
     }

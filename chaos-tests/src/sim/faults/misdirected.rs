@@ -15,6 +15,10 @@ impl Fault for Misdirected {
         "misdirected"
     }
 
+    fn rots(&self) -> bool {
+        true
+    }
+
     fn fits(&self, nodes: usize) -> bool {
         nodes > 1
     }

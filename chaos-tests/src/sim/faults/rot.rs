@@ -28,6 +28,10 @@ impl Fault for Rot {
         "rot"
     }
 
+    fn rots(&self) -> bool {
+        true
+    }
+
     fn fits(&self, nodes: usize) -> bool {
         nodes > 1
     }

@@ -82,6 +82,10 @@ impl Fault for RotUnnoticed {
         "rot-unnoticed"
     }
 
+    fn rots(&self) -> bool {
+        true
+    }
+
     fn fits(&self, nodes: usize) -> bool {
         nodes > 1
     }

@@ -112,11 +112,9 @@ impl Op for Again {
             match ctx.memory.asked {
                 // Now and then another one; until then the same, so that it grows old.
                 Some(asked) if ctx.rng.below(4) > 0 => {
-                    let answer = once_more(ctx.shared, node, asked).await?;
-                    if let Answer::Done(tx) = answer {
-                        ctx.saw(tx);
-                    }
-                    Ok(if let Answer::Done(_) = answer { Done::Well } else { Done::Refused })
+                    let Answer::Done(tx) = once_more(ctx.shared, node, asked).await? else { return Ok(Done::Refused) };
+                    ctx.saw(tx);
+                    Ok(Done::Well)
                 }
                 _ => for_the_first_time(ctx, node).await,
             }
