@@ -26,6 +26,7 @@ use crate::segment::{Ledger, SegmentInfo};
 use crate::vfs::Vfs;
 use crate::wire::{Malformed, Put, Reader};
 
+pub(crate) use dispute::Known;
 pub use dispute::SegmentVersion;
 use dispute::Settled;
 
@@ -159,6 +160,17 @@ struct Inner {
     rewritten: BTreeSet<u64>,
 }
 
+impl Inner {
+    fn set_mismatched(&mut self, segment: u64, is_other: bool) {
+        if is_other {
+            tracing::error!(segment, "digest of an own segment is not the sealed one");
+            self.mismatched.insert(segment);
+        } else {
+            self.mismatched.remove(&segment);
+        }
+    }
+}
+
 impl SealLog {
     /// Reads all seals of the log.
     pub(crate) fn open(log: ChunkLog) -> Result<Self> {
@@ -206,34 +218,53 @@ impl SealLog {
     /// frames are not flushed here yet waits for the next call.
     pub(crate) fn compare(&self, ledger: &Ledger) -> Result<()> {
         let uncompared = std::mem::take(&mut self.inner.lock().uncompared);
+        let before = match self.known_before(ledger, &uncompared) {
+            Ok(before) => before,
+            Err(error) => {
+                self.inner.lock().uncompared.extend(uncompared);
+                return Err(error);
+            }
+        };
         let mut rest = uncompared.into_iter();
-        let compared = rest.try_for_each(|segment| self.compare_one(ledger, segment));
+        let compared = rest.try_for_each(|segment| self.compare_one(ledger, segment, &before));
         // After an error the rest, and the one that failed, are tried again.
         self.inner.lock().uncompared.extend(rest);
         compared
     }
 
-    fn compare_one(&self, ledger: &Ledger, segment: u64) -> Result<()> {
+    /// What was sealed of earlier generations, if one of the segments is of such a one here.
+    fn known_before(&self, ledger: &Ledger, segments: &[u64]) -> Result<Known> {
+        let own = ledger.segments();
+        let is_behind = {
+            let inner = self.inner.lock();
+            segments.iter().any(|segment| {
+                let own = own.get(*segment as usize).map(|info| info.generation);
+                own < inner.applied.get(segment).map(|applied| applied.generation)
+            })
+        };
+        if is_behind { self.known() } else { Ok(Known::default()) }
+    }
+
+    fn compare_one(&self, ledger: &Ledger, segment: u64, before: &Known) -> Result<()> {
         let own = own_digest(ledger, segment);
         let mut inner = self.inner.lock();
         let Some(sealed) = inner.applied.get(&segment).copied() else { return Ok(()) };
         match own {
             Ok(None) => inner.uncompared.push(segment),
-            // Not written again yet: compared when it is, `rewritten` says so.
-            Ok(Some((generation, _))) if generation < sealed.generation => {
-                inner.mismatched.remove(&segment);
+            // Not written again yet: compared with that seal when it is, `rewritten` says so. What was sealed of it before
+            // holds until then, for it could neither be read nor written again were it another one.
+            Ok(Some((generation, own))) if generation < sealed.generation => {
+                let agreed = inner.agreed(segment, generation).or(before.get(segment, generation));
+                inner.set_mismatched(segment, agreed.is_some_and(|agreed| agreed.0 != own));
             }
             // Written again already: compared with the seal of that generation, when it comes.
             Ok(Some((generation, _))) if generation > sealed.generation => {
                 inner.mismatched.remove(&segment);
                 inner.rewritten.insert(segment);
             }
-            Ok(Some((generation, own))) if inner.agreed(segment, generation).is_some_and(|agreed| agreed.0 != own) => {
-                tracing::error!(segment, "digest of an own segment is not the sealed one");
-                inner.mismatched.insert(segment);
-            }
-            Ok(Some(_)) => {
-                inner.mismatched.remove(&segment);
+            Ok(Some((generation, own))) => {
+                let is_other = inner.agreed(segment, generation).is_some_and(|agreed| agreed.0 != own);
+                inner.set_mismatched(segment, is_other);
             }
             Err(error) => {
                 inner.uncompared.push(segment);
@@ -253,6 +284,11 @@ impl SealLog {
         let mut inner = self.inner.lock();
         inner.rewritten.insert(segment);
         inner.uncompared.push(segment);
+        let sealed = inner.applied.get(&segment).map_or(0, |applied| applied.generation);
+        // What was settled of a generation that is left behind says nothing any more.
+        if inner.settled.get(&segment).is_some_and(|settled| settled.generation < sealed) {
+            inner.settled.remove(&segment);
+        }
     }
 
     /// Segments of which a later generation is sealed than the one here.
@@ -295,7 +331,12 @@ impl SealLog {
 
     /// What was sealed last of a segment in this generation, also when a later one is sealed.
     pub(crate) fn sealed_as(&self, segment: u64, generation: u32) -> Result<Option<Digest>> {
-        if let Some(digest) = self.digest(segment, generation) {
+        match self.inner.lock().applied.get(&segment) {
+            Some(applied) if generation <= applied.generation => {}
+            // No later one is sealed.
+            _ => return Ok(None),
+        }
+        if let Some(digest) = self.inner.lock().agreed(segment, generation) {
             return Ok(Some(digest));
         }
         let (mut at, mut found) = (0, None);
@@ -340,19 +381,13 @@ fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<(u32, [u8; 32])>> 
     }
 }
 
-/// Generation and digest of what was sealed as of a checkpoint, by segment; none when their log is damaged too, which only takes
-/// a witness away.
-pub(crate) fn sealed_at(
-    vfs: &Arc<dyn Vfs>,
-    dir: &Path,
-    spec: DatabaseSpec,
-    checkpoint: &Checkpoint,
-) -> Result<BTreeMap<u64, (u32, Digest)>> {
+/// What was sealed as of a checkpoint; nothing when the log of it is damaged too, which only takes a witness away.
+pub(crate) fn sealed_at(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, checkpoint: &Checkpoint) -> Result<Known> {
     let (chunk, len) = (checkpoint.sizes.chunk, checkpoint.sizes.seal);
     let log = ChunkLog::open_read_only(vfs, dir.join("seal"), LogKind::Seal, spec.id, chunk, len);
     match SealLog::open(log) {
-        Ok(seals) => Ok(seals.digests()),
-        Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => Ok(BTreeMap::new()),
+        Ok(seals) => seals.known(),
+        Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => Ok(Known::default()),
         Err(error) => Err(error),
     }
 }

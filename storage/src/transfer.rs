@@ -244,7 +244,7 @@ fn closed_segment(core: &Core, number: u64) -> Result<(u64, Bytes, Digest)> {
         // no rot over.
         let digest = core.ledger.digest(number)?;
         if info()?.generation == before.generation {
-            let digest = core.seals.digest(number, before.generation).unwrap_or(digest);
+            let digest = core.seals.digest(number, before.generation)?.unwrap_or(digest);
             return Ok((SEGMENT_HEADER_BYTES + before.stored_bytes, core.ledger.header_of(&before), digest));
         }
     }

@@ -6,7 +6,6 @@
 //! As in a database that is open, what takes a segment's place hashes to what the caller has agreed on with others, and what
 //! is remembered here since the frames were written speaks for this replica.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use crate::database::DatabaseSpec;
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::repair::{self, SegmentVote};
-use crate::seal::{self, SegmentVersion};
+use crate::seal::{self, Known, SegmentVersion};
 use crate::segment::tail::DamagedTail;
 use crate::segment::upkeep::Staged;
 use crate::segment::{Ledger, LedgerSpec, TailPiece};
@@ -31,8 +30,8 @@ pub struct Unopened {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     ledger: Ledger,
-    /// Generation and digest of sealed segments, as far as they can be read.
-    seals: BTreeMap<u64, (u32, Digest)>,
+    /// What was sealed, as far as that can be read.
+    seals: Known,
     /// As of the checkpoint.
     applied: Option<LogId>,
     /// All up to here is known to be committed.
@@ -85,7 +84,7 @@ impl Unopened {
 
     /// The digest that was sealed of a segment in this generation, as far as that is known at the last checkpoint.
     pub fn sealed_digest(&self, segment: u64, generation: u32) -> Option<Digest> {
-        self.seals.get(&segment).filter(|(sealed, _)| *sealed == generation).map(|(_, digest)| *digest)
+        self.seals.get(segment, generation)
     }
 
     /// Whether the segment may be replaced by one that has lost values: it is known to be committed, and what is committed does

@@ -2,11 +2,13 @@
 //! keeps its bytes until somebody has asked all replicas. When a majority holds another digest than the seal, that digest
 //! is what counts here from then on, and a leader that knows it proposes a corrected seal.
 
+use std::collections::BTreeMap;
+
 use alhambra_ledger::Digest;
 
-use super::{Inner, SealLog};
+use super::{Inner, SealLog, read_record};
 use crate::command::Seal;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A closed segment as somebody holds it: there may be several, of which the later ones have lost more values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,25 +22,78 @@ pub struct SegmentVersion {
 /// What a majority holds of a segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settled {
-    /// A later generation is another matter.
-    generation: u32,
+    /// Another generation is another matter.
+    pub(super) generation: u32,
     digest: Digest,
 }
 
+/// The digests that count of all generations of which one is known, by segment and generation. Made from the whole log of
+/// seals, for whoever asks about many segments; not kept.
+#[derive(Debug, Default)]
+pub(crate) struct Known(BTreeMap<(u64, u32), Digest>);
+
+impl Known {
+    pub(crate) fn get(&self, segment: u64, generation: u32) -> Option<Digest> {
+        self.0.get(&(segment, generation)).copied()
+    }
+
+    /// A majority holds this version, whatever its seal says.
+    pub(crate) fn settle(&mut self, segment: u64, version: SegmentVersion) {
+        self.0.insert((segment, version.generation), version.digest);
+    }
+}
+
 impl Inner {
-    /// The digest that counts of a generation: what a majority holds, else what is sealed; `None` when another generation
-    /// is sealed.
+    /// The digest that counts of a generation, as far as memory tells: what a majority holds, else what was sealed last.
     pub(super) fn agreed(&self, segment: u64, generation: u32) -> Option<Digest> {
-        let applied = self.applied.get(&segment).filter(|applied| applied.generation == generation)?;
         let settled = self.settled.get(&segment).filter(|settled| settled.generation == generation);
-        Some(settled.map_or(applied.digest, |settled| settled.digest))
+        let applied = self.applied.get(&segment).filter(|applied| applied.generation == generation);
+        settled.map(|settled| settled.digest).or(applied.map(|applied| applied.digest))
     }
 }
 
 impl SealLog {
-    /// The digest that counts of a segment in this generation; `None` when that is not the one that was sealed last.
-    pub(crate) fn digest(&self, segment: u64, generation: u32) -> Option<Digest> {
-        self.inner.lock().agreed(segment, generation)
+    /// The digest that counts of a segment in this generation, also when a later one is sealed: that is no licence to be another
+    /// one until it is reached. `None` when the generation was never sealed, or its seal cannot be read, which only takes a
+    /// witness away: the log says itself that it is damaged.
+    ///
+    /// # Errors
+    /// IO.
+    pub(crate) fn digest(&self, segment: u64, generation: u32) -> Result<Option<Digest>> {
+        if let Some(digest) = self.inner.lock().agreed(segment, generation) {
+            return Ok(Some(digest));
+        }
+        match self.sealed_as(segment, generation) {
+            Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => Ok(None),
+            sealed => sealed,
+        }
+    }
+
+    /// The same of all segments and generations. When the log cannot be read all of it is that of what was sealed last.
+    ///
+    /// # Errors
+    /// IO.
+    pub(crate) fn known(&self) -> Result<Known> {
+        let mut known = Known::default();
+        let mut at = 0;
+        while at < self.log.end() {
+            match read_record(&self.log, at) {
+                Ok((seal, len)) => {
+                    known.0.insert((seal.segment, seal.generation), Digest(seal.digest));
+                    at += len as u64;
+                }
+                Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let inner = self.inner.lock();
+        for (segment, applied) in &inner.applied {
+            known.0.insert((*segment, applied.generation), applied.digest);
+        }
+        for (segment, settled) in &inner.settled {
+            known.0.insert((*segment, settled.generation), settled.digest);
+        }
+        Ok(known)
     }
 
     /// Segments of which the own digest is known not to be the one that counts.
@@ -47,12 +102,13 @@ impl SealLog {
     }
 
     /// A majority holds this version. Nothing happens when the segment is not sealed. What is sealed of another generation
-    /// is not touched by that: a later one is sealed as any that was written again.
+    /// is not touched by that: a later one is sealed as any that was written again, an earlier one never more.
     pub(crate) fn settle(&self, segment: u64, version: SegmentVersion) {
         let mut inner = self.inner.lock();
         let Some(applied) = inner.applied.get(&segment).copied() else { return };
         let SegmentVersion { generation, digest } = version;
-        if applied.generation == generation && applied.digest != digest {
+        let is_sealed_so = applied.generation == generation && applied.digest == digest;
+        if applied.generation >= generation && !is_sealed_so {
             inner.settled.insert(segment, Settled { generation, digest });
         } else {
             inner.settled.remove(&segment);
@@ -68,11 +124,16 @@ impl SealLog {
         let mut seals = Vec::new();
         for segment in settled {
             let Some(sealed) = self.get(segment)? else { continue };
-            match self.digest(segment, sealed.generation) {
-                Some(agreed) if sealed.digest != agreed.0 => seals.push(Seal { digest: agreed.0, ..sealed }),
-                _ => {
-                    self.inner.lock().settled.remove(&segment);
-                }
+            let mut inner = self.inner.lock();
+            let Some(settled) = inner.settled.get(&segment).copied() else { continue };
+            // What a majority holds of an earlier generation counts here until that is reached; nobody seals it any more.
+            if settled.generation < sealed.generation {
+                continue;
+            }
+            if settled.generation == sealed.generation && settled.digest.0 != sealed.digest {
+                seals.push(Seal { digest: settled.digest.0, ..sealed });
+            } else {
+                inner.settled.remove(&segment);
             }
         }
         Ok(seals)

@@ -6,18 +6,18 @@ use std::sync::Arc;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{LogIndex, TxId};
-use alhambra_storage::command::Compression;
+use alhambra_storage::command::{Command, Compression, Seal};
 use alhambra_storage::error::Damage;
 use alhambra_storage::fsck::{self, Checked};
 use alhambra_storage::repair::FolderSource;
 use alhambra_storage::vfs::faulty::{Fault, FaultyVfs};
 use alhambra_storage::vfs::mem::Crash;
 use alhambra_storage::vfs::{OpenMode, Vfs};
-use alhambra_storage::{Damaged, Database, Error, SegmentVersion};
+use alhambra_storage::{Damaged, Database, Error, Health, SegmentVersion, Unopened};
 
 use crate::fsck::crc32c;
 use crate::prune::{check, pruned};
-use crate::repair::{copy, rot_with_fitting_checksum};
+use crate::repair::{copy, first_frame, rot_byte_with_fitting_checksum, rot_with_fitting_checksum};
 use crate::replicas::files;
 use crate::scrub::{all_files, pass};
 use crate::support::{self, apply_through, dir, open};
@@ -285,6 +285,135 @@ fn rot_with_a_fitting_checksum_is_not_written_again_under_a_digest_of_its_own() 
     prune_all(&db);
     assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
     check(&db, &model, &prunes);
+}
+
+/// Where the payload of a frame begins in what its checksum covers.
+const PAYLOAD_AT: usize = 17;
+
+/// A healthy database that has heard that the others have pruned segment 1, and has not begun; one that has; and what that
+/// holds of the segment.
+fn told_of_a_later_generation() -> (Arc<dyn Vfs>, Arc<dyn Vfs>, FolderSource, SegmentVersion) {
+    let (vfs, db, ..) = pruned(Compression::None);
+    db.checkpoint().expect("healthy");
+    let (ahead, source) = copy(&vfs);
+    let other = open(&ahead, &dir()).expect("sound");
+    prune_all(&other);
+    let sealed = other.seal(1).expect("healthy").expect("sealed");
+    let agreed = other.segment_vote(1).expect("healthy").expect("closed").version;
+    assert_eq!((sealed.generation, agreed.generation), (1, 1));
+    support::commit_command(&db, &Command::Seal(sealed)).expect("applies");
+    db.checkpoint().expect("healthy");
+    (vfs, ahead, source, agreed)
+}
+
+#[test]
+fn a_segment_that_is_not_the_sealed_one_is_known_although_a_later_generation_is_sealed_already() {
+    let (healthy, ahead, source, agreed) = told_of_a_later_generation();
+    let (.., model, prunes) = pruned(Compression::None);
+    for at in PAYLOAD_AT..first_frame(&healthy, 1) {
+        let (vfs, _) = copy(&healthy);
+        rot_byte_with_fitting_checksum(&vfs, 1, at);
+        // Nothing but the seal of what it was before can tell any more.
+        vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+        let db = crate::scrub::open(&vfs);
+        assert_eq!(db.health(), Health::SealMismatch { segment: 1 }, "byte {at}");
+        assert_eq!(db.damaged(), [Damaged::Segment(1)], "byte {at}");
+        assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)], "byte {at}");
+        // The others go on, and it is not written again under a digest of its own.
+        while db.prune_step(ALL).expect("nothing stands in the way").rewritten.is_some() {}
+        let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
+        assert_eq!(generations[..3], [1, 0, 1], "byte {at}");
+        let mended = db.mend(Some(&source)).expect("healthy");
+        assert!(
+            matches!(mended.waiting[..], [(Damaged::Segment(1), Error::SealDisputed { .. })]),
+            "byte {at}: {mended:?}"
+        );
+        let mended = db.repair_segment(1, agreed, &source);
+        assert!(matches!(mended, Err(Error::DerivedFromRot { segment: 1 })), "byte {at}: {mended:?}");
+        drop(db);
+        let db = crate::scrub::open(&vfs);
+        apply_through(&db, support::next_index(&db) - 1).expect("derived again");
+        prune_all(&db);
+        assert_eq!(db.health(), Health::Sound, "byte {at}");
+        assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2, byte {at}");
+        check(&db, &model, &prunes);
+    }
+}
+
+#[test]
+fn nothing_is_derived_again_from_it_either() {
+    let (vfs, ahead, _, agreed) = told_of_a_later_generation();
+    let (.., model, prunes) = pruned(Compression::None);
+    rot_with_fitting_checksum(&vfs, 1);
+    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    flip(&vfs, &dir().join("tx/0000000000.log"), 60);
+    let refused = Database::open(Arc::clone(&vfs), &dir(), support::spec(), crate::scrub::options());
+    assert!(matches!(refused, Err(Error::SealDisputed { segment: 1, .. })), "{refused:?}");
+    let unopened = Unopened::open(Arc::clone(&vfs), &dir(), support::spec()).expect("its log is whole");
+    let own = unopened.segment_vote(1).expect("healthy").expect("closed").version;
+    assert_ne!(unopened.sealed_digest(1, 0).expect("sealed before"), own.digest);
+    assert_eq!(unopened.sealed_digest(1, 1), Some(agreed.digest));
+    let mut fetched = unopened.begin_segment_repair(1, agreed).expect("committed");
+    fetched.write(&bytes_of(&ahead, &segment(1))[256..]).expect("healthy");
+    unopened.finish_segment_repair(&fetched).expect("what was agreed on");
+    drop(unopened);
+    let db = crate::scrub::open(&vfs);
+    apply_through(&db, support::next_index(&db) - 1).expect("derived again");
+    prune_all(&db);
+    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
+    check(&db, &model, &prunes);
+}
+
+#[test]
+fn a_wrong_seal_of_what_it_was_before_does_not_keep_its_values() {
+    let (vfs, ahead, ..) = told_of_a_later_generation();
+    let db = crate::scrub::open(&vfs);
+    let own = db.segment_vote(1).expect("healthy").expect("closed").version;
+    let later = db.seal(1).expect("healthy").expect("sealed");
+    // As if its leader had rotted before it sealed, and had pruned before anybody corrected it.
+    drop(db);
+    let (vfs, db, ..) = pruned(Compression::None);
+    let first = db.seal(1).expect("healthy").expect("sealed");
+    assert_eq!(first.digest, own.digest.0);
+    for seal in [Seal { digest: [9; 32], ..first }, later] {
+        support::commit_command(&db, &Command::Seal(seal)).expect("applies");
+    }
+    assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: 1 });
+    while db.prune_step(ALL).expect("healthy").rewritten.is_some() {}
+    assert_eq!(db.ledger().segments()[1].generation, 0, "nobody has said yet who is right");
+    db.settle_segment(1, own).expect("healthy");
+    assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
+    assert_eq!(db.agreed_digest(1, 0).expect("healthy"), Some(own.digest));
+    prune_all(&db);
+    assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
+    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
+}
+
+#[test]
+fn rot_that_makes_a_command_unreadable_is_for_a_repair() {
+    let (healthy, db, ..) = pruned(Compression::None);
+    db.checkpoint().expect("healthy");
+    drop(db);
+    let (_, whole) = copy(&healthy);
+    let mut unreadable = 0;
+    for at in PAYLOAD_AT..first_frame(&healthy, 1) {
+        let (vfs, _) = copy(&healthy);
+        let db = crate::scrub::open(&vfs);
+        rot_byte_with_fitting_checksum(&vfs, 1, at);
+        let frames = db.ledger().read(db.ledger().segments()[1].first_log_id.index, ALL, 1).expect("its checksum fits");
+        unreadable += u32::from(Command::decode(&frames[0].1.payload).is_err());
+        while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
+        let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
+        assert_eq!(generations[..3], [1, 0, 1], "byte {at}: the others need not wait");
+        if !db.damaged().contains(&Damaged::Segment(1)) {
+            // Where it says that a value stands elsewhere, what was derived of it is doubted first.
+            assert_eq!(db.damaged(), [Damaged::Derived], "byte {at}");
+            db.mend(Some(&whole)).expect("nothing is derived from it");
+        }
+        let mended = db.mend(Some(&whole));
+        assert!(matches!(mended, Err(Error::DerivedFromRot { segment: 1 })), "byte {at}: {mended:?}");
+    }
+    assert!(unreadable > 0);
 }
 
 #[test]
