@@ -232,8 +232,8 @@ impl SealLog {
         compared
     }
 
-    /// What was sealed of earlier generations, if one of the segments is of such a one here.
-    fn known_before(&self, ledger: &Ledger, segments: &[u64]) -> Result<Known> {
+    /// What was sealed of earlier generations, if one of the segments is of such a one here; else nothing is read.
+    pub(crate) fn known_before(&self, ledger: &Ledger, segments: &[u64]) -> Result<Known> {
         let own = ledger.segments();
         let is_behind = {
             let inner = self.inner.lock();
@@ -254,7 +254,7 @@ impl SealLog {
             // Not written again yet: compared with that seal when it is, `rewritten` says so. What was sealed of it before
             // holds until then, for it could neither be read nor written again were it another one.
             Ok(Some((generation, own))) if generation < sealed.generation => {
-                let agreed = inner.agreed(segment, generation).or(before.get(segment, generation));
+                let agreed = inner.agreed(segment, generation).or_else(|| before.get(segment, generation));
                 inner.set_mismatched(segment, agreed.is_some_and(|agreed| agreed.0 != own));
             }
             // Written again already: compared with the seal of that generation, when it comes.
@@ -291,12 +291,12 @@ impl SealLog {
         }
     }
 
-    /// Segments of which a later generation is sealed than the one here.
-    pub(crate) fn ahead_of(&self, segments: &[SegmentInfo]) -> Vec<u64> {
+    /// Segments of which a later generation is sealed than the one here, and which.
+    pub(crate) fn ahead_of(&self, segments: &[SegmentInfo]) -> BTreeMap<u64, u32> {
         let inner = self.inner.lock();
         let own = |segment: &u64| segments.get(*segment as usize).map_or(0, |info| info.generation);
         let ahead = inner.applied.iter().filter(|(segment, applied)| own(segment) < applied.generation);
-        ahead.map(|(segment, _)| *segment).collect()
+        ahead.map(|(segment, applied)| (*segment, applied.generation)).collect()
     }
 
     /// Seals to propose of segments that were written again here; what they say besides the digest is what was sealed before.

@@ -78,31 +78,37 @@ impl Database {
             pruner.found = rules.newest();
         }
         let segments = core.ledger.segments();
-        pruner.pending.extend(core.seals.ahead_of(&segments));
-        // One that is not what was sealed is for a repair first: written again it would be what no seal speaks of.
+        let ahead = core.seals.ahead_of(&segments);
+        pruner.pending.extend(ahead.keys());
+        // One that is not what was sealed is for a repair first: written again it would be what no seal speaks of. Unless one
+        // does: then it is a voice for what it becomes, which the others, who have got there, can be asked about.
         core.seals.compare(&core.ledger)?;
         let disputed = core.seals.mismatched();
-        let ready = |info: &SegmentInfo| {
-            let is_due = info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
-            is_due && !disputed.contains(&info.number)
-        };
+        let most = |number: u64| if disputed.contains(&number) { ahead.get(&number).copied() } else { Some(u32::MAX) };
+        let ready =
+            |info: &SegmentInfo| info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
         let (mut rewritten, mut needed_by_log, mut rotten) = (None, false, None);
         let candidates: Vec<u64> = pruner.pending.iter().copied().collect();
         for number in candidates {
             let Some(info) = segments.get(number as usize).filter(|info| ready(info)) else { continue };
+            let Some(most) = most(number) else { continue };
             if info.last_log_id.index > through {
                 needed_by_log = true;
                 continue;
             }
             // That it is sealed has been applied, and stands behind it.
             checkpoint::reach_behind(self, &core, info.last_log_id)?;
-            match prune_one(&core, info, &rules) {
-                Ok(done) => {
-                    rewritten = done.then_some(number);
+            match prune_one(&core, info, &rules, most) {
+                Ok(Outcome::Disputed) => {}
+                Ok(Outcome::Nothing) => {
+                    pruner.pending.remove(&number);
+                }
+                Ok(Outcome::Rewritten) => {
+                    rewritten = Some(number);
                     pruner.pending.remove(&number);
                 }
                 // It is for a repair; the others need not wait for that.
-                Err(error @ Error::Corrupted { .. }) => rotten = rotten.or(Some(error)),
+                Err(error @ (Error::Corrupted { .. } | Error::Command(_))) => rotten = rotten.or(Some(error)),
                 Err(error) => return Err(error),
             }
             if rewritten.is_some() {
@@ -423,8 +429,17 @@ impl Walk<'_> {
     }
 }
 
-/// Whether the segment had to be written again.
-fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules) -> Result<bool> {
+/// What came of a segment.
+enum Outcome {
+    Rewritten,
+    /// It holds no value that is to go.
+    Nothing,
+    /// It would become what no seal speaks of, and is not what was sealed.
+    Disputed,
+}
+
+/// Writes the segment again if it has to be, as a generation of at most `most`.
+fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules, most: u32) -> Result<Outcome> {
     let plan = match plan(core, info, rules) {
         // A checksum that fits rot: it is for a repair, unless this is what was written here.
         Err(error @ Error::Command(_)) => {
@@ -434,13 +449,16 @@ fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules) -> Result<bool> {
         planned => planned?,
     };
     if plan.generation <= info.generation {
-        return Ok(false);
+        return Ok(Outcome::Nothing);
+    }
+    if plan.generation > most {
+        return Ok(Outcome::Disputed);
     }
     // Rot must not be written again under a digest of its own.
     core.ledger.check_bytes(info.number)?;
     rewrite(core, info, &plan)?;
     core.seals.rewritten(info.number);
-    Ok(true)
+    Ok(Outcome::Rewritten)
 }
 
 fn rewrite(core: &Core, info: &SegmentInfo, plan: &Plan) -> Result<()> {

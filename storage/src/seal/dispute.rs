@@ -69,6 +69,11 @@ impl SealLog {
         }
     }
 
+    /// The same for whoever asks about many segments, and has asked for what was sealed [before](Self::known_before).
+    pub(crate) fn digest_known(&self, segment: u64, generation: u32, before: &Known) -> Option<Digest> {
+        self.inner.lock().agreed(segment, generation).or_else(|| before.get(segment, generation))
+    }
+
     /// The same of all segments and generations. When the log cannot be read all of it is that of what was sealed last.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{LogIndex, TxId};
-use alhambra_storage::command::{Command, Compression, Seal};
+use alhambra_storage::command::{Command, Compression, Prune, Seal};
 use alhambra_storage::error::Damage;
 use alhambra_storage::fsck::{self, Checked};
 use alhambra_storage::repair::FolderSource;
@@ -16,7 +16,7 @@ use alhambra_storage::vfs::{OpenMode, Vfs};
 use alhambra_storage::{Damaged, Database, Error, Health, SegmentVersion, Unopened};
 
 use crate::fsck::crc32c;
-use crate::prune::{check, pruned};
+use crate::prune::{Order, carry_out, check, pruned};
 use crate::repair::{copy, first_frame, rot_byte_with_fitting_checksum, rot_with_fitting_checksum};
 use crate::replicas::files;
 use crate::scrub::{all_files, pass};
@@ -310,6 +310,7 @@ fn told_of_a_later_generation() -> (Arc<dyn Vfs>, Arc<dyn Vfs>, FolderSource, Se
 fn a_segment_that_is_not_the_sealed_one_is_known_although_a_later_generation_is_sealed_already() {
     let (healthy, ahead, source, agreed) = told_of_a_later_generation();
     let (.., model, prunes) = pruned(Compression::None);
+    let (mut stayed, mut went_on, mut gone) = (0, 0, 0);
     for at in PAYLOAD_AT..first_frame(&healthy, 1) {
         let (vfs, _) = copy(&healthy);
         rot_byte_with_fitting_checksum(&vfs, 1, at);
@@ -319,15 +320,24 @@ fn a_segment_that_is_not_the_sealed_one_is_known_although_a_later_generation_is_
         assert_eq!(db.health(), Health::SealMismatch { segment: 1 }, "byte {at}");
         assert_eq!(db.damaged(), [Damaged::Segment(1)], "byte {at}");
         assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)], "byte {at}");
-        // The others go on, and it is not written again under a digest of its own.
-        while db.prune_step(ALL).expect("nothing stands in the way").rewritten.is_some() {}
+        while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
         let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
-        assert_eq!(generations[..3], [1, 0, 1], "byte {at}");
+        assert_eq!((generations[0], generations[2]), (1, 1), "byte {at}: the others need not wait");
+        match (generations[1], db.compare_seals().expect("healthy")) {
+            (0, _) => stayed += 1,
+            // What had rotted is gone with a value.
+            (_, Health::Sound) => {
+                gone += 1;
+                assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2, byte {at}");
+                check(&db, &model, &prunes);
+                continue;
+            }
+            _ => went_on += 1,
+        }
+        assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: 1 }, "byte {at}");
         let mended = db.mend(Some(&source)).expect("healthy");
-        assert!(
-            matches!(mended.waiting[..], [(Damaged::Segment(1), Error::SealDisputed { .. })]),
-            "byte {at}: {mended:?}"
-        );
+        let waits = |what: &(Damaged, Error)| matches!(what, (Damaged::Segment(1), Error::SealDisputed { .. }));
+        assert!(mended.waiting.iter().any(waits), "byte {at}: {mended:?}");
         let mended = db.repair_segment(1, agreed, &source);
         assert!(matches!(mended, Err(Error::DerivedFromRot { segment: 1 })), "byte {at}: {mended:?}");
         drop(db);
@@ -338,6 +348,33 @@ fn a_segment_that_is_not_the_sealed_one_is_known_although_a_later_generation_is_
         assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2, byte {at}");
         check(&db, &model, &prunes);
     }
+    assert!(stayed > 0 && went_on > 0 && gone > 0, "{stayed} stayed, {went_on} went on, {gone} gone");
+}
+
+/// What would come of it no seal speaks of.
+#[test]
+fn a_segment_in_dispute_is_written_again_no_further_than_it_is_sealed() {
+    let (vfs, db, mut model, mut prunes) = pruned(Compression::None);
+    db.checkpoint().expect("healthy");
+    let (ahead, _) = copy(&vfs);
+    let other = open(&ahead, &dir()).expect("sound");
+    prune_all(&other);
+    // It holds values on both sides of where the first truncation ended.
+    let segments = other.ledger().segments();
+    let last = segments.iter().filter(|info| info.generation == 1).map(|info| info.number).max().expect("pruned");
+    support::commit_command(&db, &Command::Seal(other.seal(last).expect("healthy").expect("sealed"))).expect("applies");
+    let (command, ..) = carry_out(&Order::Before(80), 90, &mut model, &mut prunes);
+    let Command::Prune(Prune { order, target }) = command else { panic!("a prune") };
+    db.prune(order, target).expect("healthy");
+    db.checkpoint().expect("healthy");
+    drop(db);
+    rot_with_fitting_checksum(&vfs, last);
+    vfs.remove_file(&dir().join(format!("ledger/{last:010}.idx"))).expect("there");
+    let db = crate::scrub::open(&vfs);
+    assert_eq!(db.health(), Health::SealMismatch { segment: last });
+    while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
+    let generation = |number: u64| db.ledger().segments()[number as usize].generation;
+    assert_eq!((generation(last - 1), generation(last), generation(last + 1)), (1, 0, 2));
 }
 
 #[test]
@@ -370,23 +407,29 @@ fn a_wrong_seal_of_what_it_was_before_does_not_keep_its_values() {
     let db = crate::scrub::open(&vfs);
     let own = db.segment_vote(1).expect("healthy").expect("closed").version;
     let later = db.seal(1).expect("healthy").expect("sealed");
-    // As if its leader had rotted before it sealed, and had pruned before anybody corrected it.
-    drop(db);
-    let (vfs, db, ..) = pruned(Compression::None);
-    let first = db.seal(1).expect("healthy").expect("sealed");
-    assert_eq!(first.digest, own.digest.0);
-    for seal in [Seal { digest: [9; 32], ..first }, later] {
-        support::commit_command(&db, &Command::Seal(seal)).expect("applies");
+    for settled in [false, true] {
+        // As if its leader had rotted before it sealed, and had been mended behind that.
+        let (vfs, db, ..) = pruned(Compression::None);
+        let first = db.seal(1).expect("healthy").expect("sealed");
+        assert_eq!(first.digest, own.digest.0);
+        for seal in [Seal { digest: [9; 32], ..first }, later.clone()] {
+            support::commit_command(&db, &Command::Seal(seal)).expect("applies");
+        }
+        assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: 1 });
+        if settled {
+            db.settle_segment(1, own).expect("healthy");
+            assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
+            assert_eq!(db.agreed_digest(1, 0).expect("healthy"), Some(own.digest));
+            let pending = db.pending_seals().expect("healthy");
+            assert!(
+                pending.iter().all(|seal| seal.segment != 1),
+                "nobody seals what all have left behind: {pending:?}"
+            );
+        }
+        prune_all(&db);
+        assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
+        assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
     }
-    assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: 1 });
-    while db.prune_step(ALL).expect("healthy").rewritten.is_some() {}
-    assert_eq!(db.ledger().segments()[1].generation, 0, "nobody has said yet who is right");
-    db.settle_segment(1, own).expect("healthy");
-    assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
-    assert_eq!(db.agreed_digest(1, 0).expect("healthy"), Some(own.digest));
-    prune_all(&db);
-    assert_eq!(db.compare_seals().expect("healthy"), Health::Sound);
-    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
 }
 
 #[test]
