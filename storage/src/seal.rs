@@ -254,8 +254,11 @@ impl SealLog {
             // Not written again yet: compared with that seal when it is, `rewritten` says so. What was sealed of it before
             // holds until then, for it could neither be read nor written again were it another one.
             Ok(Some((generation, own))) if generation < sealed.generation => {
-                let agreed = inner.agreed(segment, generation).or_else(|| before.get(segment, generation));
-                inner.set_mismatched(segment, agreed.is_some_and(|agreed| agreed.0 != own));
+                match inner.agreed(segment, generation).or_else(|| before.get(segment, generation)) {
+                    // Not before the log of seals is whole again; until then what was found holds.
+                    None if before.is_partial => inner.uncompared.push(segment),
+                    agreed => inner.set_mismatched(segment, agreed.is_some_and(|agreed| agreed.0 != own)),
+                }
             }
             // Written again already: compared with the seal of that generation, when it comes.
             Ok(Some((generation, _))) if generation > sealed.generation => {

@@ -30,16 +30,20 @@ pub(super) struct Settled {
 /// The digests that count of all generations of which one is known, by segment and generation. Made from the whole log of
 /// seals, for whoever asks about many segments; not kept.
 #[derive(Debug, Default)]
-pub(crate) struct Known(BTreeMap<(u64, u32), Digest>);
+pub(crate) struct Known {
+    digests: BTreeMap<(u64, u32), Digest>,
+    /// The log could not be read to its end.
+    pub(super) is_partial: bool,
+}
 
 impl Known {
     pub(crate) fn get(&self, segment: u64, generation: u32) -> Option<Digest> {
-        self.0.get(&(segment, generation)).copied()
+        self.digests.get(&(segment, generation)).copied()
     }
 
     /// A majority holds this version, whatever its seal says.
     pub(crate) fn settle(&mut self, segment: u64, version: SegmentVersion) {
-        self.0.insert((segment, version.generation), version.digest);
+        self.digests.insert((segment, version.generation), version.digest);
     }
 }
 
@@ -84,19 +88,22 @@ impl SealLog {
         while at < self.log.end() {
             match read_record(&self.log, at) {
                 Ok((seal, len)) => {
-                    known.0.insert((seal.segment, seal.generation), Digest(seal.digest));
+                    known.digests.insert((seal.segment, seal.generation), Digest(seal.digest));
                     at += len as u64;
                 }
-                Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => break,
+                Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => {
+                    known.is_partial = true;
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
         let inner = self.inner.lock();
         for (segment, applied) in &inner.applied {
-            known.0.insert((*segment, applied.generation), applied.digest);
+            known.digests.insert((*segment, applied.generation), applied.digest);
         }
         for (segment, settled) in &inner.settled {
-            known.0.insert((*segment, settled.generation), settled.digest);
+            known.digests.insert((*segment, settled.generation), settled.digest);
         }
         Ok(known)
     }

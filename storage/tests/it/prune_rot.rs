@@ -402,6 +402,22 @@ fn nothing_is_derived_again_from_it_either() {
 }
 
 #[test]
+fn that_it_is_another_one_is_not_forgotten_while_the_seals_cannot_be_read() {
+    let (vfs, _, _, agreed) = told_of_a_later_generation();
+    rot_with_fitting_checksum(&vfs, 1);
+    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    let db = crate::scrub::open(&vfs);
+    assert_eq!(db.health(), Health::SealMismatch { segment: 1 });
+    // Of the first seal of all.
+    flip(&vfs, &dir().join("seal/0000000000.log"), 90);
+    db.settle_segment(1, agreed).expect("healthy");
+    assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: 1 });
+    assert_eq!(db.damaged(), [Damaged::Segment(1), Damaged::Derived]);
+    flip(&vfs, &dir().join("seal/0000000000.log"), 90);
+    assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: 1 });
+}
+
+#[test]
 fn a_wrong_seal_of_what_it_was_before_does_not_keep_its_values() {
     let (vfs, ahead, ..) = told_of_a_later_generation();
     let db = crate::scrub::open(&vfs);
