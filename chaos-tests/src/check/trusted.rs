@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use alhambra_ledger::digest::EMPTY;
+
 use super::Evidence;
 use crate::history::Trusted;
 
@@ -25,8 +27,12 @@ fn follow(states: &[Trusted], alhs: &[[u8; 32]]) -> Result<(), String> {
         if state.tx < before {
             return Err(format!("client {} went back from transaction {before} to {}", state.client, state.tx));
         }
-        let at = usize::try_from(state.tx).unwrap_or(usize::MAX).wrapping_sub(1);
-        match alhs.get(at) {
+        // An SDK that asks before anybody has written keeps the state of the empty ledger.
+        let known = match state.tx.checked_sub(1) {
+            None => Some(&EMPTY.0),
+            Some(at) => usize::try_from(at).ok().and_then(|at| alhs.get(at)),
+        };
+        match known {
             Some(alh) if alh.as_slice() == state.alh => {}
             Some(_) => {
                 return Err(format!("client {} trusts another transaction {} than there is", state.client, state.tx));
@@ -35,4 +41,21 @@ fn follow(states: &[Trusted], alhs: &[[u8; 32]]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_empty_ledger_is_a_state_and_no_other_of_its_number() {
+        let alhs = [[1; 32], [2; 32]];
+        let trusted = |tx, alh: [u8; 32]| Trusted { client: 4, tx, alh: alh.to_vec() };
+        let follow = |states: &[Trusted]| follow(states, &alhs);
+        assert_eq!(follow(&[trusted(0, EMPTY.0), trusted(1, [1; 32]), trusted(2, [2; 32])]), Ok(()));
+        for wrong in [trusted(0, [0; 32]), trusted(1, [2; 32]), trusted(3, [3; 32])] {
+            follow(&[wrong]).expect_err("no state of the ledger");
+        }
+        follow(&[trusted(1, [1; 32]), trusted(0, EMPTY.0)]).expect_err("back");
+    }
 }
