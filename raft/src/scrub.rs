@@ -338,7 +338,7 @@ impl Replica {
         let database = self.database.clone();
         let own = self.strands.scrub.run(move || {
             let vote = database.segment_vote(segment)?;
-            vote.map(|vote| Ok((vote, database.agreed_digest(segment, vote.version.generation)?))).transpose()
+            Ok(vote.map(|vote| (vote, database.agreed_digest(segment, vote.version.generation))))
         });
         let own: alhambra_storage::Result<_> = own.await.map_err(drop)?;
         // It has no digest before it is closed, so there is nothing to compare with what others have.

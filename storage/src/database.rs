@@ -443,8 +443,8 @@ impl Database {
         let (true, Some(applied)) = (core.derived_logs().iter().any(|log| log.is_rotten()), applied) else {
             return Ok(());
         };
-        let known = core.seals.known()?;
-        match repair::must_be_agreed(&*self.vfs, &core.ledger, applied.index, &known) {
+        let agreed = |segment, generation| core.seals.digest(segment, generation);
+        match repair::must_be_agreed(&*self.vfs, &core.ledger, applied.index, agreed) {
             Ok(()) => checkpoint::give_up(self),
             Err(error) => {
                 tracing::warn!(%error, "derived files are damaged, and so is what they come from");
@@ -460,11 +460,8 @@ impl Database {
     }
 
     /// The digest that counts of a segment in this generation: that of its seal, or what a majority was found to hold, also when
-    /// a later generation is sealed; `None` when this one never was, or its seal cannot be read.
-    ///
-    /// # Errors
-    /// IO.
-    pub fn agreed_digest(&self, segment: u64, generation: u32) -> Result<Option<Digest>> {
+    /// a later generation is sealed; `None` when this one never was.
+    pub fn agreed_digest(&self, segment: u64, generation: u32) -> Option<Digest> {
         self.core().seals.digest(segment, generation)
     }
 

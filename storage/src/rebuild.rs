@@ -50,8 +50,8 @@ pub(crate) fn outcomes(db: &Database, applied: &Applied) -> Result<Requests> {
 /// Applies the log up to `applied` into an empty folder. What comes out has its Alh.
 fn derive(db: &Database, live: &Core, dir: &Path, applied: &Applied) -> Result<(Core, Applier)> {
     if let Some(applied) = applied.log_id {
-        let known = live.seals.known()?;
-        repair::must_be_agreed(&*db.vfs, &live.ledger, applied.index, &known)?;
+        let agreed = |segment, generation| live.seals.digest(segment, generation);
+        repair::must_be_agreed(&*db.vfs, &live.ledger, applied.index, agreed)?;
     }
     let (state, ledger) = (State::empty(), Arc::clone(&live.ledger));
     let again = Core::open(&db.vfs, dir, db.spec, &db.options, ledger, LogSizes::default(), &state)?;

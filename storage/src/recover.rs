@@ -186,8 +186,11 @@ impl Again<'_> {
         let Some(through) = self.through else { return Ok(()) };
         let sealed = before.map(|before| seal::sealed_at(self.vfs, self.dir, self.spec, before)).transpose()?;
         let mut known = sealed.unwrap_or_default();
-        self.options.settled.iter().for_each(|(segment, version)| known.settle(*segment, *version));
-        repair::must_be_agreed(&**self.vfs, &self.ledger, through, &known)
+        let settled = self.options.settled.iter();
+        known.extend(settled.map(|(segment, settled)| ((*segment, settled.generation), settled.digest)));
+        repair::must_be_agreed(&**self.vfs, &self.ledger, through, |segment, generation| {
+            known.get(&(segment, generation)).copied()
+        })
     }
 
     fn compare_seals(&self, core: &Core) -> Result<()> {

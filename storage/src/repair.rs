@@ -23,7 +23,7 @@ use crate::indexing;
 use crate::limits::COPY_BYTES;
 use crate::rebuild;
 use crate::scrub::{self, Damaged};
-use crate::seal::{Known, SegmentVersion};
+use crate::seal::SegmentVersion;
 use crate::segment::upkeep::{Staged, Whole};
 use crate::segment::walk::{Step, Walk};
 use crate::segment::{Ledger, SEGMENT_SUFFIX, file_name};
@@ -113,7 +113,7 @@ fn repair(db: &Database, what: Damaged, source: Option<&dyn SegmentSource>) -> R
             Verdict::Rotten { error, own: Some(own) } => {
                 // Who proposed the seal may be the rotten one, so it alone is not believed. For the same reason a later
                 // generation is not taken because it is sealed.
-                match (core.seals.digest(number, own.generation)?, source) {
+                match (core.seals.digest(number, own.generation), source) {
                     (Some(sealed), _) if own.digest != sealed => {
                         Err(Error::SealDisputed { segment: number, own: own.digest, sealed })
                     }
@@ -174,7 +174,7 @@ enum Read {
 fn examine(db: &Database, core: &Core, number: u64) -> Result<Verdict> {
     let verdict = examine_bytes(&*db.vfs, &core.ledger, number)?;
     if let (Verdict::Sound, Some(own)) = (&verdict, core.ledger.view(number).and_then(|view| view.version())) {
-        match core.seals.digest(number, own.generation)? {
+        match core.seals.digest(number, own.generation) {
             Some(sealed) if sealed != own.digest => return Ok(Verdict::Disputed { own: own.digest, sealed }),
             _ => {}
         }
@@ -266,7 +266,7 @@ fn put(db: &Database, core: &Core, staged: &Staged, number: u64, agreed: Segment
     }
     let newer = takes(db, core, number, agreed)?;
     let whole = core.ledger.check_staged(staged)?;
-    let sealed = |generation| core.seals.sealed_as(number, generation);
+    let sealed = |generation| core.seals.digest(number, generation);
     let misled = has_misled(&*db.vfs, &core.ledger, core.applied().log_id, sealed, (staged, &whole), number, agreed)?;
     if misled {
         // First: after a crash nothing may be left that was derived from what is replaced.
@@ -299,7 +299,7 @@ pub(crate) fn has_misled(
     vfs: &dyn Vfs,
     ledger: &Ledger,
     applied: Option<LogId>,
-    sealed: impl Fn(u32) -> Result<Option<Digest>>,
+    sealed: impl Fn(u32) -> Option<Digest>,
     (staged, whole): (&Staged, &Whole),
     number: u64,
     agreed: SegmentVersion,
@@ -316,13 +316,9 @@ pub(crate) fn has_misled(
         return ledger.has_other_frames(staged, whole);
     }
     // Without its values the segment cannot be compared frame by frame.
-    if let Some(own) = own.filter(|own| own.generation < agreed.generation) {
-        match sealed(own.generation) {
-            Ok(sealed) if sealed.is_none_or(|sealed| sealed == own.digest) => {}
-            Err(error) if !matches!(error, Error::Corrupted { .. }) && !error.is_unreadable() => return Err(error),
-            // Another one, or nobody can tell any more.
-            Ok(_) | Err(_) => return Ok(true),
-        }
+    let earlier = own.filter(|own| own.generation < agreed.generation);
+    if earlier.is_some_and(|own| sealed(own.generation).is_some_and(|sealed| sealed != own.digest)) {
+        return Ok(true);
     }
     // Nothing is applied from a segment that has lost values.
     let applied_from = view.info.generation == 0;
@@ -338,7 +334,12 @@ const fn is_unnoticed(error: &Error) -> bool {
 /// Before everything up to `through` is derived again: each closed segment is what was written here, and what counts of its
 /// generation according to `agreed`. The checksum of a frame that has rotted may fit all the same, and what is derived from it
 /// has another Alh from there on [R2].
-pub(crate) fn must_be_agreed(vfs: &dyn Vfs, ledger: &Ledger, through: LogIndex, agreed: &Known) -> Result<()> {
+pub(crate) fn must_be_agreed(
+    vfs: &dyn Vfs,
+    ledger: &Ledger,
+    through: LogIndex,
+    agreed: impl Fn(u64, u32) -> Option<Digest>,
+) -> Result<()> {
     let segments = ledger.segments().into_iter();
     for info in segments.filter(|info| info.closed && info.first_log_id.index <= through) {
         if let Verdict::Rotten { error, .. } = examine_bytes(vfs, ledger, info.number)? {
@@ -346,7 +347,7 @@ pub(crate) fn must_be_agreed(vfs: &dyn Vfs, ledger: &Ledger, through: LogIndex, 
             return Err(error);
         }
         let Some(own) = ledger.view(info.number).and_then(|view| view.version()) else { continue };
-        match agreed.get(info.number, own.generation) {
+        match agreed(info.number, own.generation) {
             Some(sealed) if sealed != own.digest => {
                 return Err(Error::SealDisputed { segment: info.number, own: own.digest, sealed });
             }

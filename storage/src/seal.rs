@@ -26,7 +26,6 @@ use crate::segment::{Ledger, SegmentInfo};
 use crate::vfs::Vfs;
 use crate::wire::{Malformed, Put, Reader};
 
-pub(crate) use dispute::Known;
 pub use dispute::SegmentVersion;
 use dispute::Settled;
 
@@ -140,6 +139,9 @@ struct Applied {
     len: usize,
 }
 
+/// Sealed digests by segment and generation.
+pub(crate) type Sealed = BTreeMap<(u64, u32), Digest>;
+
 /// The seals applied so far.
 #[derive(Debug)]
 pub(crate) struct SealLog {
@@ -150,6 +152,8 @@ pub(crate) struct SealLog {
 #[derive(Debug, Default)]
 struct Inner {
     applied: BTreeMap<u64, Applied>,
+    /// What was sealed last of each generation, those included that others have left behind.
+    sealed: Sealed,
     /// Applied and not compared with the own digest yet.
     uncompared: Vec<u64>,
     /// The own digest is not what was sealed.
@@ -160,17 +164,6 @@ struct Inner {
     rewritten: BTreeSet<u64>,
 }
 
-impl Inner {
-    fn set_mismatched(&mut self, segment: u64, is_other: bool) {
-        if is_other {
-            tracing::error!(segment, "digest of an own segment is not the sealed one");
-            self.mismatched.insert(segment);
-        } else {
-            self.mismatched.remove(&segment);
-        }
-    }
-}
-
 impl SealLog {
     /// Reads all seals of the log.
     pub(crate) fn open(log: ChunkLog) -> Result<Self> {
@@ -179,6 +172,7 @@ impl SealLog {
         while at < log.end() {
             let (seal, len) = read_record(&log, at)?;
             inner.uncompared.push(seal.segment);
+            inner.sealed.insert((seal.segment, seal.generation), Digest(seal.digest));
             let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len };
             inner.applied.insert(seal.segment, applied);
             at += len as u64;
@@ -206,6 +200,7 @@ impl SealLog {
         let (at, len) = self.log.append_record(&content);
         let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len };
         inner.applied.insert(seal.segment, applied);
+        inner.sealed.insert((seal.segment, seal.generation), applied.digest);
         inner.uncompared.push(seal.segment);
         let same_content =
             own.is_none_or(|own| own.last_tx == seal.last_tx && own.alh.0 == seal.alh && own.rejected == seal.rejected);
@@ -218,56 +213,32 @@ impl SealLog {
     /// frames are not flushed here yet waits for the next call.
     pub(crate) fn compare(&self, ledger: &Ledger) -> Result<()> {
         let uncompared = std::mem::take(&mut self.inner.lock().uncompared);
-        let before = match self.known_before(ledger, &uncompared) {
-            Ok(before) => before,
-            Err(error) => {
-                self.inner.lock().uncompared.extend(uncompared);
-                return Err(error);
-            }
-        };
         let mut rest = uncompared.into_iter();
-        let compared = rest.try_for_each(|segment| self.compare_one(ledger, segment, &before));
+        let compared = rest.try_for_each(|segment| self.compare_one(ledger, segment));
         // After an error the rest, and the one that failed, are tried again.
         self.inner.lock().uncompared.extend(rest);
         compared
     }
 
-    /// What was sealed of earlier generations, if one of the segments is of such a one here; else nothing is read.
-    pub(crate) fn known_before(&self, ledger: &Ledger, segments: &[u64]) -> Result<Known> {
-        let own = ledger.segments();
-        let is_behind = {
-            let inner = self.inner.lock();
-            segments.iter().any(|segment| {
-                let own = own.get(*segment as usize).map(|info| info.generation);
-                own < inner.applied.get(segment).map(|applied| applied.generation)
-            })
-        };
-        if is_behind { self.known() } else { Ok(Known::default()) }
-    }
-
-    fn compare_one(&self, ledger: &Ledger, segment: u64, before: &Known) -> Result<()> {
+    fn compare_one(&self, ledger: &Ledger, segment: u64) -> Result<()> {
         let own = own_digest(ledger, segment);
         let mut inner = self.inner.lock();
         let Some(sealed) = inner.applied.get(&segment).copied() else { return Ok(()) };
         match own {
             Ok(None) => inner.uncompared.push(segment),
-            // Not written again yet: compared with that seal when it is, `rewritten` says so. What was sealed of it before
-            // holds until then, for it could neither be read nor written again were it another one.
-            Ok(Some((generation, own))) if generation < sealed.generation => {
-                match inner.agreed(segment, generation).or_else(|| before.get(segment, generation)) {
-                    // Not before the log of seals is whole again; until then what was found holds.
-                    None if before.is_partial => inner.uncompared.push(segment),
-                    agreed => inner.set_mismatched(segment, agreed.is_some_and(|agreed| agreed.0 != own)),
-                }
-            }
             // Written again already: compared with the seal of that generation, when it comes.
             Ok(Some((generation, _))) if generation > sealed.generation => {
                 inner.mismatched.remove(&segment);
                 inner.rewritten.insert(segment);
             }
-            Ok(Some((generation, own))) => {
-                let is_other = inner.agreed(segment, generation).is_some_and(|agreed| agreed.0 != own);
-                inner.set_mismatched(segment, is_other);
+            // Also while it is not written again yet: what was sealed of it before holds until then, for it could neither be read
+            // nor written again were it another one.
+            Ok(Some((generation, own))) if inner.agreed(segment, generation).is_some_and(|agreed| agreed.0 != own) => {
+                tracing::error!(segment, "digest of an own segment is not the sealed one");
+                inner.mismatched.insert(segment);
+            }
+            Ok(Some(_)) => {
+                inner.mismatched.remove(&segment);
             }
             Err(error) => {
                 inner.uncompared.push(segment);
@@ -287,11 +258,8 @@ impl SealLog {
         let mut inner = self.inner.lock();
         inner.rewritten.insert(segment);
         inner.uncompared.push(segment);
-        let sealed = inner.applied.get(&segment).map_or(0, |applied| applied.generation);
-        // What was settled of a generation that is left behind says nothing any more.
-        if inner.settled.get(&segment).is_some_and(|settled| settled.generation < sealed) {
-            inner.settled.remove(&segment);
-        }
+        // Of a generation that was left here.
+        inner.settled.remove(&segment);
     }
 
     /// Segments of which a later generation is sealed than the one here, and which.
@@ -332,25 +300,9 @@ impl SealLog {
         self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, of(applied))).collect()
     }
 
-    /// What was sealed last of a segment in this generation, also when a later one is sealed.
-    pub(crate) fn sealed_as(&self, segment: u64, generation: u32) -> Result<Option<Digest>> {
-        match self.inner.lock().applied.get(&segment) {
-            Some(applied) if generation <= applied.generation => {}
-            // No later one is sealed.
-            _ => return Ok(None),
-        }
-        if let Some(digest) = self.inner.lock().agreed(segment, generation) {
-            return Ok(Some(digest));
-        }
-        let (mut at, mut found) = (0, None);
-        while at < self.log.end() {
-            let (seal, len) = read_record(&self.log, at)?;
-            if (seal.segment, seal.generation) == (segment, generation) {
-                found = Some(Digest(seal.digest));
-            }
-            at += len as u64;
-        }
-        Ok(found)
+    /// What was sealed last of each generation.
+    fn into_sealed(self) -> Sealed {
+        self.inner.into_inner().sealed
     }
 
     /// Reads the record at `at` again; answers where the next one stands, `None` at the end.
@@ -385,12 +337,12 @@ fn own_digest(ledger: &Ledger, segment: u64) -> Result<Option<(u32, [u8; 32])>> 
 }
 
 /// What was sealed as of a checkpoint; nothing when the log of it is damaged too, which only takes a witness away.
-pub(crate) fn sealed_at(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, checkpoint: &Checkpoint) -> Result<Known> {
+pub(crate) fn sealed_at(vfs: &Arc<dyn Vfs>, dir: &Path, spec: DatabaseSpec, checkpoint: &Checkpoint) -> Result<Sealed> {
     let (chunk, len) = (checkpoint.sizes.chunk, checkpoint.sizes.seal);
     let log = ChunkLog::open_read_only(vfs, dir.join("seal"), LogKind::Seal, spec.id, chunk, len);
     match SealLog::open(log) {
-        Ok(seals) => seals.known(),
-        Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => Ok(Known::default()),
+        Ok(seals) => Ok(seals.into_sealed()),
+        Err(error) if matches!(error, Error::Corrupted { .. }) || error.is_unreadable() => Ok(Sealed::new()),
         Err(error) => Err(error),
     }
 }

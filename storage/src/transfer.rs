@@ -33,7 +33,6 @@ use crate::plant::{Plant, is_planted};
 use crate::prune;
 use crate::recover;
 use crate::requests::Requests;
-use crate::seal::Known;
 use crate::smallfile;
 use crate::vfs::{OpenMode, Vfs};
 use crate::wire::{Malformed, Put, Reader};
@@ -197,13 +196,10 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
     let mut files = Vec::new();
     let (open_segment, open_bytes) = state.trail.open_segment();
     if state.applied.is_some() {
-        let segments = core.ledger.segments();
-        let numbers: Vec<u64> = segments.iter().map(|segment| segment.number).collect();
-        let before = core.seals.known_before(&core.ledger, &numbers)?;
-        for segment in segments.iter().filter(|segment| segment.number <= open_segment) {
+        for segment in core.ledger.segments().iter().filter(|segment| segment.number <= open_segment) {
             let file = core.ledger.segment_path(segment.number);
             let (len, head, digest) = if segment.number < open_segment {
-                closed_segment(&core, segment.number, &before)?
+                closed_segment(&core, segment.number)?
             } else {
                 let len = SEGMENT_HEADER_BYTES + open_bytes;
                 (len, core.ledger.header_of(segment), hash_range(&*db.vfs, &file, SEGMENT_HEADER_BYTES, len)?)
@@ -240,16 +236,16 @@ pub(crate) fn manifest(db: &Database) -> Result<Manifest> {
 }
 
 /// Length, header and digest of a closed segment, all of one generation.
-fn closed_segment(core: &Core, number: u64, before: &Known) -> Result<(u64, Bytes, Digest)> {
+fn closed_segment(core: &Core, number: u64) -> Result<(u64, Bytes, Digest)> {
     loop {
-        let current = || core.ledger.segments().get(number as usize).copied().ok_or(Error::NoSuchSegment { number });
-        let info = current()?;
+        let info = || core.ledger.segments().get(number as usize).copied().ok_or(Error::NoSuchSegment { number });
+        let before = info()?;
         // As it was written, not as it is on this disk now, and as it was sealed: the receiver notices when these differ, and takes
         // no rot over.
         let digest = core.ledger.digest(number)?;
-        if current()?.generation == info.generation {
-            let digest = core.seals.digest_known(number, info.generation, before).unwrap_or(digest);
-            return Ok((SEGMENT_HEADER_BYTES + info.stored_bytes, core.ledger.header_of(&info), digest));
+        if info()?.generation == before.generation {
+            let digest = core.seals.digest(number, before.generation).unwrap_or(digest);
+            return Ok((SEGMENT_HEADER_BYTES + before.stored_bytes, core.ledger.header_of(&before), digest));
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::database::DatabaseSpec;
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::repair::{self, SegmentVote};
-use crate::seal::{self, Known, SegmentVersion};
+use crate::seal::{self, Sealed, SegmentVersion};
 use crate::segment::tail::DamagedTail;
 use crate::segment::upkeep::Staged;
 use crate::segment::{Ledger, LedgerSpec, TailPiece};
@@ -31,7 +31,7 @@ pub struct Unopened {
     dir: PathBuf,
     ledger: Ledger,
     /// What was sealed, as far as that can be read.
-    seals: Known,
+    seals: Sealed,
     /// As of the checkpoint.
     applied: Option<LogId>,
     /// All up to here is known to be committed.
@@ -84,7 +84,7 @@ impl Unopened {
 
     /// The digest that was sealed of a segment in this generation, as far as that is known at the last checkpoint.
     pub fn sealed_digest(&self, segment: u64, generation: u32) -> Option<Digest> {
-        self.seals.get(segment, generation)
+        self.seals.get(&(segment, generation)).copied()
     }
 
     /// Whether the segment may be replaced by one that has lost values: it is known to be committed, and what is committed does
@@ -119,7 +119,7 @@ impl Unopened {
     /// [`Error::Corrupted`] when it does not: then nothing is changed. IO.
     pub fn finish_segment_repair(&self, fetched: &FetchedSegment) -> Result<()> {
         let FetchedSegment { staged, segment, agreed } = fetched;
-        let sealed = |generation| Ok(self.sealed_digest(*segment, generation));
+        let sealed = |generation| self.sealed_digest(*segment, generation);
         // Runs of the index may be ahead of the checkpoint.
         let read = self.ledger.last_log_id();
         let whole = self.ledger.check_staged(staged)?;

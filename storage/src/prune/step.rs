@@ -81,31 +81,34 @@ impl Database {
         let ahead = core.seals.ahead_of(&segments);
         pruner.pending.extend(ahead.keys());
         // One that is not what was sealed is for a repair first: written again it would be what no seal speaks of. Unless one
-        // does: then it is a voice for what it becomes, which the others, who have got there, can be asked about.
+        // does: then it is a voice for what it becomes, which the others, who have got there, can be asked about. It stays
+        // pending either way, for what its bytes say may not be believed.
         core.seals.compare(&core.ledger)?;
         let disputed = core.seals.mismatched();
-        let most = |number: u64| if disputed.contains(&number) { ahead.get(&number).copied() } else { Some(u32::MAX) };
         let ready =
             |info: &SegmentInfo| info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
         let (mut rewritten, mut needed_by_log, mut rotten) = (None, false, None);
         let candidates: Vec<u64> = pruner.pending.iter().copied().collect();
         for number in candidates {
             let Some(info) = segments.get(number as usize).filter(|info| ready(info)) else { continue };
-            let Some(most) = most(number) else { continue };
+            let wanted = if disputed.contains(&number) {
+                let Some(sealed) = ahead.get(&number) else { continue };
+                Some(*sealed)
+            } else {
+                None
+            };
             if info.last_log_id.index > through {
                 needed_by_log = true;
                 continue;
             }
             // That it is sealed has been applied, and stands behind it.
             checkpoint::reach_behind(self, &core, info.last_log_id)?;
-            match prune_one(&core, info, &rules, most) {
-                Ok(Outcome::Disputed) => {}
-                Ok(Outcome::Nothing) => {
-                    pruner.pending.remove(&number);
-                }
-                Ok(Outcome::Rewritten) => {
-                    rewritten = Some(number);
-                    pruner.pending.remove(&number);
+            match prune_one(&core, info, &rules, wanted) {
+                Ok(done) => {
+                    rewritten = done.then_some(number);
+                    if wanted.is_none() {
+                        pruner.pending.remove(&number);
+                    }
                 }
                 // It is for a repair; the others need not wait for that.
                 Err(error @ (Error::Corrupted { .. } | Error::Command(_))) => rotten = rotten.or(Some(error)),
@@ -429,17 +432,8 @@ impl Walk<'_> {
     }
 }
 
-/// What came of a segment.
-enum Outcome {
-    Rewritten,
-    /// It holds no value that is to go.
-    Nothing,
-    /// It would become what no seal speaks of, and is not what was sealed.
-    Disputed,
-}
-
-/// Writes the segment again if it has to be, as a generation of at most `most`.
-fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules, most: u32) -> Result<Outcome> {
+/// Whether the segment had to be written again, and was: as the generation that is `wanted`, if one is.
+fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules, wanted: Option<u32>) -> Result<bool> {
     let plan = match plan(core, info, rules) {
         // A checksum that fits rot: it is for a repair, unless this is what was written here.
         Err(error @ Error::Command(_)) => {
@@ -448,17 +442,14 @@ fn prune_one(core: &Core, info: &SegmentInfo, rules: &Rules, most: u32) -> Resul
         }
         planned => planned?,
     };
-    if plan.generation <= info.generation {
-        return Ok(Outcome::Nothing);
-    }
-    if plan.generation > most {
-        return Ok(Outcome::Disputed);
+    if plan.generation <= info.generation || wanted.is_some_and(|wanted| plan.generation != wanted) {
+        return Ok(false);
     }
     // Rot must not be written again under a digest of its own.
     core.ledger.check_bytes(info.number)?;
     rewrite(core, info, &plan)?;
     core.seals.rewritten(info.number);
-    Ok(Outcome::Rewritten)
+    Ok(true)
 }
 
 fn rewrite(core: &Core, info: &SegmentInfo, plan: &Plan) -> Result<()> {
