@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use alhambra_ledger::Digest;
 use alhambra_ledger::ids::{LogIndex, TxId};
-use alhambra_storage::command::{Command, Compression, Prune, Seal};
+use alhambra_storage::command::{Citation, Command, Compression, Prune, PruneTarget, Seal};
 use alhambra_storage::error::Damage;
 use alhambra_storage::fsck::{self, Checked};
 use alhambra_storage::repair::FolderSource;
@@ -17,7 +17,7 @@ use alhambra_storage::{Damaged, Database, Error, Health, SegmentVersion, Unopene
 
 use crate::fsck::crc32c;
 use crate::prune::{Order, carry_out, check, pruned};
-use crate::repair::{copy, first_frame, rot_byte_with_fitting_checksum, rot_with_fitting_checksum};
+use crate::repair::{copy, first_frame, rot_byte_of_frame, rot_byte_with_fitting_checksum, rot_with_fitting_checksum};
 use crate::replicas::files;
 use crate::scrub::{all_files, pass};
 use crate::support::{self, apply_through, dir, open};
@@ -376,6 +376,53 @@ fn a_segment_in_dispute_is_written_again_no_further_than_it_is_sealed() {
     assert!(db.has_pruning_to_do(), "it is not done with");
     let generation = |number: u64| db.ledger().segments()[number as usize].generation;
     assert_eq!((generation(last - 1), generation(last), generation(last + 1)), (1, 0, 2));
+}
+
+/// Nor does it become a generation that was left out, of which no seal speaks either.
+#[test]
+fn nor_any_less_far() {
+    let (vfs, db, ..) = pruned(Compression::None);
+    let segments = db.ledger().segments();
+    let holds = |number: usize, tx| {
+        let index = db.log_index_of(TxId(tx)).expect("applied");
+        segments[number].first_log_id.index <= index && index <= segments[number].last_log_id.index
+    };
+    // It holds values of both prunes: of the truncation, and one that is named behind it.
+    let number = (0..segments.len()).find(|number| holds(*number, 60)).expect("closed");
+    let later = (61..=120).rev().find(|tx| holds(number, *tx)).expect("it does not end with the truncation");
+    let order = Citation { tx: TxId(121), alh: [1; 32] };
+    db.prune(Some(order), PruneTarget::Value { tx: TxId(later), entry: 0 }).expect("healthy");
+    db.checkpoint().expect("healthy");
+    let (ahead, source) = copy(&vfs);
+    let other = open(&ahead, &dir()).expect("sound");
+    prune_all(&other);
+    let agreed = other.segment_vote(number as u64).expect("healthy").expect("closed").version;
+    assert_eq!(agreed.generation, 2, "at once");
+    let sealed = other.seal(number as u64).expect("healthy").expect("sealed");
+    support::commit_command(&db, &Command::Seal(sealed)).expect("applies");
+    db.checkpoint().expect("healthy");
+    let index = db.log_index_of(TxId(later)).expect("applied");
+    let (position, _) = db.ledger().read(index, ALL, 1).expect("healthy").remove(0);
+    let at = 256 + position.0 - segments[number].first_offset.0;
+    let info = segments[number];
+    drop(db);
+    // Its kind: no command any more, and so nothing to prune in it.
+    rot_byte_of_frame(&vfs, info.number, at, PAYLOAD_AT - 1);
+    vfs.remove_file(&dir().join(format!("ledger/{:010}.idx", info.number))).expect("there");
+    let db = crate::scrub::open(&vfs);
+    assert_eq!(db.health(), Health::SealMismatch { segment: info.number });
+    while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
+    assert_eq!(db.ledger().segments()[number].generation, 0);
+    assert_eq!(db.compare_seals().expect("healthy"), Health::SealMismatch { segment: info.number });
+    assert!(db.has_pruning_to_do(), "it is not done with");
+    let mended = db.repair_segment(info.number, agreed, &source);
+    assert!(matches!(mended, Err(Error::DerivedFromRot { .. })), "{mended:?}");
+    drop(db);
+    let db = crate::scrub::open(&vfs);
+    apply_through(&db, support::next_index(&db) - 1).expect("derived again");
+    prune_all(&db);
+    assert!(!db.has_pruning_to_do());
+    assert_eq!(bytes_of(&vfs, &segment(info.number)), bytes_of(&ahead, &segment(info.number)), "R2");
 }
 
 #[test]

@@ -198,13 +198,19 @@ pub fn first_frame(vfs: &Arc<dyn Vfs>, number: u64) -> usize {
 
 /// The same with any byte of what the checksum covers.
 pub fn rot_byte_with_fitting_checksum(vfs: &Arc<dyn Vfs>, number: u64, at: usize) {
-    let len = first_frame(vfs, number);
+    rot_byte_of_frame(vfs, number, 256, at);
+}
+
+/// The same of the frame at this byte of the file.
+pub fn rot_byte_of_frame(vfs: &Arc<dyn Vfs>, number: u64, frame: u64, at: usize) {
     let file = vfs.open(&segment(number), OpenMode::ReadWrite).expect("there");
-    let mut body = file.read_at(264, len).expect("there").to_vec();
+    let head = file.read_at(frame, 4).expect("there");
+    let len = u32::from_be_bytes(head[..].try_into().expect("4 bytes")) as usize;
+    let mut body = file.read_at(frame + 8, len).expect("there").to_vec();
     body[at] ^= 1;
-    file.write_at(264, &body).expect("healthy");
+    file.write_at(frame + 8, &body).expect("healthy");
     let crc = crate::fsck::crc32c(&body);
-    file.write_at(260, &crc.to_be_bytes()).expect("healthy");
+    file.write_at(frame + 4, &crc.to_be_bytes()).expect("healthy");
 }
 
 #[test]
