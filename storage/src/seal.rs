@@ -134,7 +134,6 @@ fn read_rejected(reader: &mut Reader<'_>) -> std::result::Result<Vec<(u64, u32)>
 #[derive(Clone, Copy, Debug)]
 struct Applied {
     generation: u32,
-    digest: Digest,
     at: u64,
     len: usize,
 }
@@ -164,6 +163,25 @@ struct Inner {
     rewritten: BTreeSet<u64>,
 }
 
+impl Inner {
+    /// A seal is in the log at `at`.
+    fn remember(&mut self, seal: &Seal, at: u64, len: usize) {
+        let Seal { segment, generation, digest, .. } = *seal;
+        self.applied.insert(segment, Applied { generation, at, len });
+        self.sealed.insert((segment, generation), Digest(digest));
+        self.uncompared.push(segment);
+        // What a majority holds is sealed, and nobody has to be told.
+        if self.settled.get(&segment).is_some_and(|settled| settled.is(generation, &Digest(digest))) {
+            self.settled.remove(&segment);
+        }
+    }
+
+    /// What was sealed last of this generation.
+    fn sealed(&self, segment: u64, generation: u32) -> Option<Digest> {
+        self.sealed.get(&(segment, generation)).copied()
+    }
+}
+
 impl SealLog {
     /// Reads all seals of the log.
     pub(crate) fn open(log: ChunkLog) -> Result<Self> {
@@ -171,10 +189,7 @@ impl SealLog {
         let mut at = 0;
         while at < log.end() {
             let (seal, len) = read_record(&log, at)?;
-            inner.uncompared.push(seal.segment);
-            inner.sealed.insert((seal.segment, seal.generation), Digest(seal.digest));
-            let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len };
-            inner.applied.insert(seal.segment, applied);
+            inner.remember(&seal, at, len);
             at += len as u64;
         }
         Ok(Self { log, inner: Mutex::new(inner) })
@@ -188,7 +203,7 @@ impl SealLog {
         let known = inner.applied.get(&seal.segment);
         let newer = known.is_none_or(|known| match known.generation.cmp(&seal.generation) {
             Ordering::Less => true,
-            Ordering::Equal => known.digest.0 != seal.digest,
+            Ordering::Equal => inner.sealed(seal.segment, seal.generation) != Some(Digest(seal.digest)),
             Ordering::Greater => false,
         });
         if seal.segment >= trail.segment || !newer {
@@ -198,10 +213,7 @@ impl SealLog {
         let mut content = Vec::new();
         seal.encode_into(&mut content);
         let (at, len) = self.log.append_record(&content);
-        let applied = Applied { generation: seal.generation, digest: Digest(seal.digest), at, len };
-        inner.applied.insert(seal.segment, applied);
-        inner.sealed.insert((seal.segment, seal.generation), applied.digest);
-        inner.uncompared.push(seal.segment);
+        inner.remember(&seal, at, len);
         let same_content =
             own.is_none_or(|own| own.last_tx == seal.last_tx && own.alh.0 == seal.alh && own.rejected == seal.rejected);
         if !same_content {
@@ -296,8 +308,9 @@ impl SealLog {
 
     /// Sealed generations and digests by segment.
     pub(crate) fn digests(&self) -> BTreeMap<u64, (u32, Digest)> {
-        let of = |applied: &Applied| (applied.generation, applied.digest);
-        self.inner.lock().applied.iter().map(|(segment, applied)| (*segment, of(applied))).collect()
+        let inner = self.inner.lock();
+        let last = inner.applied.iter().map(|(segment, applied)| (*segment, applied.generation));
+        last.filter_map(|(segment, of)| Some((segment, (of, inner.sealed(segment, of)?)))).collect()
     }
 
     /// What was sealed last of each generation.

@@ -85,18 +85,15 @@ impl Database {
         // pending either way, for what its bytes say may not be believed.
         core.seals.compare(&core.ledger)?;
         let disputed = core.seals.mismatched();
-        let ready =
-            |info: &SegmentInfo| info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
+        let ready = |info: &SegmentInfo| {
+            let is_due = info.closed && info.generation <= rules.newest() && core.seals.is_sealed(info.number);
+            is_due && (!disputed.contains(&info.number) || ahead.contains_key(&info.number))
+        };
         let (mut rewritten, mut needed_by_log, mut rotten) = (None, false, None);
         let candidates: Vec<u64> = pruner.pending.iter().copied().collect();
         for number in candidates {
             let Some(info) = segments.get(number as usize).filter(|info| ready(info)) else { continue };
-            let wanted = if disputed.contains(&number) {
-                let Some(sealed) = ahead.get(&number) else { continue };
-                Some(*sealed)
-            } else {
-                None
-            };
+            let wanted = ahead.get(&number).copied().filter(|_| disputed.contains(&number));
             if info.last_log_id.index > through {
                 needed_by_log = true;
                 continue;

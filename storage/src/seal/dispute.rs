@@ -21,15 +21,21 @@ pub struct SegmentVersion {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settled {
     /// Another generation is another matter.
-    pub(super) generation: u32,
-    pub(super) digest: Digest,
+    generation: u32,
+    digest: Digest,
+}
+
+impl Settled {
+    pub(super) fn is(&self, generation: u32, digest: &Digest) -> bool {
+        self.generation == generation && self.digest == *digest
+    }
 }
 
 impl Inner {
     /// The digest that counts of a generation, also when a later one is sealed: what a majority holds, else what was sealed
     /// last; `None` when it never was.
     pub(super) fn agreed(&self, segment: u64, generation: u32) -> Option<Digest> {
-        let sealed = self.sealed.get(&(segment, generation)).copied()?;
+        let sealed = self.sealed(segment, generation)?;
         let settled = self.settled.get(&segment).filter(|settled| settled.generation == generation);
         Some(settled.map_or(sealed, |settled| settled.digest))
     }
@@ -53,8 +59,7 @@ impl SealLog {
         let mut inner = self.inner.lock();
         let Some(applied) = inner.applied.get(&segment).copied() else { return };
         let SegmentVersion { generation, digest } = version;
-        let is_sealed_so = inner.sealed.get(&(segment, generation)) == Some(&digest);
-        if generation <= applied.generation && !is_sealed_so {
+        if generation <= applied.generation && inner.sealed(segment, generation) != Some(digest) {
             inner.settled.insert(segment, Settled { generation, digest });
         } else {
             inner.settled.remove(&segment);
@@ -66,24 +71,18 @@ impl SealLog {
     /// Seals to propose in the place of those with which a majority does not agree; what they say besides the digest is what
     /// was sealed before.
     pub(super) fn corrections(&self) -> Result<Vec<Seal>> {
+        // What a majority holds of an earlier generation counts here until that is left; nobody seals it any more.
         let due: Vec<(u64, Settled)> = {
-            let mut inner = self.inner.lock();
-            let Inner { applied, settled, .. } = &mut *inner;
-            // What a majority holds of an earlier generation counts here until that is left; nobody seals it any more.
-            let generation = |segment: &u64| applied.get(segment).map_or(0, |applied| applied.generation);
-            let digest = |segment: &u64| applied.get(segment).map(|applied| applied.digest);
-            settled.retain(|segment, settled| {
-                settled.generation < generation(segment) || digest(segment) != Some(settled.digest)
-            });
-            let due = settled.iter().filter(|(segment, settled)| settled.generation == generation(segment));
+            let inner = self.inner.lock();
+            let generation = |segment| inner.applied.get(segment).map(|applied| applied.generation);
+            let due = inner.settled.iter().filter(|(segment, settled)| generation(segment) == Some(settled.generation));
             due.map(|(segment, settled)| (*segment, *settled)).collect()
         };
         let mut seals = Vec::new();
-        for (segment, settled) in due {
-            let Some(sealed) = self.get(segment)?.filter(|sealed| sealed.generation == settled.generation) else {
-                continue;
-            };
-            seals.push(Seal { digest: settled.digest.0, ..sealed });
+        for (segment, Settled { generation, digest }) in due {
+            if let Some(sealed) = self.get(segment)?.filter(|sealed| sealed.generation == generation) {
+                seals.push(Seal { digest: digest.0, ..sealed });
+            }
         }
         Ok(seals)
     }
