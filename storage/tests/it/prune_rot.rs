@@ -17,7 +17,10 @@ use alhambra_storage::{Damaged, Database, Error, Health, SegmentVersion, Unopene
 
 use crate::fsck::crc32c;
 use crate::prune::{Order, carry_out, check, pruned};
-use crate::repair::{copy, first_frame, rot_byte_of_frame, rot_byte_with_fitting_checksum, rot_with_fitting_checksum};
+use crate::repair::{
+    copy, first_frame, lose_sidecar, rot_byte_of_frame, rot_byte_with_fitting_checksum, rot_unnoticed,
+    rot_with_fitting_checksum,
+};
 use crate::replicas::files;
 use crate::scrub::{all_files, pass};
 use crate::support::{self, apply_through, dir, open};
@@ -33,6 +36,19 @@ fn prune_all(db: &Database) {
     while db.prune_step(ALL).expect("healthy").rewritten.is_some() {}
     db.seal_closed().expect("healthy");
     db.checkpoint().expect("healthy");
+}
+
+/// Opens the database, whose segment was mended, and prunes: it has to end as `ahead`, which never had rotted.
+fn derived_again_and_equal(vfs: &Arc<dyn Vfs>, ahead: &Arc<dyn Vfs>, number: u64, what: &str) -> Database {
+    let db = crate::scrub::open(vfs);
+    apply_through(&db, support::next_index(&db) - 1).expect("derived again");
+    prune_all(&db);
+    assert_eq!(bytes_of(vfs, &segment(number)), bytes_of(ahead, &segment(number)), "R2, {what}");
+    db
+}
+
+fn generations(db: &Database) -> Vec<u32> {
+    db.ledger().segments().iter().map(|segment| segment.generation).collect()
 }
 
 fn derive_again(vfs: &Arc<dyn Vfs>) -> Checked {
@@ -239,7 +255,7 @@ fn a_rotten_segment_that_the_others_have_pruned_comes_in_their_generation_when_a
     let others = db.ledger().segments().len() as u64;
     while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
     assert!(matches!(db.prune_step(ALL), Err(Error::Corrupted { segment: Some(1), .. })));
-    let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
+    let generations = generations(&db);
     assert!(others > 4 && generations[1] == 0 && generations[0] == 1 && generations[2] == 1, "{generations:?}");
     let before = all_files(&vfs);
     // No source has the own generation, and nothing is taken for being the only thing there is.
@@ -280,10 +296,7 @@ fn rot_with_a_fitting_checksum_is_not_written_again_under_a_digest_of_its_own() 
     let mended = db.mend(Some(&whole));
     assert!(matches!(mended, Err(Error::DerivedFromRot { segment: 1 })), "{mended:?}");
     drop(db);
-    let db = crate::scrub::open(&vfs);
-    apply_through(&db, support::next_index(&db) - 1).expect("derived again");
-    prune_all(&db);
-    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
+    let db = derived_again_and_equal(&vfs, &ahead, 1, "segment 1");
     check(&db, &model, &prunes);
 }
 
@@ -315,13 +328,13 @@ fn a_segment_that_is_not_the_sealed_one_is_known_although_a_later_generation_is_
         let (vfs, _) = copy(&healthy);
         rot_byte_with_fitting_checksum(&vfs, 1, at);
         // Nothing but the seal of what it was before can tell any more.
-        vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+        lose_sidecar(&vfs, 1);
         let db = crate::scrub::open(&vfs);
         assert_eq!(db.health(), Health::SealMismatch { segment: 1 }, "byte {at}");
         assert_eq!(db.damaged(), [Damaged::Segment(1)], "byte {at}");
         assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1)], "byte {at}");
         while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
-        let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
+        let generations = generations(&db);
         assert_eq!((generations[0], generations[2]), (1, 1), "byte {at}: the others need not wait");
         match (generations[1], db.compare_seals().expect("healthy")) {
             (0, _) => stayed += 1,
@@ -341,11 +354,8 @@ fn a_segment_that_is_not_the_sealed_one_is_known_although_a_later_generation_is_
         let mended = db.repair_segment(1, agreed, &source);
         assert!(matches!(mended, Err(Error::DerivedFromRot { segment: 1 })), "byte {at}: {mended:?}");
         drop(db);
-        let db = crate::scrub::open(&vfs);
-        apply_through(&db, support::next_index(&db) - 1).expect("derived again");
-        prune_all(&db);
+        let db = derived_again_and_equal(&vfs, &ahead, 1, &format!("byte {at}"));
         assert_eq!(db.health(), Health::Sound, "byte {at}");
-        assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2, byte {at}");
         check(&db, &model, &prunes);
     }
     assert!(stayed > 0 && went_on > 0 && gone > 0, "{stayed} stayed, {went_on} went on, {gone} gone");
@@ -368,19 +378,17 @@ fn a_segment_in_dispute_is_written_again_no_further_than_it_is_sealed() {
     db.prune(order, target).expect("healthy");
     db.checkpoint().expect("healthy");
     drop(db);
-    rot_with_fitting_checksum(&vfs, last);
-    vfs.remove_file(&dir().join(format!("ledger/{last:010}.idx"))).expect("there");
+    rot_unnoticed(&vfs, last);
     let db = crate::scrub::open(&vfs);
     assert_eq!(db.health(), Health::SealMismatch { segment: last });
     while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
     assert!(db.has_pruning_to_do(), "it is not done with");
-    let generation = |number: u64| db.ledger().segments()[number as usize].generation;
-    assert_eq!((generation(last - 1), generation(last), generation(last + 1)), (1, 0, 2));
+    assert_eq!(generations(&db)[last as usize - 1..][..3], [1, 0, 2]);
 }
 
 /// Nor does it become a generation that was left out, of which no seal speaks either.
 #[test]
-fn nor_any_less_far() {
+fn a_segment_in_dispute_is_not_written_again_below_what_is_sealed() {
     let (vfs, db, ..) = pruned(Compression::None);
     let segments = db.ledger().segments();
     let holds = |number: usize, tx| {
@@ -408,7 +416,7 @@ fn nor_any_less_far() {
     drop(db);
     // Its kind: no command any more, and so nothing to prune in it.
     rot_byte_of_frame(&vfs, info.number, at, PAYLOAD_AT - 1);
-    vfs.remove_file(&dir().join(format!("ledger/{:010}.idx", info.number))).expect("there");
+    lose_sidecar(&vfs, info.number);
     let db = crate::scrub::open(&vfs);
     assert_eq!(db.health(), Health::SealMismatch { segment: info.number });
     while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
@@ -418,19 +426,15 @@ fn nor_any_less_far() {
     let mended = db.repair_segment(info.number, agreed, &source);
     assert!(matches!(mended, Err(Error::DerivedFromRot { .. })), "{mended:?}");
     drop(db);
-    let db = crate::scrub::open(&vfs);
-    apply_through(&db, support::next_index(&db) - 1).expect("derived again");
-    prune_all(&db);
+    let db = derived_again_and_equal(&vfs, &ahead, info.number, "of two prunes");
     assert!(!db.has_pruning_to_do());
-    assert_eq!(bytes_of(&vfs, &segment(info.number)), bytes_of(&ahead, &segment(info.number)), "R2");
 }
 
 #[test]
-fn nothing_is_derived_again_from_it_either() {
+fn nothing_is_derived_again_from_a_segment_that_is_not_what_was_sealed_before() {
     let (vfs, ahead, _, agreed) = told_of_a_later_generation();
     let (.., model, prunes) = pruned(Compression::None);
-    rot_with_fitting_checksum(&vfs, 1);
-    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    rot_unnoticed(&vfs, 1);
     flip(&vfs, &dir().join("tx/0000000000.log"), 60);
     let refused = Database::open(Arc::clone(&vfs), &dir(), support::spec(), crate::scrub::options());
     assert!(matches!(refused, Err(Error::SealDisputed { segment: 1, .. })), "{refused:?}");
@@ -442,18 +446,14 @@ fn nothing_is_derived_again_from_it_either() {
     fetched.write(&bytes_of(&ahead, &segment(1))[256..]).expect("healthy");
     unopened.finish_segment_repair(&fetched).expect("what was agreed on");
     drop(unopened);
-    let db = crate::scrub::open(&vfs);
-    apply_through(&db, support::next_index(&db) - 1).expect("derived again");
-    prune_all(&db);
-    assert_eq!(bytes_of(&vfs, &segment(1)), bytes_of(&ahead, &segment(1)), "R2");
+    let db = derived_again_and_equal(&vfs, &ahead, 1, "segment 1");
     check(&db, &model, &prunes);
 }
 
 #[test]
-fn nobody_takes_it_for_the_sealed_one_while_the_seals_cannot_be_read() {
+fn a_segment_in_dispute_stays_so_while_the_seals_cannot_be_read() {
     let (vfs, ..) = told_of_a_later_generation();
-    rot_with_fitting_checksum(&vfs, 1);
-    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    rot_unnoticed(&vfs, 1);
     let db = crate::scrub::open(&vfs);
     flip(&vfs, &dir().join("seal/0000000000.log"), 90);
     assert_eq!(pass(&db, u64::MAX), [Damaged::Segment(1), Damaged::Derived]);
@@ -510,7 +510,7 @@ fn rot_that_makes_a_command_unreadable_is_for_a_repair() {
         let frames = db.ledger().read(db.ledger().segments()[1].first_log_id.index, ALL, 1).expect("its checksum fits");
         unreadable += u32::from(Command::decode(&frames[0].1.payload).is_err());
         while db.prune_step(ALL).is_ok_and(|progress| progress.rewritten.is_some()) {}
-        let generations: Vec<u32> = db.ledger().segments().iter().map(|segment| segment.generation).collect();
+        let generations = generations(&db);
         assert_eq!(generations[..3], [1, 0, 1], "byte {at}: the others need not wait");
         if !db.damaged().contains(&Damaged::Segment(1)) {
             // Where it says that a value stands elsewhere, what was derived of it is doubted first.

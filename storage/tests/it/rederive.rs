@@ -14,16 +14,10 @@ use alhambra_storage::vfs::mem::MemVfs;
 use alhambra_storage::{Damaged, Database, Error, Health, Options, Result, SegmentVersion};
 
 use crate::model::Model;
-use crate::repair::{copy, rot_with_fitting_checksum};
+use crate::repair::{copy, lose_sidecar, rot_unnoticed, rot_with_fitting_checksum};
 use crate::scrub::{all_files, filled, open, options, pass};
 use crate::support::{self, apply_through, commit_command, compare, dir, put};
 use crate::transfer::flip;
-
-/// Rots so that only others can tell: what was remembered of the segment is gone too.
-fn rot_unnoticed(vfs: &Arc<dyn Vfs>, segment: u64) {
-    rot_with_fitting_checksum(vfs, segment);
-    vfs.remove_file(&dir().join(format!("ledger/{segment:010}.idx"))).expect("there");
-}
 
 fn try_open(vfs: &Arc<dyn Vfs>, settled: BTreeMap<u64, SegmentVersion>) -> Result<Database> {
     Database::open(Arc::clone(vfs), &dir(), support::spec(), Options { settled, ..options() })
@@ -251,7 +245,7 @@ fn what_was_derived_before_anybody_could_know_is_derived_again() {
         let right = version(&vfs, rotten);
         rot_with_fitting_checksum(&vfs, rotten);
         if !sidecar {
-            vfs.remove_file(&dir().join(format!("ledger/{rotten:010}.idx"))).expect("there");
+            lose_sidecar(&vfs, rotten);
         }
         let mut db = open(&vfs);
         apply_through(&db, 60).expect("its checksums fit");

@@ -71,7 +71,7 @@ fn a_header_that_rotted_while_the_database_was_closed_is_mended_without_help() {
         for with_sidecar in [true, false] {
             flip(&vfs, &segment(1), at);
             if !with_sidecar {
-                vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+                lose_sidecar(&vfs, 1);
             }
             let db = crate::scrub::open(&vfs);
             assert_eq!(db.damaged(), [Damaged::Segment(1)], "byte {at}");
@@ -189,6 +189,17 @@ pub fn rot_with_fitting_checksum(vfs: &Arc<dyn Vfs>, number: u64) {
     rot_byte_with_fitting_checksum(vfs, number, last);
 }
 
+/// What was remembered of a segment is gone.
+pub fn lose_sidecar(vfs: &Arc<dyn Vfs>, number: u64) {
+    vfs.remove_file(&segment(number).with_extension("idx")).expect("there");
+}
+
+/// Rots so that only others can tell: what was remembered of the segment is gone too.
+pub fn rot_unnoticed(vfs: &Arc<dyn Vfs>, number: u64) {
+    rot_with_fitting_checksum(vfs, number);
+    lose_sidecar(vfs, number);
+}
+
 /// Length of what the checksum of a segment's first frame covers, bytes.
 pub fn first_frame(vfs: &Arc<dyn Vfs>, number: u64) -> usize {
     let file = vfs.open(&segment(number), OpenMode::Read).expect("there");
@@ -292,7 +303,7 @@ fn a_follower_that_is_rotten_in_a_consistent_way_is_told_by_the_majority() {
     // Nor does it when the sidecar went with it and was made again from the rotten frames: then it is disputed.
     rot_with_fitting_checksum(&vfs, 1);
     drop(db);
-    vfs.remove_file(&dir().join("ledger/0000000001.idx")).expect("there");
+    lose_sidecar(&vfs, 1);
     let db = match Database::open(Arc::clone(&vfs), &dir(), support::spec(), options()) {
         Ok(db) => db,
         Err(error) => panic!("{error}"),
