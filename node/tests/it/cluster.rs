@@ -1,5 +1,6 @@
 //! Three nodes: any of them answers any call, and none of them ever hangs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use alhambra_storage::vfs::mem::MemVfs;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use crate::own_address::own_address;
 use crate::support::*;
 
 /// Three nodes of one cluster.
@@ -30,12 +32,13 @@ impl Cluster {
     }
 
     pub async fn start_with(change: impl Fn(&mut Config)) -> Self {
-        let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
-        let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let configs: Vec<Config> = (ports.iter())
-            .map(|port| {
+        let own: Vec<SocketAddr> = (0..3).map(|_| own_address()).collect();
+        let peers: Vec<String> = own.iter().map(SocketAddr::to_string).collect();
+        let configs: Vec<Config> = (own.iter())
+            .map(|own| {
                 let mut config = config();
-                config.peer_port = *port;
+                config.address = own.ip().to_string();
+                config.peer_port = own.port();
                 config.peers = peers.clone();
                 config.bootstrap_expect = 3;
                 config.insecure_peers = true;
@@ -61,7 +64,7 @@ impl Cluster {
     pub async fn start_node(&mut self, n: usize) {
         let tried = async {
             loop {
-                // The port of the node that was stopped may take a moment to be free.
+                // The node that was stopped may take a moment to let go of its port, and another port may have become that one.
                 let env = Env { clock: self.clock.clone(), ..env(&self.disks[n]) };
                 match Node::start(self.configs[n].clone(), env).await {
                     Ok(node) => return node,

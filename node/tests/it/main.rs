@@ -15,6 +15,8 @@ mod kv;
 mod lifecycle;
 mod logins;
 mod mutated;
+#[path = "../../../raft/tests/it/own_address.rs"]
+mod own_address;
 mod permissions;
 mod reads;
 mod rest;

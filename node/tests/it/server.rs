@@ -14,6 +14,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
+use crate::own_address::own_address;
 use crate::support::*;
 
 /// Messages as they are.
@@ -267,8 +268,10 @@ async fn operators_see_metrics_and_honest_health() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_waits_for_others_is_alive_and_not_ready_and_says_why() {
     let mut config = config();
-    config.peer_port = free_port();
-    config.peers = vec![format!("127.0.0.1:{}", config.peer_port), format!("127.0.0.1:{}", free_port())];
+    let own = own_address();
+    config.address = own.ip().to_string();
+    config.peer_port = own.port();
+    config.peers = vec![own.to_string(), own_address().to_string()];
     config.bootstrap_expect = 2;
     config.insecure_peers = true;
     let node = Node::start(config, env(&MemVfs::new())).await.unwrap();

@@ -82,11 +82,6 @@ pub async fn single_with(config: Config) -> NodeHandle {
     node
 }
 
-/// A free port that nothing else in this process is given.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Tries until it is true.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let tried = async {

@@ -24,6 +24,7 @@ use futures::future::{join, join_all};
 use tokio::time::Instant;
 
 use crate::cluster::{peek, set, until};
+use crate::own_address::own_address;
 
 const LONG: Duration = Duration::from_secs(60);
 const LIMITS: DiskLimits = DiskLimits { low_bytes: 800_000, reserve_bytes: 100_000 };
@@ -64,9 +65,7 @@ impl Nodes {
 
     /// So many that are ready.
     async fn of(count: usize) -> Self {
-        let bound: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addrs: Vec<String> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-        drop(bound);
+        let addrs: Vec<String> = (0..count).map(|_| own_address().to_string()).collect();
         let mut nodes = Vec::new();
         for addr in &addrs {
             let disk = MemVfs::new();

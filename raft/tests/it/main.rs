@@ -13,6 +13,7 @@ mod links;
 mod memory;
 mod mending;
 mod nodes;
+mod own_address;
 mod pruning;
 mod quotas;
 mod replicas;

@@ -24,6 +24,7 @@ use openraft::BasicNode;
 use tokio::time::Instant;
 
 use crate::cluster::{peek, set, until};
+use crate::own_address::own_address;
 
 /// Long enough for a machine that does other things too; nothing waits for it when all is well.
 const LONG: Duration = Duration::from_secs(60);
@@ -68,12 +69,6 @@ pub fn orders() -> NewDatabase {
     }
 }
 
-/// Free ports of this machine. They are given back before the nodes take them, so a test that loses one fails loudly.
-fn free_addrs(count: usize) -> Vec<String> {
-    let bound: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
-}
-
 /// Nodes on one machine; `running` holds those that were started and not stopped.
 pub struct Nodes {
     root: tempfile::TempDir,
@@ -87,7 +82,7 @@ impl Nodes {
     pub fn new(count: usize, expect: usize) -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
-            addrs: free_addrs(count),
+            addrs: (0..count).map(|_| own_address().to_string()).collect(),
             expect,
             users_made: Arc::default(),
             running: BTreeMap::new(),

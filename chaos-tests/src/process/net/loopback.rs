@@ -1,6 +1,7 @@
 //! One network for all nodes: each listens on a port that only a proxy connects to, and the peers know the proxy.
 //!
-//! Whose connection the proxy has accepted is found out from the process at its other end, because all come from `127.0.0.1`.
+//! A node listens on an address of its own, so that nobody else is given its ports while it is down. Whose connection the
+//! proxy has accepted is found out from the process at its other end, because all come from `127.0.0.1`.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,11 +29,18 @@ pub struct Loopback {
     _proxies: Vec<Proxy>,
 }
 
-/// Ports that nobody uses now. Held open together, so that they differ.
-async fn free_ports(count: usize) -> Result<Vec<u16>, String> {
+/// The address of a node, which other runs mostly do not use. `127.0.0.1` is left to the proxies.
+fn own_host(node: NodeIndex) -> Ipv4Addr {
+    let [.., run, low] = std::process::id().to_be_bytes();
+    let node = u8::try_from(node % 250).expect("less than 250");
+    Ipv4Addr::new(127, run % 254 + 1, low, node + 1)
+}
+
+/// Ports of an address that nobody uses now. Held open together, so that they differ.
+async fn free_ports(host: Ipv4Addr, count: usize) -> Result<Vec<u16>, String> {
     let mut held = Vec::new();
     for _ in 0..count {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| error.to_string())?;
+        let listener = TcpListener::bind((host, 0)).await.map_err(|error| error.to_string())?;
         held.push(listener);
     }
     held.iter().map(|held| held.local_addr().map(|at| at.port()).map_err(|error| error.to_string())).collect()
@@ -49,8 +57,9 @@ impl Loopback {
         for node in 0..nodes {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| error.to_string())?;
             let peer = listener.local_addr().map_err(|error| error.to_string())?;
-            let ports = free_ports(3).await?;
-            let host = Ipv4Addr::LOCALHOST.to_string();
+            let host = own_host(node);
+            let ports = free_ports(host, 3).await?;
+            let host = host.to_string();
             let (known, links) = (running.clone(), links.clone());
             let admit = Arc::new(move |near: &TcpStream| admit(near, node, &known, &links));
             proxies.push(Proxy::start(listener, format!("{host}:{}", ports[1]), admit));
