@@ -231,7 +231,11 @@ impl Core {
 
     /// The record of a transaction that exists, and the Alh before it.
     pub(crate) fn record(&self, tx: TxId) -> Result<(Record, Digest)> {
-        let commit = self.commit_record(tx)?;
+        self.record_at(tx, &self.commit_record(tx)?)
+    }
+
+    /// The same, where its commit record says that it is.
+    pub(crate) fn record_at(&self, tx: TxId, commit: &CommitRecord) -> Result<(Record, Digest)> {
         let before = if tx.0 > 1 { RECORD_TAIL_BYTES } else { 0 };
         let at =
             (commit.offset.checked_sub(before)).ok_or_else(|| self.tx.corrupted(commit.offset, Damage::Missing))?;

@@ -20,7 +20,7 @@ use crate::limits::{GROUP_READ_BYTES_MAX, KEPT_LEVELS, RECORD_FRONT_BYTES, RECOR
 use crate::prove;
 use crate::segment::Position;
 use crate::txlog::groups::{self, Directory, GROUP_BYTES, Group};
-use crate::txlog::{BadRecord, Entries, EntryRecord, Head, RECORD_TAIL_BYTES, StoredEntry};
+use crate::txlog::{BadRecord, Entries, EntryRecord, Head, RECORD_TAIL_BYTES, StoredEntry, TxRecord};
 
 /// An entry with the proof that it is in its transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct ProvenEntry {
     pub entry: EntryRecord,
     /// That it is below the header's Eh; verified `V1`.
     pub inclusion: InclusionProof,
+    /// The transaction with all its entries, when it is so small that it was read whole.
+    pub whole: Option<TxRecord>,
 }
 
 /// A large record of which parts are read.
@@ -48,10 +50,9 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Core {
-    /// The record of a transaction that exists, unless it is better read whole: because it is small, or to say what is wrong
-    /// with it.
-    pub(crate) fn parts(&self, tx: TxId) -> Result<Option<Parts<'_>>> {
-        let commit = self.commit_record(tx)?;
+    /// The record of a transaction that exists, where its commit record says that it is, unless it is better read whole: because it
+    /// is small, or to say what is wrong with it.
+    pub(crate) fn parts(&self, tx: TxId, commit: CommitRecord) -> Result<Option<Parts<'_>>> {
         let before = if tx.0 > 1 { RECORD_TAIL_BYTES } else { 0 };
         let Some(at) = commit.offset.checked_sub(before) else { return Ok(None) };
         if commit.size <= RECORD_WHOLE_BYTES_MAX {
@@ -69,11 +70,12 @@ impl Core {
     /// An entry with its transaction's header and its proof.
     pub(crate) fn prove_entry(&self, tx: TxId, number: u32) -> Result<ProvenEntry> {
         self.must_exist(tx)?;
-        let Some(parts) = self.parts(tx)? else {
-            let mut record = self.tx_record(tx)?;
+        let commit = self.commit_record(tx)?;
+        let Some(parts) = self.parts(tx, commit)? else {
+            let record = self.tx_record_at(tx, &commit)?;
             let inclusion = prove::prove_entry(&record, number)?;
-            let entry = record.entries.swap_remove(number as usize);
-            return Ok(ProvenEntry { header: record.header, entry, inclusion });
+            let entry = record.entries[number as usize].clone();
+            return Ok(ProvenEntry { header: record.header.clone(), entry, inclusion, whole: Some(record) });
         };
         let header = self.header(tx)?;
         let (numbers, mut group) = parts.group(number)?;
@@ -86,7 +88,7 @@ impl Core {
         let within = (number - numbers.start) as usize;
         htree::verify(&inclusion, &digests[within], &header.eh).map_err(|_| self.bad_keys(tx))?;
         let entry = group.swap_remove(within).named(tx, number, keys.swap_remove(within));
-        Ok(ProvenEntry { header, entry, inclusion })
+        Ok(ProvenEntry { header, entry, inclusion, whole: None })
     }
 
     /// Keys of neighbouring entries, from the ledger: in one read as long as little stands between them.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::ahtlog::StoredNodes;
 use crate::command::ValueForm;
+use crate::commitlog::CommitRecord;
 use crate::compression;
 use crate::core::Core;
 use crate::error::{Damage, Error, Result};
@@ -33,16 +34,19 @@ impl Core {
         self.must_exist(tx)?;
         match self.recent_header(tx) {
             Some(header) => Ok(header),
-            None => match self.parts(tx)? {
-                Some(parts) => {
-                    let eh = parts.head.eh.ok_or_else(|| self.bad_hash(tx))?;
-                    self.checked_header(tx, &parts.head, eh, parts.prev_alh, parts.alh()?)
+            None => {
+                let commit = self.commit_record(tx)?;
+                match self.parts(tx, commit)? {
+                    Some(parts) => {
+                        let eh = parts.head.eh.ok_or_else(|| self.bad_hash(tx))?;
+                        self.checked_header(tx, &parts.head, eh, parts.prev_alh, parts.alh()?)
+                    }
+                    None => {
+                        let (record, prev_alh) = self.record_at(tx, &commit)?;
+                        self.header_of(tx, &record, prev_alh)
+                    }
                 }
-                None => {
-                    let (record, prev_alh) = self.record(tx)?;
-                    self.header_of(tx, &record, prev_alh)
-                }
-            },
+            }
         }
     }
 
@@ -106,7 +110,12 @@ impl Core {
     /// A transaction with all its entries; they hash to the Eh of its header.
     pub(crate) fn tx_record(&self, tx: TxId) -> Result<TxRecord> {
         self.must_exist(tx)?;
-        let (record, prev_alh) = self.record(tx)?;
+        self.tx_record_at(tx, &self.commit_record(tx)?)
+    }
+
+    /// The same, for one that exists, where its commit record says that it is.
+    pub(crate) fn tx_record_at(&self, tx: TxId, commit: &CommitRecord) -> Result<TxRecord> {
+        let (record, prev_alh) = self.record_at(tx, commit)?;
         let header = match self.recent_header(tx) {
             Some(header) => header,
             None => self.header_of(tx, &record, prev_alh)?,
@@ -141,11 +150,12 @@ impl Core {
     /// One entry of a transaction, with the key that the caller knows it by.
     pub(crate) fn entry_record(&self, tx: TxId, number: u32, key: Bytes) -> Result<EntryRecord> {
         self.must_exist(tx)?;
-        if let Some(parts) = self.parts(tx)? {
+        let commit = self.commit_record(tx)?;
+        if let Some(parts) = self.parts(tx, commit)? {
             let (numbers, mut group) = parts.group(number)?;
             return Ok(group.swap_remove((number - numbers.start) as usize).named(tx, number, key));
         }
-        let (record, _) = self.record(tx)?;
+        let (record, _) = self.record_at(tx, &commit)?;
         let entry = self.entries(tx, &record)?.nth(number as usize);
         let entry = entry.unwrap_or(Err(Error::NoSuchTxEntry { tx, entry: number }))?;
         Ok(entry.named(tx, number, key))
@@ -269,14 +279,14 @@ impl ReadSnapshot {
         self.core.index.diff_chunk(range, since, self.tx, after, n)
     }
 
-    /// The entry behind a version that this snapshot answered for `key`.
-    pub fn entry(&self, key: &[u8], version: &Version) -> Result<EntryRecord> {
-        self.core.entry_record(version.tx, version.entry, Bytes::copy_from_slice(key))
+    /// An entry by the number that a version of `key` names, which this snapshot answered.
+    pub fn entry(&self, key: &[u8], tx: TxId, number: u32) -> Result<EntryRecord> {
+        self.core.entry_record(tx, number, Bytes::copy_from_slice(key))
     }
 
     /// The stored value behind a version that this snapshot answered for `key`, checked against its hash `S4`.
     pub fn value(&self, key: &[u8], version: &Version) -> Result<Bytes> {
-        self.core.value(&self.entry(key, version)?)
+        self.core.value(&self.entry(key, version.tx, version.entry)?)
     }
 }
 

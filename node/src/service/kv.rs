@@ -166,11 +166,35 @@ pub(crate) fn is_absence(error: &Error) -> bool {
     }
 }
 
-/// A value as stored, before references are followed.
-pub(crate) struct Found {
+/// The entry that a read has come to, of which the value is not read yet.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
     pub tx: TxId,
     /// Number of the entry in that transaction.
     pub entry: u32,
+    /// 0 when it is not told.
+    revision: Revision,
+    metadata: KvMetadata,
+}
+
+impl From<&Version> for Place {
+    fn from(version: &Version) -> Self {
+        let Version { tx, entry, revision, metadata, .. } = *version;
+        Self { tx, entry, revision, metadata }
+    }
+}
+
+impl Place {
+    /// With the value as stored.
+    pub(super) fn holding(self, stored: Bytes) -> Found {
+        let Self { tx, revision, metadata, .. } = self;
+        Found { tx, revision, metadata, stored }
+    }
+}
+
+/// A value as stored, before references are followed.
+pub(crate) struct Found {
+    pub tx: TxId,
     pub revision: Revision,
     pub metadata: KvMetadata,
     pub stored: Bytes,
@@ -186,36 +210,45 @@ pub(crate) struct Reader<'a> {
 impl Reader<'_> {
     /// What this version of a stored key holds.
     pub(super) fn version(&self, key: &[u8], version: &Version) -> Result<Found> {
-        let stored = self.view.value(key, version)?;
-        let Version { tx, entry, revision, metadata, .. } = *version;
-        Ok(Found { tx, entry, revision, metadata, stored })
+        self.read(key, Place::from(version))
     }
 
-    /// The newest version of a stored key.
-    fn newest(&self, key: &[u8]) -> Result<Found> {
+    /// What stands at a place where a read of this stored key has come to.
+    fn read(&self, key: &[u8], place: Place) -> Result<Found> {
+        let entry = self.view.entry(key, place.tx, place.entry)?;
+        Ok(place.holding(self.context.replica.database().value(&entry)?))
+    }
+
+    /// Where the newest version of a stored key is.
+    fn newest(&self, key: &[u8]) -> Result<Place> {
         let version = self.view.get(key)?.ok_or(text::KEY_NOT_FOUND)?;
-        must_be_live(&version.metadata, self.now)?;
-        self.version(key, &version)
+        Ok(Place::from(&version))
+    }
+
+    /// Where exactly this transaction wrote to a stored key, indexed or not. No revision is told.
+    fn place_in(&self, key: &[u8], tx: TxId) -> Result<Place> {
+        if tx > self.view.tx() {
+            return Err(text::TX_NOT_FOUND.into());
+        }
+        Ok(match self.view.get_at(key, tx)? {
+            Some(version) => Place { revision: Revision(0), ..Place::from(&version) },
+            // Perhaps it is not indexed.
+            None => {
+                let entries = self.context.replica.database().tx(tx)?.entries;
+                let entry = entries.into_iter().find(|entry| entry.key == key).ok_or(text::KEY_NOT_FOUND)?;
+                Place { tx, entry: entry.number, revision: Revision(0), metadata: entry.kv_metadata() }
+            }
+        })
     }
 
     /// What exactly this transaction wrote to a stored key, indexed or not. No revision is told.
     pub(crate) fn written_in(&self, key: &[u8], tx: TxId) -> Result<Found> {
-        let database = self.context.replica.database();
-        if tx > self.view.tx() {
-            return Err(text::TX_NOT_FOUND.into());
-        }
-        let entry = match self.view.get_at(key, tx)? {
-            Some(version) => self.view.entry(key, &version)?,
-            // Perhaps it is not indexed.
-            None => {
-                let entries = database.tx(tx)?.entries;
-                entries.into_iter().find(|entry| entry.key == key).ok_or(text::KEY_NOT_FOUND)?
-            }
-        };
-        let metadata = entry.kv_metadata();
-        must_be_live(&metadata, self.now)?;
-        let stored = database.value(&entry)?;
-        Ok(Found { tx, entry: entry.number, revision: Revision(0), metadata, stored })
+        self.read(key, self.live(self.place_in(key, tx)?)?)
+    }
+
+    /// The same place, if there is a value now.
+    fn live(&self, place: Place) -> Result<Place> {
+        must_be_live(&place.metadata, self.now).map(|()| place)
     }
 
     /// The value of a user's key, followed when it is a reference.
@@ -239,7 +272,8 @@ impl Reader<'_> {
     /// What a reference or a member of a sorted set leads to.
     pub(crate) fn target(&self, at_tx: TxId, key: Bytes) -> Result<Entry> {
         let stored_key = stored_key(&key);
-        let found = if at_tx.get() > 0 { self.written_in(&stored_key, at_tx)? } else { self.newest(&stored_key)? };
+        let place = if at_tx.get() > 0 { self.place_in(&stored_key, at_tx)? } else { self.newest(&stored_key)? };
+        let found = self.read(&stored_key, self.live(place)?)?;
         match kv::parse_value(&found.stored)? {
             StoredValue::Deletion => Err(text::KEY_NOT_FOUND.into()),
             StoredValue::Reference { .. } => Err(text::RESOLUTION_LIMIT.into()),
@@ -257,22 +291,22 @@ impl Reader<'_> {
 
     /// What Get answers.
     pub(crate) fn get(&self, get: &Get) -> Result<Entry> {
-        self.resolve(get.key.clone(), self.find(get)?)
+        let key = stored_key(&get.key);
+        self.resolve(get.key.clone(), self.read(&key, self.place(get, &key)?)?)
     }
 
-    /// What Get finds under its key.
-    fn find(&self, get: &Get) -> Result<Found> {
-        let key = stored_key(&get.key);
-        if get.at_tx.get() > 0 {
-            self.written_in(&key, get.at_tx)
+    /// Where what Get asks for is. There is a value.
+    pub(super) fn place(&self, get: &Get, key: &[u8]) -> Result<Place> {
+        let place = if get.at_tx.get() > 0 {
+            self.place_in(key, get.at_tx)?
         } else if get.at_revision != 0 {
-            let revision = self.absolute_revision(&key, get.at_revision)?;
-            let version = self.view.revision(&key, revision)?.ok_or(text::INVALID_REVISION)?;
-            must_be_live(&version.metadata, self.now)?;
-            self.version(&key, &version)
+            let revision = self.absolute_revision(key, get.at_revision)?;
+            let version = self.view.revision(key, revision)?.ok_or(text::INVALID_REVISION)?;
+            Place::from(&version)
         } else {
-            self.newest(&key)
-        }
+            self.newest(key)?
+        };
+        self.live(place)
     }
 
     fn absolute_revision(&self, key: &[u8], revision: i64) -> Result<Revision> {
@@ -407,22 +441,18 @@ async fn missing(app: &App, cx: &Context, entries: &[ProposalEntry]) -> Result<E
 
 /// Reads one key.
 pub async fn get(app: &App, cx: &Context, get: Get) -> Result<Entry> {
-    place(app, cx, get).await.map(|(entry, ..)| entry)
+    let view = view(cx, &get).await?;
+    Reader { context: cx, view: &view, now: app.now() }.get(&get)
 }
 
-/// As [`get`], with the place of what stands under the key, of the reference when one led to the value: transaction, and number of the
-/// entry in it.
-pub(super) async fn place(app: &App, cx: &Context, get: Get) -> Result<(Entry, TxId, u32)> {
+/// What a request for one key reads, if it does not contradict itself.
+pub(super) async fn view(cx: &Context, get: &Get) -> Result<ReadSnapshot> {
     get.check()?;
-    let view = if get.at_tx.get() > 0 {
-        cx.view_of(get.at_tx).await?
+    if get.at_tx.get() > 0 {
+        cx.view_of(get.at_tx).await
     } else {
-        cx.view(get.since_tx).await.map_err(|error| error.beyond_is(text::SINCE_TX_TOO_HIGH))?
-    };
-    let reader = Reader { context: cx, view: &view, now: app.now() };
-    let found = reader.find(&get)?;
-    let (tx, number) = (found.tx, found.entry);
-    Ok((reader.resolve(get.key, found)?, tx, number))
+        cx.view(get.since_tx).await.map_err(|error| error.beyond_is(text::SINCE_TX_TOO_HIGH))
+    }
 }
 
 /// Reads many keys; those without a value are left out.

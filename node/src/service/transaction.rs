@@ -148,7 +148,7 @@ pub(crate) async fn shape(
                 Some(&kv::PLAIN_KEY) => {
                     let stored = database.value(&entry)?;
                     let key = entry.key.slice(1..);
-                    let found = Found { tx, entry: entry.number, revision: Revision(0), metadata, stored };
+                    let found = Found { tx, revision: Revision(0), metadata, stored };
                     out.kv.extend(present(resolve_kv(reader, key, found, keep_references))?);
                 }
                 Some(&kv::SORTED_SET_KEY) => {

@@ -10,6 +10,7 @@ use alhambra_ledger::proof::DualProof;
 use alhambra_ledger::state::TrustedState;
 use alhambra_proto::code::{WireError, text};
 use alhambra_proto::schema::Signature;
+use alhambra_storage::ProvenEntry;
 use alhambra_storage::plant::{Plant, is_planted};
 
 use super::App;
@@ -125,22 +126,27 @@ const ENTRIES_TOLD_MAX: u32 = 16;
 /// proof tie it to the others, and to send these would make the answer as large as the transaction.
 pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result<VerifiableEntry> {
     must_exist(cx, trusted, text::ILLEGAL_STATE).await?;
-    let key = request.key.clone();
-    let (entry, mut wrote, mut number) = kv::place(app, cx, request).await?;
+    let view = kv::view(cx, &request).await?;
+    let reader = Reader { context: cx, view: &view, now: app.now() };
+    let key = stored_key(&request.key);
+    let place = reader.place(&request, &key)?;
     let database = cx.replica.database();
+    let mut proven = database.prove_entry(place.tx, place.entry)?;
+    // The value that is told is that of the entry that is proven.
+    let entry = reader.resolve(request.key, place.holding(database.value(&proven.entry)?))?;
     if is_planted(Plant::ProofOfAnotherRevision)
-        && let Some(before) = database.snapshot().history(&stored_key(&key), 1, 1, true)?.first()
+        && let Some(before) = database.snapshot().history(&key, 1, 1, true)?.first()
     {
-        (wrote, number) = (before.tx, before.entry);
+        proven = database.prove_entry(before.tx, before.entry)?;
     }
-    let proven = database.prove_entry(wrote, number)?;
-    let tx = if proven.header.nentries <= ENTRIES_TOLD_MAX {
-        transaction::raw(database.tx(wrote)?)
-    } else {
-        transaction::of_one(proven.header, proven.entry)
+    let ProvenEntry { header, entry: one, inclusion, whole } = proven;
+    let tx = match whole {
+        _ if header.nentries > ENTRIES_TOLD_MAX => transaction::of_one(header, one),
+        Some(whole) => transaction::raw(whole),
+        None => transaction::raw(database.tx(header.id)?),
     };
     let tx = prove(app, cx, tx, trusted)?;
-    Ok(VerifiableEntry { entry, tx, inclusion: proven.inclusion })
+    Ok(VerifiableEntry { entry, tx, inclusion })
 }
 
 /// Reads a transaction and proves it.

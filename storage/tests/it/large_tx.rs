@@ -75,12 +75,13 @@ fn parts_of_a_record_say_what_the_whole_says() {
             }
             let proven = db.prove_entry(tx, number).expect("applied");
             assert_eq!((&proven.header, &proven.entry), (&whole.header, entry), "entry {number} of {count}");
+            assert!(proven.whole.is_none_or(|read| read == whole), "entry {number} of {count}");
             assert_eq!(proven.inclusion, prove::prove_entry(&whole, number).expect("it exists"));
             assert_eq!(db.prove_inclusion(tx, number).expect("applied"), proven.inclusion);
             proof::verify_entry(&proven.inclusion, &entry.digest(1), &whole.header).expect("V1");
             let version = snapshot.get(&entry.key).unwrap().expect("written");
             assert_eq!((version.tx, version.entry), (tx, number));
-            assert_eq!(snapshot.entry(&entry.key, &version).expect("applied"), *entry);
+            assert_eq!(snapshot.entry(&entry.key, version.tx, version.entry).expect("applied"), *entry);
         }
         for beyond in [count, count + 1, u32::MAX] {
             let refused = db.prove_entry(tx, beyond).expect_err("no such entry");
@@ -131,7 +132,8 @@ fn a_flip_in_a_large_record_is_refused_and_never_served() {
                 Err(Error::Corrupted { .. }) => refused = true,
                 Err(other) => panic!("at {at}: {other}"),
             }
-            match snapshot.entry(&whole.entries[n as usize].key, &versions[n as usize]) {
+            let version = &versions[n as usize];
+            match snapshot.entry(&whole.entries[n as usize].key, version.tx, version.entry) {
                 Ok(found) => assert_eq!(found, whole.entries[n as usize], "at {at}"),
                 Err(Error::Corrupted { .. }) => refused = true,
                 Err(other) => panic!("at {at}: {other}"),
