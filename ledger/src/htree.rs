@@ -48,7 +48,7 @@ pub fn prove(digests: &[Digest], leaf: u32) -> Option<InclusionProof> {
 }
 
 /// As [`root`], and appends the levels that lie `every`, 2 `every`, ... above the leaves to `kept`, lowest first, without the
-/// root: what [`prove_kept`] needs besides a few leaves. `every` is at least 1.
+/// root: what a [`GroupProof`] needs besides a few leaves. `every` is at least 1.
 pub fn root_keeping(digests: &[Digest], every: u32, kept: &mut Vec<Digest>) -> Digest {
     let mut level = digest::leaves(digests);
     let mut height = 0;
@@ -79,35 +79,78 @@ pub fn kept_group(width: u32, leaf: u32, every: u32) -> Range<u32> {
     first..first.saturating_add(1 << every).min(width)
 }
 
-/// As [`prove`], from the digests of the entries at [`kept_group`] and from what [`root_keeping`] kept: `kept` answers parts
-/// of that, at most 2^`every` nodes at a time. Cost does not depend on the width but for its logarithm. `leaf` is less than
-/// `width`. When what it is given is wrong, so is the proof: verify it.
-pub fn prove_kept<E>(
+/// What proves each of the entries at one [`kept_group`]: the tree over them, and the way from it up to the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupProof {
     width: u32,
-    leaf: u32,
-    every: u32,
-    group: &[Digest],
-    mut kept: impl FnMut(Range<usize>) -> Result<Vec<Digest>, E>,
-) -> Result<InclusionProof, E> {
-    let place = |n: u32| usize::try_from(n).expect("a tree is in memory when it is made");
-    let mut nodes = digest::leaves(group);
-    let (mut level, mut index) = (width, leaf);
-    let mut kept_before = 0;
-    let mut terms = Vec::new();
-    loop {
-        let mut within = place(index % (1 << every));
+    entries: Range<u32>,
+    /// The leaves, then each level above them but for the group's own node.
+    nodes: Vec<Digest>,
+    /// Siblings on the way from the group's node to the root.
+    above: Vec<Digest>,
+}
+
+impl GroupProof {
+    /// From the digests of the entries at the [`kept_group`] of `leaf` and from what [`root_keeping`] kept: `kept` answers parts
+    /// of that, at most 2^`every` nodes at a time. Cost does not depend on the width but for its logarithm. `leaf` is less than
+    /// `width`. When what it is given is wrong, so are the proofs; [`verify`] one of them, and all are verified.
+    pub fn new<E>(
+        width: u32,
+        leaf: u32,
+        every: u32,
+        group: &[Digest],
+        mut kept: impl FnMut(Range<usize>) -> Result<Vec<Digest>, E>,
+    ) -> Result<Self, E> {
+        let place = |n: u32| usize::try_from(n).expect("a tree is in memory when it is made");
+        let mut nodes = Vec::new();
+        let mut level = digest::leaves(group);
         for _ in 0..every {
-            terms.extend(nodes.get(within ^ 1));
-            nodes = next_level(&nodes);
-            within /= 2;
+            nodes.extend_from_slice(&level);
+            level = next_level(&level);
         }
-        (level, index) = (level.div_ceil(1 << every), index >> every);
-        if level <= 1 {
-            return Ok(InclusionProof { leaf, width, terms });
+        let (mut nodes_left, mut index) = (width.div_ceil(1 << every), leaf >> every);
+        let mut kept_before = 0;
+        let mut above = Vec::new();
+        while nodes_left > 1 {
+            let siblings = kept_group(nodes_left, index, every);
+            let mut level = kept(kept_before + place(siblings.start)..kept_before + place(siblings.end))?;
+            let mut within = place(index % (1 << every));
+            for _ in 0..every {
+                above.extend(level.get(within ^ 1));
+                level = next_level(&level);
+                within /= 2;
+            }
+            kept_before += place(nodes_left);
+            (nodes_left, index) = (nodes_left.div_ceil(1 << every), index >> every);
         }
-        let siblings = kept_group(level, index, every);
-        nodes = kept(kept_before + place(siblings.start)..kept_before + place(siblings.end))?;
-        kept_before += place(level);
+        Ok(Self { width, entries: kept_group(width, leaf, every), nodes, above })
+    }
+
+    /// Places of the entries.
+    pub fn entries(&self) -> Range<u32> {
+        self.entries.clone()
+    }
+
+    /// Number of hashes that it consists of.
+    pub fn hashes(&self) -> usize {
+        self.nodes.len() + self.above.len()
+    }
+
+    /// The leaf of an entry and its proof, as [`prove`] makes it. `None` when the group does not have the entry.
+    pub fn prove(&self, leaf: u32) -> Option<(&Digest, InclusionProof)> {
+        if !self.entries.contains(&leaf) {
+            return None;
+        }
+        let (mut within, mut len) = ((leaf - self.entries.start) as usize, self.entries.len());
+        let mut terms = Vec::new();
+        let mut rest = &self.nodes[..];
+        let digest = rest.get(within)?;
+        while let Some((level, higher)) = rest.split_at_checked(len).filter(|(level, _)| !level.is_empty()) {
+            terms.extend(level.get(within ^ 1));
+            (within, len, rest) = (within / 2, len.div_ceil(2), higher);
+        }
+        terms.extend_from_slice(&self.above);
+        Some((digest, InclusionProof { leaf, width: self.width, terms }))
     }
 }
 
@@ -163,8 +206,14 @@ mod tests {
                         assert!(range.len() <= 1 << every);
                         kept.get(range).map(<[Digest]>::to_vec).ok_or(())
                     };
-                    let proof = prove_kept(count, leaf, every, group, read).unwrap();
-                    assert_eq!(Some(proof), prove(digests, leaf), "leaf {leaf} of {width}, every {every}");
+                    let proof = GroupProof::new(count, leaf, every, group, read).unwrap();
+                    for n in 0..=count {
+                        let (of_group, of_all) = (proof.prove(n), prove(digests, n));
+                        let of_all = of_all.filter(|_| kept_group(count, leaf, every).contains(&n));
+                        let of_all = of_all.map(|proof| (digest::leaf(&digests[n as usize]), proof));
+                        let of_group = of_group.map(|(leaf, proof)| (*leaf, proof));
+                        assert_eq!(of_group, of_all, "leaf {n} of {width} in the group of {leaf}, every {every}");
+                    }
                 }
             }
         }

@@ -107,7 +107,7 @@ impl Core {
             prunes: PruneLog::open(log("prune", LogKind::Prune, sizes.prune))?,
             pruner: Mutex::default(),
             index: indexing::in_memory(spec.id)?,
-            proofs: Arc::new(ProofCache::new()),
+            proofs: Arc::new(ProofCache::new(0)),
             number: 0,
             recent: RwLock::new(VecDeque::new()),
             published: RwLock::new(Published { applied: state.applied(), settings: state.settings.clone() }),

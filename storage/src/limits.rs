@@ -189,6 +189,10 @@ pub const MEMORY_BUDGET_BYTES_MIN: u64 = 64 << 20;
 /// A database that holds less is not asked to give it back, bytes.
 pub const MEMORY_RELEASE_BYTES_MIN: u64 = 4 << 10;
 
+/// Part of the memory budget for the proofs of entries that are remembered: one of so many. Some 1.5 KiB are taken for a group of
+/// 16 neighbouring entries.
+pub const GROUP_PROOFS_OF_BUDGET: u64 = 64;
+
 /// Dual proofs that a process remembers, of all its databases. With the bound of the next they take about 1 MiB at most.
 pub const PROOFS_KEPT: usize = 256;
 

@@ -23,7 +23,9 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::database::Database;
 use crate::index::BlockCache;
-use crate::limits::{MEMORY_BUDGET_BYTES_DEFAULT, MEMORY_BUDGET_BYTES_MIN, MEMORY_RELEASE_BYTES_MIN};
+use crate::limits::{
+    GROUP_PROOFS_OF_BUDGET, MEMORY_BUDGET_BYTES_DEFAULT, MEMORY_BUDGET_BYTES_MIN, MEMORY_RELEASE_BYTES_MIN,
+};
 use crate::prove::ProofCache;
 use crate::release;
 
@@ -137,7 +139,7 @@ impl MemoryBudget {
         Self {
             bytes,
             cache: Arc::new(BlockCache::new(bytes / 4)),
-            proofs: Arc::new(ProofCache::new()),
+            proofs: Arc::new(ProofCache::new(bytes / GROUP_PROOFS_OF_BUDGET)),
             held: AtomicI64::new(0),
             rooms: Rooms::new(bytes / 8),
             databases: Mutex::default(),

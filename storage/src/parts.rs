@@ -2,12 +2,13 @@
 //!
 //! The front of a record is read, then the one group that holds the entry. What is read is checked by what it is checked
 //! for: a group by its checksum, the head by the Alh `L1`, kept nodes by the proof that they make `V1`. The checksum of the
-//! record is left to whoever reads it whole.
+//! record is left to whoever reads it whole. A group that was proven is remembered with its proofs, without its entries: these
+//! are read again, and checked by the group's checksum and by its proof.
 
 use std::ops::Range;
 
 use alhambra_ledger::header::TxHeader;
-use alhambra_ledger::htree::{self, InclusionProof};
+use alhambra_ledger::htree::{self, GroupProof, InclusionProof};
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::{Digest, digest};
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::derived::DIGEST_BYTES;
 use crate::limits::{GROUP_READ_BYTES_MAX, KEPT_LEVELS, RECORD_FRONT_BYTES, RECORD_WHOLE_BYTES_MAX};
-use crate::prove;
+use crate::prove::{self, ProvenGroup};
 use crate::segment::Position;
 use crate::txlog::groups::{self, Directory, GROUP_BYTES, Group};
 use crate::txlog::{BadRecord, Entries, EntryRecord, Head, RECORD_TAIL_BYTES, StoredEntry, TxRecord};
@@ -49,6 +50,16 @@ pub(crate) struct Parts<'a> {
     pub prev_alh: Digest,
 }
 
+/// Entries of a large record that lie together.
+#[derive(Debug)]
+pub(crate) struct StoredGroup {
+    pub numbers: Range<u32>,
+    /// Their place in the record.
+    at: Range<u64>,
+    crc: u32,
+    pub entries: Vec<StoredEntry>,
+}
+
 impl Core {
     /// The record of a transaction that exists, where its commit record says that it is, unless it is better read whole: because it
     /// is small, or to say what is wrong with it.
@@ -70,25 +81,63 @@ impl Core {
     /// An entry with its transaction's header and its proof.
     pub(crate) fn prove_entry(&self, tx: TxId, number: u32) -> Result<ProvenEntry> {
         self.must_exist(tx)?;
-        let commit = self.commit_record(tx)?;
-        let Some(parts) = self.parts(tx, commit)? else {
-            let record = self.tx_record_at(tx, &commit)?;
-            let inclusion = prove::prove_entry(&record, number)?;
-            let entry = record.entries[number as usize].clone();
-            return Ok(ProvenEntry { header: record.header.clone(), entry, inclusion, whole: Some(record) });
+        let group = match self.remembered_group(tx, number) {
+            Some(known) => known,
+            None => {
+                let commit = self.commit_record(tx)?;
+                match self.parts(tx, commit)? {
+                    Some(parts) => self.remember_group(tx, number, self.prove_group(&parts, number)?),
+                    None => return self.prove_from_whole(tx, number, &commit),
+                }
+            }
         };
+        let ProvenGroup { header, proof, at, crc } = &*group;
+        let (leaf, inclusion) = proof.prove(number).ok_or(Error::NoSuchTxEntry { tx, entry: number })?;
+        let numbers = proof.entries();
+        let bytes = Bytes::from(self.tx.read(at.start, (at.end - at.start) as usize)?);
+        let mut stored = self.entries_of_group(tx, &numbers, &bytes, *crc)?;
+        let stored = stored.swap_remove((number - numbers.start) as usize);
+        let key = self.ledger.read_bytes(stored.key_at, stored.key_len as usize)?;
+        if digest::leaf(&self.entry_digest(tx, header.version, &key, &stored)?) != *leaf {
+            return Err(self.bad_keys(tx));
+        }
+        Ok(ProvenEntry { header: header.clone(), entry: stored.named(tx, number, key), inclusion, whole: None })
+    }
+
+    fn prove_from_whole(&self, tx: TxId, number: u32, commit: &CommitRecord) -> Result<ProvenEntry> {
+        let record = self.tx_record_at(tx, commit)?;
+        let inclusion = prove::prove_entry(&record, number)?;
+        let entry = record.entries[number as usize].clone();
+        Ok(ProvenEntry { header: record.header.clone(), entry, inclusion, whole: Some(record) })
+    }
+
+    /// Proves the entries that lie together with one.
+    fn prove_group(&self, parts: &Parts<'_>, number: u32) -> Result<ProvenGroup> {
+        let tx = parts.tx;
         let header = self.header(tx)?;
-        let (numbers, mut group) = parts.group(number)?;
-        let mut keys = self.keys(&group)?;
+        let StoredGroup { numbers, at, crc, entries: group } = parts.group(number)?;
+        let keys = self.keys(&group)?;
         let digests: Vec<Digest> = (group.iter().zip(&keys))
             .map(|(entry, key)| self.entry_digest(tx, header.version, key, entry))
             .collect::<Result<_>>()?;
-        let inclusion =
-            htree::prove_kept(header.nentries, number, KEPT_LEVELS, &digests, |nodes| parts.kept_nodes(nodes))?;
-        let within = (number - numbers.start) as usize;
-        htree::verify(&inclusion, &digests[within], &header.eh).map_err(|_| self.bad_keys(tx))?;
-        let entry = group.swap_remove(within).named(tx, number, keys.swap_remove(within));
-        Ok(ProvenEntry { header, entry, inclusion, whole: None })
+        let proof = GroupProof::new(header.nentries, number, KEPT_LEVELS, &digests, |nodes| parts.kept_nodes(nodes))?;
+        let digest = &digests[(number - numbers.start) as usize];
+        let is_proven = |(_, inclusion)| htree::verify(&inclusion, digest, &header.eh).is_ok();
+        if !proof.prove(number).is_some_and(is_proven) {
+            return Err(self.bad_keys(tx));
+        }
+        let offset = parts.commit.offset;
+        Ok(ProvenGroup { header, proof, at: offset + at.start..offset + at.end, crc })
+    }
+
+    /// The entries with these numbers, which are a group, from their bytes.
+    fn entries_of_group(&self, tx: TxId, numbers: &Range<u32>, bytes: &Bytes, crc: u32) -> Result<Vec<StoredEntry>> {
+        let bad = |bad| self.bad_record(tx, bad);
+        if groups::group_crc(tx, numbers.start >> KEPT_LEVELS, bytes) != crc {
+            return Err(bad(BadRecord::Checksum));
+        }
+        let entries = Entries::of_group(bytes, numbers.end - numbers.start);
+        entries.collect::<std::result::Result<_, _>>().map_err(bad)
     }
 
     /// Keys of neighbouring entries, from the ledger: in one read as long as little stands between them.
@@ -113,8 +162,8 @@ impl Parts<'_> {
         Ok(Digest(self.bytes(&at)?[..].try_into().expect("32 bytes")))
     }
 
-    /// The group that holds an entry: numbers of its entries, and these.
-    pub(crate) fn group(&self, entry: u32) -> Result<(Range<u32>, Vec<StoredEntry>)> {
+    /// The group that holds an entry.
+    pub(crate) fn group(&self, entry: u32) -> Result<StoredGroup> {
         if entry >= self.head.nentries {
             return Err(Error::NoSuchTxEntry { tx: self.tx, entry });
         }
@@ -132,13 +181,9 @@ impl Parts<'_> {
         if from > end || end > last.end as u64 {
             return Err(bad(BadRecord::Malformed));
         }
-        let bytes = self.bytes(&(entries_at + from..entries_at + end))?;
-        if groups::group_crc(self.tx, group, &bytes) != crc {
-            return Err(bad(BadRecord::Checksum));
-        }
-        let count = numbers.end - numbers.start;
-        let entries: Vec<_> = Entries::of_group(&bytes, count).collect::<std::result::Result<_, _>>().map_err(bad)?;
-        Ok((numbers, entries))
+        let at = entries_at + from..entries_at + end;
+        let entries = self.core.entries_of_group(self.tx, &numbers, &self.bytes(&at)?, crc)?;
+        Ok(StoredGroup { numbers, at, crc, entries })
     }
 
     fn group_end(&self, group: u32) -> Result<Group> {

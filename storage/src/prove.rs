@@ -2,23 +2,24 @@
 //! fraction of gathering, and a damaged derived log must never become a proof that a client takes for tampering.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use alhambra_ledger::error::ProveError;
 use alhambra_ledger::header::TxHeader;
-use alhambra_ledger::htree::{self, InclusionProof};
+use alhambra_ledger::htree::{self, GroupProof, InclusionProof};
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::proof::{
     DualProof, DualProofV2, HistoryReader, build_dual, build_dual_v2, verify_dual, verify_dual_v2,
 };
 use alhambra_ledger::{Digest, VerifyError};
 use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, UnitWeighter};
+use quick_cache::{OptionsBuilder, UnitWeighter, Weighter};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::limits::{PROOF_DIGESTS_KEPT_MAX, PROOFS_KEPT};
+use crate::limits::{KEPT_LEVELS, PROOF_DIGESTS_KEPT_MAX, PROOFS_KEPT};
 use crate::plant::{Plant, is_planted};
 use crate::txlog::TxRecord;
 
@@ -31,25 +32,61 @@ const SHARDS: usize = 8;
 /// Keys are numbers that nobody outside chooses, and what is thrown out must not differ from run to run.
 type Hasher = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
-/// Dual proofs that were verified a moment ago, of all databases of a process: clients that trust the same state ask for the same ones
-/// again and again. A proof of what is in the history never changes.
+/// A core, a transaction, and a group of its entries.
+type GroupKey = (u64, TxId, u32);
+
+/// Entries of a large transaction that lie together and were proven.
+#[derive(Debug)]
+pub(crate) struct ProvenGroup {
+    pub header: TxHeader,
+    /// Verified against the header `V1`.
+    pub proof: GroupProof,
+    /// Where the entries stand in the log of transactions. What is read there is held against their checksum and the proof.
+    pub at: Range<u64>,
+    pub crc: u32,
+}
+
+#[derive(Clone)]
+struct GroupWeight;
+
+impl Weighter<GroupKey, Arc<ProvenGroup>> for GroupWeight {
+    fn weight(&self, _: &GroupKey, group: &Arc<ProvenGroup>) -> u64 {
+        /// What the cache needs besides.
+        const SLOT_BYTES: usize = 64;
+        (SLOT_BYTES + size_of::<ProvenGroup>() + group.proof.hashes() * size_of::<Digest>()) as u64
+    }
+}
+
+/// What was proven and verified a moment ago, of all databases of a process: clients that trust the same state ask for the same dual
+/// proofs again and again, and what was written together is read together. A proof of what is in the history never changes.
 pub(crate) struct ProofCache {
     proofs: Cache<ProofKey, Arc<DualProof>, UnitWeighter, Hasher>,
+    groups: Cache<GroupKey, Arc<ProvenGroup>, GroupWeight, Hasher>,
     next_core: AtomicU64,
 }
 
 impl ProofCache {
-    pub(crate) fn new() -> Self {
+    /// With so many bytes for proofs of entries.
+    pub(crate) fn new(group_bytes: u64) -> Self {
+        /// Of a group of 16 in a transaction of a thousand, about.
+        const GROUP_BYTES: u64 = 1 << 10;
         // What is asked for once, as after a write, must not fill it for good; and as many parts on every machine.
-        let options = OptionsBuilder::new()
-            .shards(SHARDS)
-            .estimated_items_capacity(PROOFS_KEPT)
-            .weight_capacity(PROOFS_KEPT as u64)
-            .hot_allocation(0.5)
-            .build()
-            .expect("all is set, and within its range");
-        let proofs = Cache::with_options(options, UnitWeighter, Hasher::default(), DefaultLifecycle::default());
-        Self { proofs, next_core: AtomicU64::new(0) }
+        let options = |items: usize, weight: u64| {
+            OptionsBuilder::new()
+                .shards(SHARDS)
+                .estimated_items_capacity(items)
+                .weight_capacity(weight)
+                .hot_allocation(0.5)
+                .build()
+                .expect("all is set, and within its range")
+        };
+        let proofs = options(PROOFS_KEPT, PROOFS_KEPT as u64);
+        let groups = options(usize::try_from(group_bytes / GROUP_BYTES).unwrap_or(usize::MAX), group_bytes);
+        Self {
+            proofs: Cache::with_options(proofs, UnitWeighter, Hasher::default(), DefaultLifecycle::default()),
+            groups: Cache::with_options(groups, GroupWeight, Hasher::default(), DefaultLifecycle::default()),
+            next_core: AtomicU64::new(0),
+        }
     }
 
     /// A number for a core that no other core of this process has: files that come from another node, or are derived again, begin
@@ -69,7 +106,8 @@ impl ProofCache {
 
 impl fmt::Debug for ProofCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProofCache").field("len", &self.proofs.len()).finish_non_exhaustive()
+        let (proofs, groups) = (self.proofs.len(), self.groups.len());
+        f.debug_struct("ProofCache").field("proofs", &proofs).field("groups", &groups).finish_non_exhaustive()
     }
 }
 
@@ -88,6 +126,18 @@ impl HistoryReader for History<'_> {
 }
 
 impl Core {
+    /// The group of an entry, when it was proven a moment ago.
+    pub(crate) fn remembered_group(&self, tx: TxId, number: u32) -> Option<Arc<ProvenGroup>> {
+        self.proofs.groups.get(&(self.number, tx, number >> KEPT_LEVELS))
+    }
+
+    /// Remembers the group of an entry.
+    pub(crate) fn remember_group(&self, tx: TxId, number: u32, group: ProvenGroup) -> Arc<ProvenGroup> {
+        let group = Arc::new(group);
+        self.proofs.groups.insert((self.number, tx, number >> KEPT_LEVELS), Arc::clone(&group));
+        group
+    }
+
     /// Proof that an entry is in its transaction.
     pub(crate) fn prove_inclusion(&self, tx: TxId, entry: u32) -> Result<InclusionProof> {
         self.prove_entry(tx, entry).map(|proven| proven.inclusion)

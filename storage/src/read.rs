@@ -152,8 +152,9 @@ impl Core {
         self.must_exist(tx)?;
         let commit = self.commit_record(tx)?;
         if let Some(parts) = self.parts(tx, commit)? {
-            let (numbers, mut group) = parts.group(number)?;
-            return Ok(group.swap_remove((number - numbers.start) as usize).named(tx, number, key));
+            let mut group = parts.group(number)?;
+            let entry = group.entries.swap_remove((number - group.numbers.start) as usize);
+            return Ok(entry.named(tx, number, key));
         }
         let (record, _) = self.record_at(tx, &commit)?;
         let entry = self.entries(tx, &record)?.nth(number as usize);

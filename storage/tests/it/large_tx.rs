@@ -109,11 +109,15 @@ fn a_flip_in_a_large_record_is_refused_and_never_served() {
     let proven: Vec<_> = (0..40).map(|n| db.prove_entry(wanted, n).expect("sound")).collect();
     let snapshot = db.snapshot();
     let versions: Vec<_> = whole.entries.iter().map(|e| snapshot.get(&e.key).unwrap().expect("written")).collect();
+    drop((snapshot, db));
 
     let path = dir().join(Path::new("tx/0000000000.log"));
     let len = vfs.open(&path, alhambra_storage::vfs::OpenMode::Read).expect("there").len().expect("readable");
     let (mut refused_whole, mut refused_in_part) = (0, 0);
     for at in 64..len {
+        // It remembers nothing that it has proven before.
+        let db = open(&vfs, Options::default());
+        let snapshot = db.snapshot();
         flip(&vfs, &path, at);
         match db.tx(wanted) {
             Ok(found) => assert_eq!(found, whole, "at {at}"),
@@ -146,5 +150,40 @@ fn a_flip_in_a_large_record_is_refused_and_never_served() {
     assert_eq!(refused_whole, size + 32, "every flip in the record is noticed by who reads it whole");
     // But for the checksum of the whole, 4 bytes, and ends of groups that lie elsewhere, all of it is needed.
     assert!((size + 32 - 4 - 8..=size + 32).contains(&refused_in_part), "{refused_in_part} of {size}");
-    assert_eq!(db.tx(wanted).expect("flipped back"), whole);
+    assert_eq!(open(&vfs, Options::default()).tx(wanted).expect("flipped back"), whole);
+}
+
+/// What was proven is remembered, what is read is not: it is held against the proof each time.
+#[test]
+fn a_flip_in_a_group_that_was_proven_is_refused_and_never_served() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let db = open(&vfs, Options::default());
+    let wanted = commit(&db, entries(40, 1));
+    db.checkpoint().expect("healthy disk");
+    drop(db);
+    let db = open(&vfs, Options::default());
+    let proven: Vec<_> = (0..40).map(|n| db.prove_entry(wanted, n).expect("sound")).collect();
+    let mut refused = std::collections::BTreeMap::<_, u32>::new();
+    for file in ["tx/0000000000.log", "ledger/0000000000.seg"] {
+        let path = dir().join(Path::new(file));
+        let len = vfs.open(&path, alhambra_storage::vfs::OpenMode::Read).expect("there").len().expect("readable");
+        for at in 64..len {
+            flip(&vfs, &path, at);
+            for n in 0..40 {
+                match db.prove_entry(wanted, n) {
+                    Ok(found) => assert_eq!(found, proven[n as usize], "entry {n}, {file} at {at}"),
+                    Err(Error::Corrupted { .. }) => *refused.entry(file).or_default() += 1,
+                    Err(other) => panic!("{file} at {at}: {other}"),
+                }
+            }
+            flip(&vfs, &path, at);
+        }
+    }
+    // Of the ledger each byte of each key is read, of the records each byte of the group, by all who ask for one of its entries.
+    let key_bytes = proven.iter().map(|proven| proven.entry.key.len()).sum::<usize>();
+    assert_eq!(refused["ledger/0000000000.seg"] as usize, key_bytes);
+    assert!(refused["tx/0000000000.log"] > 40 * 16 * 32, "{refused:?}");
+    for (n, before) in (0..).zip(&proven) {
+        assert_eq!(db.prove_entry(wanted, n).expect("flipped back"), *before);
+    }
 }
