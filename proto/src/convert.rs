@@ -14,7 +14,7 @@ use alhambra_ledger::htree::InclusionProof;
 use alhambra_ledger::ids::TxId;
 use alhambra_ledger::proof::{DualProof, DualProofV2, LinearAdvanceProof, LinearProof};
 use alhambra_ledger::state::TrustedState;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::schema;
 
@@ -96,8 +96,18 @@ fn to_bytes(digest: &Digest) -> Bytes {
     Bytes::copy_from_slice(digest.as_bytes())
 }
 
+/// Digests with one allocation for all. One of its own for each would be two: `Bytes` that own a vector make another when they are cloned,
+/// and encoding clones them.
+fn pieces<'a>(digests: impl ExactSizeIterator<Item = &'a Digest>) -> impl Iterator<Item = Bytes> {
+    let count = digests.len();
+    let mut all = BytesMut::with_capacity(count * size_of::<Digest>());
+    digests.for_each(|digest| all.extend_from_slice(digest.as_bytes()));
+    let mut all = all.freeze();
+    (0..count).map(move |_| all.split_to(size_of::<Digest>()))
+}
+
 fn to_terms(digests: &[Digest]) -> Vec<Bytes> {
-    digests.iter().map(to_bytes).collect()
+    pieces(digests.iter()).collect()
 }
 
 /// Reads a 32-byte digest; `field` names it in the error.
@@ -161,14 +171,17 @@ impl From<&TxMetadata> for schema::TxMetadata {
 
 impl From<&TxHeader> for schema::TxHeader {
     fn from(header: &TxHeader) -> Self {
+        let mut digests = pieces([&header.prev_alh, &header.eh, &header.bl_root].into_iter());
+        let mut next = || digests.next().expect("three of three");
+        let (prev_alh, e_h, bl_root) = (next(), next(), next());
         Self {
             id: header.id.get(),
-            prev_alh: to_bytes(&header.prev_alh),
+            prev_alh,
             ts: header.ts,
             nentries: to_i32(header.nentries),
-            e_h: to_bytes(&header.eh),
+            e_h,
             bl_tx_id: header.bl_tx_id.get(),
-            bl_root: to_bytes(&header.bl_root),
+            bl_root,
             version: header.version.into(),
             metadata: Some((&header.metadata).into()),
         }

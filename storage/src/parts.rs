@@ -96,7 +96,8 @@ impl Core {
         let numbers = proof.entries();
         let bytes = Bytes::from(self.tx.read(at.start, (at.end - at.start) as usize)?);
         let mut stored = self.entries_of_group(tx, &numbers, &bytes, *crc)?;
-        let stored = stored.swap_remove((number - numbers.start) as usize);
+        let stored = (stored.nth((number - numbers.start) as usize))
+            .unwrap_or_else(|| Err(self.bad_record(tx, BadRecord::Malformed)))?;
         let key = self.ledger.read_bytes(stored.key_at, stored.key_len as usize)?;
         if digest::leaf(&self.entry_digest(tx, header.version, &key, &stored)?) != *leaf {
             return Err(self.bad_keys(tx));
@@ -131,13 +132,18 @@ impl Core {
     }
 
     /// The entries with these numbers, which are a group, from their bytes.
-    fn entries_of_group(&self, tx: TxId, numbers: &Range<u32>, bytes: &Bytes, crc: u32) -> Result<Vec<StoredEntry>> {
-        let bad = |bad| self.bad_record(tx, bad);
+    fn entries_of_group<'a>(
+        &'a self,
+        tx: TxId,
+        numbers: &Range<u32>,
+        bytes: &'a Bytes,
+        crc: u32,
+    ) -> Result<impl Iterator<Item = Result<StoredEntry>> + 'a> {
         if groups::group_crc(tx, numbers.start >> KEPT_LEVELS, bytes) != crc {
-            return Err(bad(BadRecord::Checksum));
+            return Err(self.bad_record(tx, BadRecord::Checksum));
         }
         let entries = Entries::of_group(bytes, numbers.end - numbers.start);
-        entries.collect::<std::result::Result<_, _>>().map_err(bad)
+        Ok(entries.map(move |entry| entry.map_err(|bad| self.bad_record(tx, bad))))
     }
 
     /// Keys of neighbouring entries, from the ledger: in one read as long as little stands between them.
@@ -182,7 +188,7 @@ impl Parts<'_> {
             return Err(bad(BadRecord::Malformed));
         }
         let at = entries_at + from..entries_at + end;
-        let entries = self.core.entries_of_group(self.tx, &numbers, &self.bytes(&at)?, crc)?;
+        let entries = self.core.entries_of_group(self.tx, &numbers, &self.bytes(&at)?, crc)?.collect::<Result<_>>()?;
         Ok(StoredGroup { numbers, at, crc, entries })
     }
 
