@@ -123,6 +123,9 @@ impl GroupProof {
             kept_before += place(nodes_left);
             (nodes_left, index) = (nodes_left.div_ceil(1 << every), index >> every);
         }
+        // It is made to be kept.
+        nodes.shrink_to_fit();
+        above.shrink_to_fit();
         Ok(Self { width, entries: kept_group(width, leaf, every), nodes, above })
     }
 
@@ -136,21 +139,26 @@ impl GroupProof {
         self.nodes.len() + self.above.len()
     }
 
-    /// The leaf of an entry and its proof, as [`prove`] makes it. `None` when the group does not have the entry.
-    pub fn prove(&self, leaf: u32) -> Option<(&Digest, InclusionProof)> {
-        if !self.entries.contains(&leaf) {
-            return None;
-        }
-        let (mut within, mut len) = ((leaf - self.entries.start) as usize, self.entries.len());
+    fn within(&self, leaf: u32) -> Option<usize> {
+        self.entries.contains(&leaf).then(|| (leaf - self.entries.start) as usize)
+    }
+
+    /// The leaf of an entry: [`digest::leaf`] of its digest. `None` when the group does not have the entry.
+    pub fn leaf(&self, leaf: u32) -> Option<&Digest> {
+        self.nodes.get(self.within(leaf)?)
+    }
+
+    /// The proof of an entry, as [`prove`] makes it. `None` when the group does not have the entry.
+    pub fn prove(&self, leaf: u32) -> Option<InclusionProof> {
+        let (mut within, mut len) = (self.within(leaf)?, self.entries.len());
         let mut terms = Vec::new();
         let mut rest = &self.nodes[..];
-        let digest = rest.get(within)?;
         while let Some((level, higher)) = rest.split_at_checked(len).filter(|(level, _)| !level.is_empty()) {
             terms.extend(level.get(within ^ 1));
             (within, len, rest) = (within / 2, len.div_ceil(2), higher);
         }
         terms.extend_from_slice(&self.above);
-        Some((digest, InclusionProof { leaf, width: self.width, terms }))
+        Some(InclusionProof { leaf, width: self.width, terms })
     }
 }
 
@@ -198,6 +206,7 @@ mod tests {
                 let mut kept = Vec::new();
                 assert_eq!(root_keeping(digests, every, &mut kept), root(digests));
                 let count = u32::try_from(width).unwrap();
+                let proofs: Vec<_> = (0..=count).map(|n| prove(digests, n)).collect();
                 assert_eq!(kept.len(), kept_len(count, every), "{width} leaves");
                 for leaf in 0..count {
                     let group = kept_group(count, leaf, every);
@@ -208,11 +217,15 @@ mod tests {
                     };
                     let proof = GroupProof::new(count, leaf, every, group, read).unwrap();
                     for n in 0..=count {
-                        let (of_group, of_all) = (proof.prove(n), prove(digests, n));
-                        let of_all = of_all.filter(|_| kept_group(count, leaf, every).contains(&n));
-                        let of_all = of_all.map(|proof| (digest::leaf(&digests[n as usize]), proof));
-                        let of_group = of_group.map(|(leaf, proof)| (*leaf, proof));
-                        assert_eq!(of_group, of_all, "leaf {n} of {width} in the group of {leaf}, every {every}");
+                        let is_in = kept_group(count, leaf, every).contains(&n);
+                        let of_all = proofs[n as usize].clone().filter(|_| is_in);
+                        assert_eq!(proof.prove(n), of_all, "leaf {n} of {width} in the group of {leaf}, every {every}");
+                        let digest = is_in.then(|| digest::leaf(&digests[n as usize]));
+                        assert_eq!(
+                            proof.leaf(n),
+                            digest.as_ref(),
+                            "leaf {n} of {width} in the group of {leaf}, every {every}"
+                        );
                     }
                 }
             }

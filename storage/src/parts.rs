@@ -81,28 +81,34 @@ impl Core {
     /// An entry with its transaction's header and its proof.
     pub(crate) fn prove_entry(&self, tx: TxId, number: u32) -> Result<ProvenEntry> {
         self.must_exist(tx)?;
-        let group = match self.remembered_group(tx, number) {
-            Some(known) => known,
+        let (group, stored, key) = match self.remembered_group(tx, number) {
+            Some(known) => {
+                let (stored, key) = self.entry_of(tx, number, &known)?;
+                (known, stored, key)
+            }
             None => {
                 let commit = self.commit_record(tx)?;
-                match self.parts(tx, commit)? {
-                    Some(parts) => self.remember_group(tx, number, self.prove_group(&parts, number)?),
-                    None => return self.prove_from_whole(tx, number, &commit),
-                }
+                let Some(parts) = self.parts(tx, commit)? else { return self.prove_from_whole(tx, number, &commit) };
+                let (group, stored, key) = self.prove_group(&parts, number)?;
+                (self.remember_group(tx, number, group), stored, key)
             }
         };
-        let ProvenGroup { header, proof, at, crc } = &*group;
-        let (leaf, inclusion) = proof.prove(number).ok_or(Error::NoSuchTxEntry { tx, entry: number })?;
-        let numbers = proof.entries();
+        let inclusion = group.proof.prove(number).ok_or(Error::NoSuchTxEntry { tx, entry: number })?;
+        let entry = stored.named(tx, number, key);
+        Ok(ProvenEntry { header: group.header.clone(), entry, inclusion, whole: None })
+    }
+
+    /// Reads an entry and its key, which hash to the leaf that was proven.
+    fn entry_of(&self, tx: TxId, number: u32, group: &ProvenGroup) -> Result<(StoredEntry, Bytes)> {
+        let leaf = group.proof.leaf(number).ok_or(Error::NoSuchTxEntry { tx, entry: number })?;
+        let (numbers, at) = (group.proof.entries(), &group.at);
         let bytes = Bytes::from(self.tx.read(at.start, (at.end - at.start) as usize)?);
-        let mut stored = self.entries_of_group(tx, &numbers, &bytes, *crc)?;
+        let mut stored = self.entries_of_group(tx, &numbers, &bytes, group.crc)?;
         let stored = (stored.nth((number - numbers.start) as usize))
             .unwrap_or_else(|| Err(self.bad_record(tx, BadRecord::Malformed)))?;
         let key = self.ledger.read_bytes(stored.key_at, stored.key_len as usize)?;
-        if digest::leaf(&self.entry_digest(tx, header.version, &key, &stored)?) != *leaf {
-            return Err(self.bad_keys(tx));
-        }
-        Ok(ProvenEntry { header: header.clone(), entry: stored.named(tx, number, key), inclusion, whole: None })
+        let found = digest::leaf(&self.entry_digest(tx, group.header.version, &key, &stored)?);
+        if found == *leaf { Ok((stored, key)) } else { Err(self.bad_keys(tx)) }
     }
 
     fn prove_from_whole(&self, tx: TxId, number: u32, commit: &CommitRecord) -> Result<ProvenEntry> {
@@ -112,23 +118,24 @@ impl Core {
         Ok(ProvenEntry { header: record.header.clone(), entry, inclusion, whole: Some(record) })
     }
 
-    /// Proves the entries that lie together with one.
-    fn prove_group(&self, parts: &Parts<'_>, number: u32) -> Result<ProvenGroup> {
+    /// Proves the entries that lie together with one, which is read for it as well, and its key.
+    fn prove_group(&self, parts: &Parts<'_>, number: u32) -> Result<(ProvenGroup, StoredEntry, Bytes)> {
         let tx = parts.tx;
         let header = self.header(tx)?;
-        let StoredGroup { numbers, at, crc, entries: group } = parts.group(number)?;
-        let keys = self.keys(&group)?;
+        let StoredGroup { numbers, at, crc, entries: mut group } = parts.group(number)?;
+        let mut keys = self.keys(&group)?;
         let digests: Vec<Digest> = (group.iter().zip(&keys))
             .map(|(entry, key)| self.entry_digest(tx, header.version, key, entry))
             .collect::<Result<_>>()?;
         let proof = GroupProof::new(header.nentries, number, KEPT_LEVELS, &digests, |nodes| parts.kept_nodes(nodes))?;
-        let digest = &digests[(number - numbers.start) as usize];
-        let is_proven = |(_, inclusion)| htree::verify(&inclusion, digest, &header.eh).is_ok();
+        let within = (number - numbers.start) as usize;
+        let is_proven = |inclusion| htree::verify(&inclusion, &digests[within], &header.eh).is_ok();
         if !proof.prove(number).is_some_and(is_proven) {
             return Err(self.bad_keys(tx));
         }
         let offset = parts.commit.offset;
-        Ok(ProvenGroup { header, proof, at: offset + at.start..offset + at.end, crc })
+        let proven = ProvenGroup { header, proof, at: offset + at.start..offset + at.end, crc };
+        Ok((proven, group.swap_remove(within), keys.swap_remove(within)))
     }
 
     /// The entries with these numbers, which are a group, from their bytes.

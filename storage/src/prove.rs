@@ -53,7 +53,8 @@ impl Weighter<GroupKey, Arc<ProvenGroup>> for GroupWeight {
     fn weight(&self, _: &GroupKey, group: &Arc<ProvenGroup>) -> u64 {
         /// What the cache needs besides.
         const SLOT_BYTES: usize = 64;
-        (SLOT_BYTES + size_of::<ProvenGroup>() + group.proof.hashes() * size_of::<Digest>()) as u64
+        let digests = group.proof.hashes() * size_of::<Digest>();
+        (SLOT_BYTES + size_of::<ProvenGroup>() + group.header.metadata.extra.len() + digests) as u64
     }
 }
 
@@ -206,6 +207,7 @@ mod tests {
     use super::*;
     use crate::command::{ProposalEntry, Settings, TxProposal};
     use crate::database::{Database, DatabaseSpec, Options};
+    use crate::limits::GROUP_PROOFS_OF_BUDGET;
     use crate::memory::MemoryBudget;
     use crate::vfs::Vfs;
     use crate::vfs::mem::MemVfs;
@@ -264,5 +266,49 @@ mod tests {
         assert_ne!(other.dual_proof(s, t).unwrap(), wrong);
         let kept = options.memory.proofs().proofs.len();
         assert!((1..=PROOFS_KEPT).contains(&kept), "{kept}");
+    }
+
+    /// The same of entries, of transactions with the same number and of different size; and with a budget that holds few of them.
+    #[test]
+    fn groups_that_are_remembered_are_of_this_database() {
+        for budget in [0, 16 << 10, 1 << 20, 64 << 20] {
+            let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+            let options = Options::new(Arc::new(MemoryBudget::exactly(budget)));
+            let open = |number: u8| {
+                let spec = DatabaseSpec { id: DatabaseId([number; 16]), segment_bytes: 1 << 20 };
+                let dir = Path::new("/data").join(format!("db{number}"));
+                Database::open_embedded(Arc::clone(&vfs), &dir, spec, options.clone(), Settings::DEFAULT).unwrap()
+            };
+            let all_hold = |database: &Database| {
+                let whole = database.tx(TxId(1)).unwrap();
+                for _ in 0..2 {
+                    for (number, entry) in (0u32..).zip(&whole.entries) {
+                        let proven = database.prove_entry(TxId(1), number).unwrap();
+                        assert_eq!((&proven.header, &proven.entry), (&whole.header, entry));
+                        assert_eq!(proven.inclusion, prove_entry(&whole, number).unwrap());
+                    }
+                    for number in [whole.header.nentries, whole.header.nentries | 15, u32::MAX] {
+                        let refused = database.prove_entry(TxId(1), number);
+                        assert!(matches!(refused, Err(Error::NoSuchTxEntry { .. })), "{number}: {refused:?}");
+                    }
+                }
+            };
+            let (one, other) = (open(1), open(2));
+            for (database, count, what) in [(&one, 1000, "a"), (&other, 57, "b")] {
+                let entry =
+                    |n| ProposalEntry::plain(Bytes::from(format!("{what}{n}")), Bytes::new(), Bytes::from_static(b"v"));
+                let proposal = TxProposal { entries: (0..count).map(entry).collect(), ..TxProposal::default() };
+                database.commit(1, vec![proposal]).unwrap();
+            }
+            all_hold(&one);
+            all_hold(&other);
+            drop(other);
+            all_hold(&open(2));
+            let groups = &options.memory.proofs().groups;
+            let share = budget / GROUP_PROOFS_OF_BUDGET;
+            assert!(groups.weight() <= share, "{} of {share} bytes", groups.weight());
+            assert_eq!(groups.is_empty(), budget < 1 << 20, "{budget}: {}", groups.len());
+            assert!(budget < 64 << 20 || groups.len() == 63 + 4 + 4, "{}", groups.len());
+        }
     }
 }
