@@ -285,9 +285,14 @@ impl ReadSnapshot {
         self.core.entry_record(tx, number, Bytes::copy_from_slice(key))
     }
 
+    /// The stored value of an entry of this snapshot, checked against its hash `S4`.
+    pub fn value_of(&self, entry: &EntryRecord) -> Result<Bytes> {
+        self.core.value(entry)
+    }
+
     /// The stored value behind a version that this snapshot answered for `key`, checked against its hash `S4`.
     pub fn value(&self, key: &[u8], version: &Version) -> Result<Bytes> {
-        self.core.value(&self.entry(key, version.tx, version.entry)?)
+        self.value_of(&self.entry(key, version.tx, version.entry)?)
     }
 }
 

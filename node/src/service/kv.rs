@@ -10,6 +10,7 @@ use alhambra_ledger::kv::{self, StoredValue};
 use alhambra_proto::code::{WireError, text};
 use alhambra_raft::forward::Written;
 use alhambra_raft::group::Level;
+use alhambra_storage::EntryRecord;
 use alhambra_storage::apply::Rejection;
 use alhambra_storage::command::{Precondition as Condition, ProposalEntry, Settings, TxProposal};
 use alhambra_storage::index::{ScanSpec, Version};
@@ -167,7 +168,6 @@ pub(crate) fn is_absence(error: &Error) -> bool {
 }
 
 /// The entry that a read has come to, of which the value is not read yet.
-#[derive(Clone, Copy)]
 pub(super) struct Place {
     pub tx: TxId,
     /// Number of the entry in that transaction.
@@ -175,20 +175,21 @@ pub(super) struct Place {
     /// 0 when it is not told.
     revision: Revision,
     metadata: KvMetadata,
+    /// The entry itself, when it was read to find it.
+    record: Option<EntryRecord>,
 }
 
 impl From<&Version> for Place {
     fn from(version: &Version) -> Self {
         let Version { tx, entry, revision, metadata, .. } = *version;
-        Self { tx, entry, revision, metadata }
+        Self { tx, entry, revision, metadata, record: None }
     }
 }
 
 impl Place {
-    /// With the value as stored.
-    pub(super) fn holding(self, stored: Bytes) -> Found {
-        let Self { tx, revision, metadata, .. } = self;
-        Found { tx, revision, metadata, stored }
+    /// What is found there, which is this entry with this value.
+    pub(super) fn holding(&self, entry: &EntryRecord, stored: Bytes) -> Found {
+        Found { tx: self.tx, revision: self.revision, metadata: entry.kv_metadata(), stored }
     }
 }
 
@@ -210,13 +211,16 @@ pub(crate) struct Reader<'a> {
 impl Reader<'_> {
     /// What this version of a stored key holds.
     pub(super) fn version(&self, key: &[u8], version: &Version) -> Result<Found> {
-        self.read(key, Place::from(version))
+        self.read(key, &Place::from(version))
     }
 
     /// What stands at a place where a read of this stored key has come to.
-    fn read(&self, key: &[u8], place: Place) -> Result<Found> {
-        let entry = self.view.entry(key, place.tx, place.entry)?;
-        Ok(place.holding(self.context.replica.database().value(&entry)?))
+    fn read(&self, key: &[u8], place: &Place) -> Result<Found> {
+        let entry = match &place.record {
+            Some(entry) => entry,
+            None => &self.view.entry(key, place.tx, place.entry)?,
+        };
+        Ok(place.holding(entry, self.view.value_of(entry)?))
     }
 
     /// Where the newest version of a stored key is.
@@ -236,14 +240,15 @@ impl Reader<'_> {
             None => {
                 let entries = self.context.replica.database().tx(tx)?.entries;
                 let entry = entries.into_iter().find(|entry| entry.key == key).ok_or(text::KEY_NOT_FOUND)?;
-                Place { tx, entry: entry.number, revision: Revision(0), metadata: entry.kv_metadata() }
+                let (number, metadata) = (entry.number, entry.kv_metadata());
+                Place { tx, entry: number, revision: Revision(0), metadata, record: Some(entry) }
             }
         })
     }
 
     /// What exactly this transaction wrote to a stored key, indexed or not. No revision is told.
     pub(crate) fn written_in(&self, key: &[u8], tx: TxId) -> Result<Found> {
-        self.read(key, self.live(self.place_in(key, tx)?)?)
+        self.read(key, &self.live(self.place_in(key, tx)?)?)
     }
 
     /// The same place, if there is a value now.
@@ -273,7 +278,7 @@ impl Reader<'_> {
     pub(crate) fn target(&self, at_tx: TxId, key: Bytes) -> Result<Entry> {
         let stored_key = stored_key(&key);
         let place = if at_tx.get() > 0 { self.place_in(&stored_key, at_tx)? } else { self.newest(&stored_key)? };
-        let found = self.read(&stored_key, self.live(place)?)?;
+        let found = self.read(&stored_key, &self.live(place)?)?;
         match kv::parse_value(&found.stored)? {
             StoredValue::Deletion => Err(text::KEY_NOT_FOUND.into()),
             StoredValue::Reference { .. } => Err(text::RESOLUTION_LIMIT.into()),
@@ -292,7 +297,7 @@ impl Reader<'_> {
     /// What Get answers.
     pub(crate) fn get(&self, get: &Get) -> Result<Entry> {
         let key = stored_key(&get.key);
-        self.resolve(get.key.clone(), self.read(&key, self.place(get, &key)?)?)
+        self.resolve(get.key.clone(), self.read(&key, &self.place(get, &key)?)?)
     }
 
     /// Where what Get asks for is. There is a value.

@@ -11,6 +11,7 @@ use alhambra_ledger::state::TrustedState;
 use alhambra_proto::code::{WireError, text};
 use alhambra_proto::schema::Signature;
 use alhambra_storage::ProvenEntry;
+use alhambra_storage::limits::ENTRIES_PER_GROUP;
 use alhambra_storage::plant::{Plant, is_planted};
 
 use super::App;
@@ -121,6 +122,8 @@ async fn prove_new(app: &App, cx: &Context, tx: TxId, trusted: TxId) -> Result<V
 
 /// Transactions of up to so many entries are told whole with a value that is read and proven.
 const ENTRIES_TOLD_MAX: u32 = 16;
+// Transactions of no more than a group are read whole.
+const _: () = assert!(ENTRIES_TOLD_MAX <= ENTRIES_PER_GROUP);
 
 /// Reads a value and proves it. Of the entries of a large transaction only the one that is proven is told: the header and the
 /// proof tie it to the others, and to send these would make the answer as large as the transaction.
@@ -132,8 +135,9 @@ pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result
     let place = reader.place(&request, &key)?;
     let database = cx.replica.database();
     let mut proven = database.prove_entry(place.tx, place.entry)?;
-    // The value that is told is that of the entry that is proven.
-    let entry = reader.resolve(request.key, place.holding(database.value(&proven.entry)?))?;
+    // Value and metadata that are told are those of the entry that is proven.
+    let found = place.holding(&proven.entry, database.value(&proven.entry)?);
+    let entry = reader.resolve(request.key, found)?;
     if is_planted(Plant::ProofOfAnotherRevision)
         && let Some(before) = database.snapshot().history(&key, 1, 1, true)?.first()
     {
@@ -141,9 +145,8 @@ pub async fn get(app: &App, cx: &Context, request: Get, trusted: TxId) -> Result
     }
     let ProvenEntry { header, entry: one, inclusion, whole } = proven;
     let tx = match whole {
-        _ if header.nentries > ENTRIES_TOLD_MAX => transaction::of_one(header, one),
-        Some(whole) => transaction::raw(whole),
-        None => transaction::raw(database.tx(header.id)?),
+        Some(whole) if header.nentries <= ENTRIES_TOLD_MAX => transaction::raw(whole),
+        _ => transaction::of_one(header, one),
     };
     let tx = prove(app, cx, tx, trusted)?;
     Ok(VerifiableEntry { entry, tx, inclusion })

@@ -276,3 +276,83 @@ async fn the_entry_that_was_found_is_the_one_that_is_proven() {
         verify_entry(&proof, &proven.digest(1).unwrap(), &verifiable.tx.header).unwrap();
     }
 }
+
+/// Of a transaction of more entries than are told, the one that is proven is told alone, indexed or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_large_transaction_the_entry_that_is_proven_is_told_alone() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    let hidden = |n: u32| Some(schema::KvMetadata { non_indexable: n.is_multiple_of(5), ..Default::default() });
+    for count in [16, 17, 23, 40] {
+        let entry = |n| schema::KeyValue { metadata: hidden(n), ..kv(&format!("{count}-{n}"), &format!("v{n}")) };
+        let tx = client.set_all((0..count).map(entry).collect()).await.unwrap().id;
+        // Twice: proven, and remembered.
+        for n in (0..count).chain(0..count) {
+            let key = format!("{count}-{n}");
+            let at_tx = if n.is_multiple_of(5) || n.is_multiple_of(2) { tx } else { 0 };
+            let key_request = Some(schema::KeyRequest { key: bytes(&key), at_tx, ..Default::default() });
+            let request = schema::VerifiableGetRequest { key_request, prove_since_tx: 0 };
+            let found = client.inner.clone().verifiable_get(client.request(request)).await.unwrap().into_inner();
+            let told = found.entry.unwrap();
+            assert_eq!((told.tx, &told.value[..]), (tx, format!("v{n}").as_bytes()), "{key}");
+            assert_eq!(told.metadata.unwrap_or_default().non_indexable, n.is_multiple_of(5), "{key}");
+            let verifiable = convert::VerifiableTx::try_from(&found.verifiable_tx.unwrap()).unwrap();
+            let proof = htree::InclusionProof::try_from(&found.inclusion_proof.unwrap()).unwrap();
+            assert_eq!((proof.leaf, proof.width), (n, count), "{key}");
+            let entries = &verifiable.tx.entries;
+            assert_eq!(entries.len(), if count > 16 { 1 } else { 16 }, "{key}");
+            let proven = if count > 16 { &entries[0] } else { &entries[n as usize] };
+            assert_eq!(&proven.key[..], stored::set_key(key.as_bytes()), "{key}");
+            verify_entry(&proof, &proven.digest(1).unwrap(), &verifiable.tx.header).unwrap();
+        }
+    }
+}
+
+/// What has no value has none with a proof either, in the same words.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verified_get_refuses_what_a_get_refuses() {
+    let node = single().await;
+    let client = Client::on(&node, "defaultdb").await;
+    let written = client.set_all(vec![kv("gone", "1"), expiring("past", "2", 1), kv("there", "3")]).await.unwrap().id;
+    let deleted = client.delete(&["gone"]).await.unwrap().id;
+    let reference = |key: &str, referenced: &str| schema::ReferenceRequest {
+        key: bytes(key),
+        referenced_key: bytes(referenced),
+        ..Default::default()
+    };
+    for (key, referenced) in [("to-there", "there"), ("to-last", "last")] {
+        client.set("last", "4").await.unwrap();
+        client.inner.clone().set_reference(client.request(reference(key, referenced))).await.unwrap();
+    }
+    client.delete(&["last"]).await.unwrap();
+    let cases = [
+        ("never", 0, 0),
+        ("gone", 0, 0),
+        ("gone", deleted, 0),
+        ("gone", 0, 2),
+        ("gone", 0, 3),
+        ("gone", 0, -2),
+        ("past", 0, 0),
+        ("past", written, 0),
+        ("past", 0, 1),
+        ("there", deleted, 0),
+        ("there", 999, 0),
+        ("there", written, 1),
+        ("to-last", 0, 0),
+        ("", 0, 0),
+    ];
+    for (key, at_tx, at_revision) in cases {
+        let asked = format!("{key:?} at {at_tx}, {at_revision}");
+        let request = schema::KeyRequest { key: bytes(key), at_tx, at_revision, ..Default::default() };
+        let plain = client.get_of(request.clone()).await.expect_err(&asked);
+        let request = schema::VerifiableGetRequest { key_request: Some(request), prove_since_tx: 0 };
+        let verified = client.inner.clone().verifiable_get(client.request(request)).await.expect_err(&asked);
+        assert_eq!(told(&verified), told(&plain), "{asked}");
+    }
+    let request = schema::VerifiableGetRequest {
+        key_request: Some(schema::KeyRequest { key: bytes("gone"), at_tx: written, ..Default::default() }),
+        prove_since_tx: 0,
+    };
+    let before = client.inner.clone().verifiable_get(client.request(request)).await.unwrap().into_inner();
+    assert_eq!(before.entry.unwrap().value, "1", "before it was deleted it was there");
+}

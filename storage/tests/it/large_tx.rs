@@ -75,6 +75,8 @@ fn parts_of_a_record_say_what_the_whole_says() {
             }
             let proven = db.prove_entry(tx, number).expect("applied");
             assert_eq!((&proven.header, &proven.entry), (&whole.header, entry), "entry {number} of {count}");
+            assert!(proven.whole.is_some() || count > 16, "entry {number} of {count}");
+            assert!(proven.whole.is_none() || count < 40, "entry {number} of {count}");
             assert!(proven.whole.is_none_or(|read| read == whole), "entry {number} of {count}");
             assert_eq!(proven.inclusion, prove::prove_entry(&whole, number).expect("it exists"));
             assert_eq!(db.prove_inclusion(tx, number).expect("applied"), proven.inclusion);

@@ -29,7 +29,7 @@ pub struct Loopback {
     _proxies: Vec<Proxy>,
 }
 
-/// The address of a node, which other runs mostly do not use. `127.0.0.1` is left to the proxies.
+/// The address of a node, which other runs mostly do not use. `127.0.0.1` is left to the proxies, where it is not the only one.
 fn own_host(node: NodeIndex) -> Ipv4Addr {
     let [.., run, low] = std::process::id().to_be_bytes();
     let node = u8::try_from(node % 250).expect("less than 250");
@@ -57,7 +57,8 @@ impl Loopback {
         for node in 0..nodes {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| error.to_string())?;
             let peer = listener.local_addr().map_err(|error| error.to_string())?;
-            let host = own_host(node);
+            let own = own_host(node);
+            let host = if TcpListener::bind((own, 0)).await.is_ok() { own } else { Ipv4Addr::LOCALHOST };
             let ports = free_ports(host, 3).await?;
             let host = host.to_string();
             let (known, links) = (running.clone(), links.clone());
