@@ -214,6 +214,13 @@ mod tests {
 
     const WRITES: u64 = 30;
 
+    /// One of several databases of a process.
+    fn open(vfs: &Arc<dyn Vfs>, options: &Options, number: u8) -> Database {
+        let spec = DatabaseSpec { id: DatabaseId([number; 16]), segment_bytes: 1 << 20 };
+        let dir = Path::new("/data").join(format!("db{number}"));
+        Database::open_embedded(Arc::clone(vfs), &dir, spec, options.clone(), Settings::DEFAULT).unwrap()
+    }
+
     fn write(database: &Database, n: u64) {
         let entry = ProposalEntry::plain(Bytes::from(format!("k{n}")), Bytes::new(), Bytes::from_static(b"v"));
         let proposal = TxProposal { entries: vec![entry], ..TxProposal::default() };
@@ -237,11 +244,7 @@ mod tests {
     fn what_is_remembered_is_of_this_database() {
         let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
         let options = Options::new(Arc::new(MemoryBudget::default()));
-        let open = |number: u8| {
-            let spec = DatabaseSpec { id: DatabaseId([number; 16]), segment_bytes: 1 << 20 };
-            let dir = Path::new("/data").join(format!("db{number}"));
-            Database::open_embedded(Arc::clone(&vfs), &dir, spec, options.clone(), Settings::DEFAULT).unwrap()
-        };
+        let open = |number| open(&vfs, &options, number);
         let (one, other) = (open(1), open(2));
         for n in 0..WRITES {
             write(&one, n);
@@ -274,11 +277,7 @@ mod tests {
         for budget in [0, 16 << 10, 1 << 20, 64 << 20] {
             let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
             let options = Options::new(Arc::new(MemoryBudget::exactly(budget)));
-            let open = |number: u8| {
-                let spec = DatabaseSpec { id: DatabaseId([number; 16]), segment_bytes: 1 << 20 };
-                let dir = Path::new("/data").join(format!("db{number}"));
-                Database::open_embedded(Arc::clone(&vfs), &dir, spec, options.clone(), Settings::DEFAULT).unwrap()
-            };
+            let open = |number| open(&vfs, &options, number);
             let all_hold = |database: &Database| {
                 let whole = database.tx(TxId(1)).unwrap();
                 for _ in 0..2 {
