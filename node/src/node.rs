@@ -27,11 +27,11 @@ use tonic::transport::server::Connected;
 use crate::access::Access;
 use crate::auth::{self, HashCost};
 use crate::config::{Config, Secret};
+use crate::gather::Gather;
 use crate::grpc;
 use crate::health::{self, HttpListener, Pages};
 use crate::keys::{KeyError, NodeKey};
 use crate::metrics::Metrics;
-use crate::pongs::Pongs;
 use crate::service::password::AdminPassword;
 use crate::service::peers::{self, Peers};
 use crate::service::retention;
@@ -519,7 +519,7 @@ async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>,
     let connections = futures::stream::unfold(port, |port| async move {
         let (io, peer) = health::accept(&*port, "gRPC").await;
         tracing::trace!(peer, "a client connected");
-        Some((Ok::<_, std::io::Error>(Connection { io: Pongs::new(io), source: Source::of(&peer) }), port))
+        Some((Ok::<_, std::io::Error>(Connection { io: Gather::new(io), source: Source::of(&peer) }), port))
     });
     let stop = async move {
         let _ = stops.wait_for(|stop| *stop).await;
@@ -541,9 +541,17 @@ async fn serve_rest(app: Arc<App>, port: Option<HttpListener>, mut stops: watch:
 }
 
 /// A client's byte stream.
-struct Connection {
-    io: Pongs,
+pub(crate) struct Connection {
+    io: Gather,
     source: Source,
+}
+
+#[cfg(test)]
+impl Connection {
+    /// Of a client that is nowhere.
+    pub(crate) fn of_a_test(io: Gather) -> Self {
+        Self { io, source: Source::of("nowhere") }
+    }
 }
 
 impl Connected for Connection {
