@@ -288,10 +288,8 @@ mod tests {
 
     /// Writes the head and the bytes of a DATA frame as `h2` does that copies only the head.
     async fn write_message(io: &mut Gather, head: &[u8], message: &[u8]) {
-        let written = std::future::poll_fn(|cx| {
-            Pin::new(&mut *io).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(message)])
-        });
-        assert_eq!(written.await.unwrap(), head.len() + message.len());
+        let written = io.write_vectored(&[IoSlice::new(head), IoSlice::new(message)]).await.unwrap();
+        assert_eq!(written, head.len() + message.len());
     }
 
     #[tokio::test(start_paused = true)]
@@ -370,15 +368,11 @@ mod tests {
             for number in 0..200u8 {
                 let frame = if number % 3 == 0 { vec![number; 1 + usize::from(number % 37)] } else { pong(number) };
                 if number % 7 == 0 {
-                    let (head, mut message) = frame.split_at(frame.len() / 2);
-                    let mut head = head;
-                    while !head.is_empty() || !message.is_empty() {
-                        let written = std::future::poll_fn(|cx| {
-                            Pin::new(&mut io).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(message)])
-                        });
-                        let written = written.await.unwrap();
-                        let of_head = written.min(head.len());
-                        (head, message) = (&head[of_head..], &message[written - of_head..]);
+                    let (head, message) = frame.split_at(frame.len() / 2);
+                    let mut left = &mut [IoSlice::new(head), IoSlice::new(message)][..];
+                    while !left.is_empty() {
+                        let written = io.write_vectored(left).await.unwrap();
+                        IoSlice::advance_slices(&mut left, written);
                     }
                 } else {
                     io.write_all(&frame).await.unwrap();
@@ -410,6 +404,7 @@ mod tests {
         use tower::{Service as _, ServiceExt as _};
 
         use super::*;
+        use crate::node::Connection;
 
         /// The server's end of a connection, which counts writes.
         struct Counted {
@@ -475,8 +470,8 @@ mod tests {
         async fn connect(answers: Vec<Frames>) -> (Channel, Arc<Mutex<usize>>) {
             let (near, far) = tokio::io::duplex(1 << 20);
             let writes: Arc<Mutex<usize>> = Arc::default();
-            let io = Gather::new(Box::pin(Counted { io: far, writes: writes.clone() }));
-            let incoming = tokio_stream::once(Ok::<_, io::Error>(crate::node::Connection::of_a_test(io)));
+            let io = Box::pin(Counted { io: far, writes: writes.clone() });
+            let incoming = tokio_stream::once(Ok::<_, io::Error>(Connection::new(io, "nowhere")));
             let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
             let service = tower::service_fn(move |_: axum::extract::Request| {
                 let body = answers.lock().pop_front().expect("as many calls as answers");

@@ -10,7 +10,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use alhambra_raft::disk::DiskLimits;
-use alhambra_raft::env::{Env, Listener};
+use alhambra_raft::env::{BoxIo, Env, Listener};
 use alhambra_raft::group::{Group, Tuning};
 use alhambra_raft::groups::{Groups, NodeSpec, StartError};
 use alhambra_raft::meta::{ADMIN_USER, DEFAULT_DATABASE, DatabaseRecord, User};
@@ -519,7 +519,7 @@ async fn serve_clients(app: Arc<App>, reflection: bool, port: Box<dyn Listener>,
     let connections = futures::stream::unfold(port, |port| async move {
         let (io, peer) = health::accept(&*port, "gRPC").await;
         tracing::trace!(peer, "a client connected");
-        Some((Ok::<_, std::io::Error>(Connection { io: Gather::new(io), source: Source::of(&peer) }), port))
+        Some((Ok::<_, std::io::Error>(Connection::new(io, &peer)), port))
     });
     let stop = async move {
         let _ = stops.wait_for(|stop| *stop).await;
@@ -546,11 +546,10 @@ pub(crate) struct Connection {
     source: Source,
 }
 
-#[cfg(test)]
 impl Connection {
-    /// Of a client that is nowhere.
-    pub(crate) fn of_a_test(io: Gather) -> Self {
-        Self { io, source: Source::of("nowhere") }
+    /// Of a client on this address, `host:port`, that has just connected.
+    pub(crate) fn new(io: BoxIo, peer: &str) -> Self {
+        Self { io: Gather::new(io), source: Source::of(peer) }
     }
 }
 
